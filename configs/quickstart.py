@@ -1,0 +1,59 @@
+"""A first training run: a small windowed-sink Mel-Band RoFormer learns to lift a synthetic voice out of its band.
+
+At most 10 minutes on two CPU cores, nothing to download:
+  python train.py --config=configs/quickstart.py --workdir=runs/quickstart
+Any field can be set on the command line: --config.steps=2000 --config.model.dim=64
+"""
+
+from ml_collections import ConfigDict
+
+
+def get_config() -> ConfigDict:
+    config = ConfigDict()
+    config.seed = 0  # of the parameters, the songs and the crops: the same seed gives the same numbers
+
+    # The model, see wroformer_jax.ModelConfig; the published one is some 200 times as large.
+    model = config.model = ConfigDict()
+    model.band_scheme = "mel"  # overlapping bands, even on the mel scale
+    model.num_bands = 24
+    model.stems = ("vocals",)  # what is estimated; the rest is mixture - vocals
+    model.channels = 2  # stereo
+    model.sample_rate = 44100  # Hz
+    model.stft_n_fft = 2048  # samples
+    model.stft_hop_length = 1024  # samples: half as many frames as usual, half the work
+    model.stft_win_length = 2048  # samples
+    model.dim = 48  # width of the residual stream
+    model.depth = 2  # blocks: a time transformer, then a frequency transformer
+    model.heads = 4
+    model.dim_head = 16
+    model.dim_feed_forward = 96
+    model.mask_layers = 2  # Linear layers of the mask estimator
+    model.dim_mask = 64  # its hidden width
+    model.time_mixer = "windowed_sink"
+    model.window = 10  # frames that a frame sees: 5 on each side
+    model.num_sinks = 8  # learned tokens that see, and are seen by, every frame
+    model.remat = False  # memory is no concern at this size, and recomputing costs time
+
+    # Songs, see wroformer_jax/data/synthetic.py.
+    config.train_songs = 64  # a pool that crops are cut from
+    config.validation_songs = 8  # never trained on
+    config.song_seconds = 10.0  # length of each song
+    config.crop_seconds = 2.0  # length of a training example
+    config.remix = 0.5  # probability that voice and band of an example come from different songs
+
+    # Optimisation.
+    config.steps = 600  # optimiser steps
+    config.batch_size = 4  # crops a step
+    config.learning_rate = 3e-3  # of AdamW, at its highest
+    config.warmup = 0.05  # part of the steps in which the learning rate rises; then a cosine takes it to zero
+    config.weight_decay = 0.01  # of the matrices only, times the learning rate
+    config.clip_norm = 1.0  # global norm that a gradient is scaled down to
+    config.loss_windows = (4096, 2048, 1024, 512, 256)  # samples, of the STFTs in the loss
+    config.loss_hop = 441  # samples; the public recipe's is 147, which costs three times as much
+
+    # What is written when, in steps.
+    config.log_every = 10  # loss, gradient norm, learning rate: means since the last log
+    config.validate_every = 100  # SDR on the unseen songs
+    config.checkpoint_every = 100  # a multiple of log_every; at most this much is lost in a crash
+    config.keep_checkpoints = 2  # the newest ones stay
+    return config

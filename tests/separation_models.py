@@ -1,0 +1,75 @@
+"""Models and sounds for the tests of separation: one whose result is known, and a real but tiny one."""
+
+import dataclasses
+import functools
+
+import jax.numpy as jnp
+import numpy as np
+
+from wroformer_jax.config import ModelConfig
+
+SMALL_STFT = ModelConfig(stft_n_fft=64, stft_hop_length=16, stft_win_length=64, sample_rate=1000, num_bands=4)
+
+
+class GainModel:
+    """Stands in for a model: each stem is the mixture times a number.
+
+    Gives whole hops only, as the real model does, and counts how often it is compiled.
+
+    With `ramp` the gain also grows along a chunk, so that the result shows how chunks were put together.
+    """
+
+    def __init__(self, *, ramp: bool = False, **config) -> None:
+        self.config = dataclasses.replace(SMALL_STFT, **config)
+        self.ramp = ramp
+        self.traced_shapes = []
+
+    def apply(self, variables, audio):
+        self.traced_shapes.append(audio.shape)
+        hop, samples = self.config.stft_hop_length, audio.shape[-1]
+        assert audio.shape[1] == self.config.channels
+        assert samples >= self.config.min_samples
+        heard = audio[..., : samples // hop * hop]
+        if self.ramp:
+            heard = heard * jnp.linspace(0, 1, heard.shape[-1])
+        return heard[:, None] * variables["params"]["gains"]
+
+    def params(self, *gains: float):
+        """One gain for each stem, 1 by default."""
+        return {"gains": np.asarray(gains or [1.0] * self.config.num_stems, np.float32)[:, None, None]}
+
+
+@functools.cache
+def tiny_real_model():
+    """(model, params) at 8 kHz, with the public interface and nothing to be heard in its stems."""
+    from wroformer_jax.model import RoFormer, init_params
+
+    model = RoFormer(
+        ModelConfig(
+            num_bands=4,
+            sample_rate=8000,
+            stft_n_fft=256,
+            stft_win_length=256,
+            stft_hop_length=80,
+            dim=8,
+            depth=1,
+            heads=1,
+            dim_head=8,
+            dim_feed_forward=16,
+            mask_layers=1,
+            dim_mask=16,
+            num_sinks=2,
+        )
+    )
+    return model, init_params(model, 0)
+
+
+def noise(channels: int, samples: int, seed: int = 0, peak: float = 0.5) -> np.ndarray:
+    return np.random.default_rng(seed).uniform(-peak, peak, (channels, samples)).astype(np.float32)
+
+
+def tone(channels: int, samples: int, sample_rate: int, hertz: float = 440.0) -> np.ndarray:
+    """A sine that swells and fades, so that the ends of what is resampled are quiet."""
+    t = np.arange(samples) / sample_rate
+    wave = 0.5 * np.sin(2 * np.pi * hertz * t) * np.sin(np.pi * (t + 0.5 / sample_rate) * sample_rate / samples)
+    return np.stack([wave * (1 - 0.3 * c) for c in range(channels)]).astype(np.float32)

@@ -1,0 +1,67 @@
+import errno
+import os
+
+import pytest
+
+from wroformer_jax.errors import InputError
+from wroformer_jax.files import check_space, disk_errors_named, replacing
+
+
+def test_takes_the_name_when_the_block_ends(tmp_path):
+    path = tmp_path / "a.json"
+    with replacing(path) as temporary:
+        assert temporary.parent == tmp_path
+        assert temporary.suffix == ".json"
+        temporary.write_text("new")
+        assert not path.exists()
+    assert path.read_text() == "new"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_an_error_leaves_the_earlier_file_and_nothing_else(tmp_path):
+    path = tmp_path / "a.json"
+    path.write_text("old")
+    with pytest.raises(RuntimeError), replacing(path) as temporary:  # noqa: PT012 - the block is the test
+        temporary.write_text("half")
+        raise RuntimeError
+    assert path.read_text() == "old"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_permissions_are_those_of_any_new_file(tmp_path):
+    umask = os.umask(0o027)
+    try:
+        with replacing(tmp_path / "a"):
+            pass
+    finally:
+        os.umask(umask)
+    assert (tmp_path / "a").stat().st_mode & 0o777 == 0o640
+
+
+def test_space_on_the_disk(tmp_path):
+    check_space(tmp_path, 0)
+    with pytest.raises(OSError, match="MB are needed") as caught:
+        check_space(tmp_path, 10**18)
+    assert caught.value.errno == errno.ENOSPC
+
+
+@pytest.mark.parametrize(
+    ("error", "reason"),
+    [
+        (OSError(errno.ENOSPC, "No space left on device"), r"the disk is full \(No space left on device\)"),
+        (ValueError("RESOURCE_EXHAUSTED: Failed to write 9 bytes [os_error_code='28']"), "the disk is full"),
+        (RuntimeError("Error while serializing: I/O error: No space left on device (os error 28)"), "the disk is full"),
+        (RuntimeError("[enforce fail at inline_container.cc:672] . unexpected pos 576 vs 534"), "the disk is full"),
+        (PermissionError(errno.EACCES, "Permission denied"), "Permission denied"),
+        (RuntimeError("I/O error: File too large (os error 27)"), "File too large"),
+    ],
+)
+def test_disk_errors_are_named(error, reason):
+    with pytest.raises(InputError, match=f"cannot write a.ckpt: {reason}"), disk_errors_named("a.ckpt"):
+        raise error
+
+
+def test_other_errors_keep_their_names():
+    for error in (ValueError("a mistake of ours"), InputError("said already")):
+        with pytest.raises(type(error), match=f"^{error}$"), disk_errors_named("a.ckpt"):
+            raise error

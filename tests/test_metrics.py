@@ -1,0 +1,85 @@
+import math
+
+import numpy as np
+import pytest
+
+from wroformer_jax.errors import InputError
+from wroformer_jax.metrics import mean_defined, si_sdr, usdr
+
+
+def noise(seed, scale=1.0):
+    return (scale * np.random.default_rng(seed).standard_normal((2, 10000))).astype(np.float32)
+
+
+def orthogonal(seed, reference):
+    """Noise without any part of the reference in it, of the same energy."""
+    other = noise(seed).astype(np.float64)
+    other -= np.sum(other * reference) / np.sum(reference.astype(np.float64) ** 2) * reference
+    return (other * np.sqrt(np.sum(reference.astype(np.float64) ** 2) / np.sum(other**2))).astype(np.float32)
+
+
+@pytest.mark.parametrize("decibels", [-20.0, 0.0, 7.5, 60.0])
+def test_usdr_is_the_ratio_of_energies(decibels):
+    reference = noise(0)
+    estimate = reference + 10 ** (-decibels / 20) * orthogonal(1, reference)
+    assert usdr(reference, estimate) == pytest.approx(decibels, abs=1e-3)
+    assert si_sdr(reference, estimate) == pytest.approx(decibels, abs=1e-3)
+
+
+def test_usdr_counts_all_channels_and_samples_together():
+    reference = np.array([[3.0, 0.0], [0.0, 1.0]], np.float32)
+    estimate = np.array([[3.0, 1.0], [0.0, 1.0]], np.float32)
+    assert usdr(reference, estimate) == pytest.approx(10.0)
+
+
+def test_si_sdr_ignores_the_scale_and_usdr_does_not():
+    reference = noise(0)
+    estimate = reference + 0.1 * orthogonal(1, reference)
+    for scale in (0.25, 8.0):
+        assert si_sdr(reference, scale * estimate) == pytest.approx(20.0, abs=1e-3)
+        assert usdr(reference, scale * estimate) < 3
+
+
+def test_silent_estimate():
+    assert usdr(noise(0), np.zeros_like(noise(0))) == pytest.approx(0.0)
+    assert math.isnan(si_sdr(noise(0), np.zeros_like(noise(0))))
+
+
+@pytest.mark.parametrize("metric", [usdr, si_sdr])
+def test_silent_reference_is_undefined(metric):
+    silent = np.zeros_like(noise(0))
+    assert math.isnan(metric(silent, noise(0)))
+    assert math.isnan(metric(silent, silent))
+
+
+@pytest.mark.parametrize("metric", [usdr, si_sdr])
+def test_equal_is_finite(metric):
+    assert metric(noise(0), noise(0)) == pytest.approx(140.0, abs=1)
+
+
+def test_orthogonal_estimate_has_a_finite_si_sdr():
+    reference = np.array([[1.0, 0.0]], np.float32)
+    assert si_sdr(reference, np.array([[0.0, 1.0]], np.float32)) == pytest.approx(-140.0)
+
+
+def test_quiet_and_long_tracks_keep_their_precision():
+    reference = np.tile(noise(0, 1e-6), (1, 100))
+    assert usdr(reference, 0.5 * reference) == pytest.approx(20 * math.log10(2), abs=1e-5)
+
+
+def test_mean_leaves_out_what_is_undefined():
+    assert mean_defined([1.0, math.nan, 3.0]) == 2.0
+    assert math.isnan(mean_defined([math.nan]))
+    assert math.isnan(mean_defined([]))
+
+
+@pytest.mark.parametrize("metric", [usdr, si_sdr])
+def test_bad_input_is_named(metric):
+    with pytest.raises(InputError, match=r"\(2, 10000\).*\(2, 9999\)"):
+        metric(noise(0), noise(0)[:, 1:])
+    broken = noise(0)
+    broken[1, 17] = math.nan
+    with pytest.raises(InputError, match="estimate holds samples that are NaN"):
+        metric(noise(0), broken)
+    with pytest.raises(InputError, match="reference holds samples that are NaN"):
+        metric(broken, noise(0))

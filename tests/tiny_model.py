@@ -1,0 +1,69 @@
+"""A model small enough to be made, saved and loaded many times in a test."""
+
+import jax
+import numpy as np
+
+from wroformer_jax.config import ModelConfig
+from wroformer_jax.model import RoFormer, abstract_params
+from wroformer_jax.torch_bridge import slots
+
+CONFIG = ModelConfig(
+    num_bands=8,
+    stft_n_fft=256,
+    stft_hop_length=64,
+    stft_win_length=256,
+    dim=16,
+    depth=2,
+    heads=2,
+    dim_head=8,
+    dim_feed_forward=32,
+    mask_layers=2,
+    dim_mask=32,
+    window=4,
+    num_sinks=2,
+)
+
+# The same settings as a public YAML file has them.
+YAML = """\
+audio:
+  chunk_size: !!python/tuple [1, 2]
+training:
+  target_instrument: vocals
+  instruments: [vocals, other]
+model:
+  dim: 16
+  depth: 2
+  stereo: true
+  num_stems: 1
+  time_transformer_depth: 1
+  freq_transformer_depth: 1
+  num_bands: 8
+  dim_head: 8
+  heads: 2
+  mlp_expansion_factor: 2
+  mask_estimator_depth: 2
+  sample_rate: 44100
+  stft_n_fft: 256
+  stft_hop_length: 64
+  stft_win_length: 256
+  wsa_window_len: 4
+  n_wsa_sinks: 2
+"""
+
+
+def make_params(config=CONFIG, seed=0):
+    """Random everywhere but in the padding of narrow bands, which has no place in a PyTorch file."""
+    rng = np.random.default_rng(seed)
+    params = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), abstract_params(RoFormer(config)))
+    for slot in slots(config):
+        leaf = params
+        for name in slot.path:
+            leaf = leaf[name]
+        slot.view(leaf)[...] = rng.standard_normal(slot.view(leaf).shape)
+    return jax.tree.map(jax.numpy.asarray, params)
+
+
+def assert_same(expected, found):
+    assert jax.tree.structure(expected) == jax.tree.structure(found)
+    for want, have in zip(jax.tree.leaves(expected), jax.tree.leaves(found), strict=True):
+        np.testing.assert_array_equal(want, have, strict=True)

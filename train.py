@@ -1,0 +1,64 @@
+"""Trains a model: python train.py --config=configs/quickstart.py --workdir=runs/quickstart
+
+The same command goes on with a run that was interrupted. Fields of the config can be set on the command line
+(--config.steps=2000). Exit status 2 means that the input is wrong, and one sentence says what.
+"""
+
+import re
+import sys
+
+from absl import app, flags, logging
+from ml_collections import config_flags
+
+from wroformer_jax.errors import InputError
+from wroformer_jax.training_config import TrainingConfig
+
+_CONFIG = config_flags.DEFINE_config_file("config", None, "the settings, for example configs/quickstart.py")
+_WORKDIR = flags.DEFINE_string("workdir", None, "directory for checkpoints, curves and logs; made if need be")
+flags.mark_flags_as_required(["config", "workdir"])
+
+
+def parse(argv: list[str]) -> list[str]:
+    """Parses the flags and loads the config; what is wrong is said in one sentence, with exit status 2."""
+    try:
+        rest = flags.FLAGS(argv)
+        _CONFIG.value.to_dict()  # a file that is not there raises only when it is used
+    except (flags.Error, AttributeError, KeyError, OSError, TypeError, ValueError, SyntaxError) as error:
+        sys.exit(_refuse(_sentence(error)))
+    if len(rest) > 1:
+        sys.exit(_refuse(f"unexpected argument {rest[1]!r}: settings are given as --config.NAME=VALUE"))
+    if flags.FLAGS["verbosity"].using_default_value:
+        logging.set_verbosity(logging.WARNING)  # absl's default, INFO, lets every library chat
+    return rest
+
+
+def main(_argv: list[str]) -> int:
+    try:
+        config = TrainingConfig.from_dict(_CONFIG.value.to_dict())
+        from wroformer_jax.trainer import train  # takes seconds, so a mistake in the config is told before
+
+        train(config, _WORKDIR.value)
+    except InputError as error:
+        return _refuse(str(error))
+    except KeyboardInterrupt:
+        print("train.py: interrupted; the same command goes on from the newest checkpoint", file=sys.stderr)
+        return 130
+    return 0
+
+
+def _sentence(error: Exception) -> str:
+    """What ml_collections and absl raise, without quoting marks round it and lines before the reason."""
+    text = str(error.args[0] if error.args else error).replace("\\n", "\n").replace("\\'", "'")
+    if isinstance(error, AttributeError | KeyError) and (name := re.match(r"['\"]+(\w+)", text)):
+        nearest = re.search(r'Did you mean "([^"]+)"', text)
+        return f"unknown config field {name[1]!r}" + (f", did you mean {nearest[1]!r}?" if nearest else "")
+    return str(error).strip().splitlines()[-1].strip()
+
+
+def _refuse(sentence: str) -> int:
+    print(f"train.py: {sentence}", file=sys.stderr)
+    return 2
+
+
+if __name__ == "__main__":
+    app.run(main, flags_parser=parse)

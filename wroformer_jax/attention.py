@@ -1,0 +1,203 @@
+"""Blocked softmax attention: full, and windowed with sinks (WSA, arXiv 2510.25745).
+
+Both walk over the tokens with `jax.lax.scan` and recompute a step's scores in the backward pass, so that memory is
+the inputs plus one step, forwards and backwards. Whatever a step needs reaches it as a scanned input rather than as
+a slice of the whole sequence: the gradient of such a slice would be added to an array of the sequence's length in
+every step, which costs quadratic time.
+
+Scores and softmax are float32, the outputs have q's dtype. With float32 inputs the products are float32 too, also
+on backends that round matrix inputs by default.
+"""
+
+from __future__ import annotations
+
+import functools
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float
+
+from wroformer_jax.products import product
+
+QUERY_BLOCK = 64  # frames: the queries of a windowed block, who share one slice of keys
+FRAMES_A_STEP = 512  # frames: queries of one scan step of the windowed attention
+FULL_BLOCK = 512  # tokens: queries and keys of one scan step of the full attention
+
+# Scores of keys that a query may not see. Finite, so that a row without any visible key stays finite.
+HIDDEN = -1e30
+
+
+def windowed_sink_attention(
+    q: Float[Array, "batch token head head_dim"],
+    k: Float[Array, "batch token head head_dim"],
+    v: Float[Array, "batch token head head_dim"],
+    *,
+    window: int,
+    num_sinks: int,
+) -> Float[Array, "batch token head head_dim"]:
+    """Attention within a window around each token, and from and to the sinks in front.
+
+    Query i sees key j when i < num_sinks, or j < num_sinks, or |i - j| <= window // 2. Cost and memory grow
+    linearly with the number of tokens for a given window.
+
+    Args:
+      q: queries, not yet scaled.
+      k: keys.
+      v: values.
+      window: tokens around a token that it sees, window // 2 on each side; any size, 0 is itself alone.
+      num_sinks: tokens at the start that see and are seen by all; may exceed the number of tokens.
+    """
+    num_tokens = q.shape[1]
+    num_sinks = min(num_sinks, num_tokens)
+    (q_sinks, k_sinks, v_sinks), frames = (
+        tuple(x[:, part] for x in (q, k, v)) for part in (slice(num_sinks), slice(num_sinks, None))
+    )
+    outputs = []
+    if num_sinks:
+        outputs.append(full_attention(q_sinks, k, v))
+    if num_sinks < num_tokens:
+        outputs.append(_frame_attention(*frames, k_sinks, v_sinks, reach=window // 2))
+    return jnp.concatenate(outputs, axis=1)
+
+
+def full_attention(
+    q: Float[Array, "batch query head head_dim"],
+    k: Float[Array, "batch token head head_dim"],
+    v: Float[Array, "batch token head head_dim"],
+) -> Float[Array, "batch query head head_dim"]:
+    """Attention of every query to every key, blocked with an online softmax (arXiv 2205.14135).
+
+    Quadratic in time, linear in memory. As `jax.nn.dot_product_attention(q, k, v)`.
+
+    Args:
+      q: queries, not yet scaled.
+      k: keys.
+      v: values.
+    """
+    num_queries, num_keys = q.shape[1], k.shape[1]
+    q, k, v = (x.swapaxes(1, 2) for x in (q, k, v))
+    if num_queries <= FULL_BLOCK and num_keys <= FULL_BLOCK:
+        return _attend(q, k, v).swapaxes(1, 2)
+
+    keys, values = _blocks(k, FULL_BLOCK), _blocks(v, FULL_BLOCK)
+    first_keys = jnp.arange(len(keys)) * FULL_BLOCK
+
+    @jax.checkpoint
+    def over_keys(carry, block):
+        (query, maximum, total, weighted), (key, value, first) = carry, block
+        scores = _scores(query, key)
+        scores = jnp.where(first + jnp.arange(FULL_BLOCK) < num_keys, scores, HIDDEN)
+        # The result does not depend on the maximum, which only guards against overflow: no gradient through it.
+        new_maximum = jax.lax.stop_gradient(jnp.maximum(maximum, scores.max(-1)))
+        shrink = jnp.exp(maximum - new_maximum)
+        weights = jnp.exp(scores - new_maximum[..., None])
+        total = total * shrink + weights.sum(-1)
+        weighted = weighted * shrink[..., None] + _mix(weights, value)
+        return (query, new_maximum, total, weighted), None
+
+    @jax.checkpoint
+    def over_queries(_, query):
+        start = (
+            query,
+            jnp.full(query.shape[:-1], HIDDEN, jnp.float32),
+            jnp.zeros(query.shape[:-1], jnp.float32),
+            jnp.zeros(query.shape, jnp.float32),
+        )
+        (_, _, total, weighted), _ = jax.lax.scan(over_keys, start, (keys, values, first_keys))
+        return None, (weighted / total[..., None]).astype(query.dtype)
+
+    _, out = jax.lax.scan(over_queries, None, _blocks(q, min(FULL_BLOCK, num_queries)))
+    return _unblock(out, num_queries).swapaxes(1, 2)
+
+
+def _frame_attention(
+    q: Float[Array, "batch frame head head_dim"],
+    k: Float[Array, "batch frame head head_dim"],
+    v: Float[Array, "batch frame head head_dim"],
+    k_sinks: Float[Array, "batch sink head head_dim"],
+    v_sinks: Float[Array, "batch sink head head_dim"],
+    *,
+    reach: int,
+) -> Float[Array, "batch frame head head_dim"]:
+    """Frames see `reach` frames on each side and all sinks, in one softmax.
+
+    Queries go in blocks; a block's keys are its own frames between two halos, the last `reach` frames of the block
+    before and the first `reach` of the block after. A scan step takes several blocks.
+    """
+    num_frames = q.shape[1]
+    reach = min(reach, num_frames - 1)
+    block = max(reach, min(QUERY_BLOCK, num_frames))
+    num_blocks = -(-num_frames // block)
+    steps = -(-num_blocks * block // max(FRAMES_A_STEP, block))
+    blocks_a_step = -(-num_blocks // steps)
+
+    # (block, batch, head, frame, head_dim), padded to whole scan steps.
+    q, k, v = (_blocks(x.swapaxes(1, 2), block, multiple=blocks_a_step) for x in (q, k, v))
+    sinks = tuple(x.swapaxes(1, 2) for x in (k_sinks, v_sinks))
+    firsts = jnp.arange(len(q)) * block
+    steps = len(q) // blocks_a_step
+
+    @jax.checkpoint
+    def step(_, blocks):
+        return None, jax.vmap(functools.partial(_attend_block, sinks, reach, num_frames))(*blocks)
+
+    scanned = (q, _with_halo(k, reach), _with_halo(v, reach), firsts)
+    _, out = jax.lax.scan(step, None, jax.tree.map(lambda x: x.reshape(steps, blocks_a_step, *x.shape[1:]), scanned))
+    return _unblock(out.reshape(q.shape), num_frames).swapaxes(1, 2)
+
+
+def _attend_block(sinks, reach, num_frames, q, k_parts, v_parts, first):
+    """One block of queries against its keys and the sinks; `first` is the frame of the block's first query."""
+    k_sinks, v_sinks = sinks
+    # Frames of queries and keys, counted from the block's first query.
+    query = jnp.arange(q.shape[-2])[:, None]
+    key = jnp.arange(-reach, q.shape[-2] + reach)
+    visible = (abs(query - key) <= reach) & (first + key >= 0) & (first + key < num_frames)
+    visible = jnp.pad(visible, ((0, 0), (k_sinks.shape[-2], 0)), constant_values=True)
+    keys = jnp.concatenate([k_sinks, *k_parts], axis=-2)
+    values = jnp.concatenate([v_sinks, *v_parts], axis=-2)
+    return _attend(q, keys, values, visible)
+
+
+def _with_halo(x: Float[Array, "block *batch frame head_dim"], reach: int) -> tuple[Array, ...]:
+    """Each block between the last `reach` frames of the block before and the first `reach` of the one after."""
+    before, after = x[:-1, ..., x.shape[-2] - reach :, :], x[1:, ..., :reach, :]
+    edge = [(0, 0)] * (x.ndim - 1)
+    return jnp.pad(before, [(1, 0), *edge]), x, jnp.pad(after, [(0, 1), *edge])
+
+
+def _attend(
+    q: Float[Array, "*batch query head_dim"],
+    k: Float[Array, "*batch key head_dim"],
+    v: Float[Array, "*batch key head_dim"],
+    visible: Bool[Array, "query key"] | None = None,
+) -> Float[Array, "*batch query head_dim"]:
+    """Softmax attention in one piece."""
+    scores = _scores(q, k)
+    if visible is not None:
+        scores = jnp.where(visible, scores, HIDDEN)
+    return _mix(jax.nn.softmax(scores, axis=-1), v).astype(q.dtype)
+
+
+def _scores(q: Array, k: Array) -> Array:
+    """Scaled products of queries and keys, float32."""
+    return product("...qd,...kd->...qk", q, k) * q.shape[-1] ** -0.5
+
+
+def _mix(weights: Array, v: Array) -> Array:
+    """Weighted sum of values, float32; the weights are rounded to v's dtype for the product."""
+    return product("...qk,...kd->...qd", weights.astype(v.dtype), v)
+
+
+def _blocks(x: Float[Array, "*batch token head_dim"], size: int, multiple: int = 1) -> Array:
+    """Cuts tokens into blocks on a new leading axis, zero-padded to a whole number of `multiple` blocks."""
+    *batch, num_tokens, dim = x.shape
+    num_blocks = -(-num_tokens // (size * multiple)) * multiple
+    x = jnp.pad(x, [*[(0, 0)] * len(batch), (0, num_blocks * size - num_tokens), (0, 0)])
+    return jnp.moveaxis(x.reshape(*batch, num_blocks, size, dim), -3, 0)
+
+
+def _unblock(blocks: Float[Array, "block *batch size head_dim"], num_tokens: int) -> Array:
+    """The inverse of `_blocks`: joins the blocks and drops the padding."""
+    x = jnp.moveaxis(blocks, 0, -3)
+    return x.reshape(*x.shape[:-3], -1, x.shape[-1])[..., :num_tokens, :]

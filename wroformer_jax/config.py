@@ -1,0 +1,167 @@
+"""The settings of a model: one frozen dataclass, validated once, that travels with every checkpoint."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+from collections.abc import Mapping
+from typing import Any
+
+from wroformer_jax.errors import InputError
+
+BAND_SCHEMES = ("mel", "band_split")
+TIME_MIXERS = ("windowed_sink", "full")
+DTYPES = ("float32", "bfloat16")
+
+# BS-RoFormer (arXiv 2309.02612), table 1 as the public implementations have it: 62 bands, 1,025 bins.
+DEFAULT_FREQS_PER_BANDS = (2,) * 24 + (4,) * 12 + (12,) * 8 + (24,) * 8 + (48,) * 8 + (128, 129)
+
+
+@dataclasses.dataclass(frozen=True)
+class ModelConfig:
+    """Everything that decides what a model computes; hashable, so that it can be a static argument.
+
+    The defaults are the published windowed-sink Mel-Band RoFormer (arXiv 2510.25745).
+
+    Raises:
+      InputError: a field has an impossible value, or two fields contradict each other.
+    """
+
+    band_scheme: str = "mel"  # "mel" (overlapping, with a norm after each transformer) or "band_split" (disjoint)
+    num_bands: int = 60
+    freqs_per_bands: tuple[int, ...] | None = None  # bins of each band, for "band_split" only
+    stems: tuple[str, ...] = ("vocals",)  # the sources estimated, in the order of the mask estimators
+    channels: int = 2  # audio channels: 1 mono, 2 stereo
+    sample_rate: int = 44100  # Hz
+    stft_n_fft: int = 2048  # samples
+    stft_hop_length: int = 441  # samples
+    stft_win_length: int = 2048  # samples
+    dim: int = 384  # width of the residual stream
+    depth: int = 6  # blocks; a block is a time transformer and a frequency transformer
+    time_transformer_depth: int = 1  # layers a time transformer
+    freq_transformer_depth: int = 1  # layers a frequency transformer
+    heads: int = 8
+    dim_head: int = 64
+    dim_feed_forward: int = 1536  # hidden width of the feed-forward layers
+    mask_layers: int = 3  # Linear layers of a mask estimator, the last one included
+    dim_mask: int = 1536  # hidden width of the mask estimators
+    time_mixer: str = "windowed_sink"  # "windowed_sink" or "full"
+    window: int = 10  # frames that a frame sees around itself: window // 2 on each side
+    num_sinks: int = 8  # learned tokens in front of the frames
+    skip_connection: bool = False  # add the outputs of all earlier blocks before each block
+    zero_dc: bool = True  # zero bin 0 of the result
+    dtype: str = "float32"  # of matrix products; parameters, norms, softmax and STFT are float32 always
+    remat: bool = True  # recompute a block in the backward pass instead of keeping its activations
+
+    def __post_init__(self) -> None:
+        if isinstance(self.stems, str):
+            raise InputError(f"stems must be a list of names, not the text {self.stems!r}")
+        # JSON and YAML give lists where a hashable config needs tuples.
+        object.__setattr__(self, "stems", tuple(self.stems))
+        if self.freqs_per_bands is not None:
+            object.__setattr__(self, "freqs_per_bands", tuple(self.freqs_per_bands))
+        elif self.band_scheme == "band_split":
+            object.__setattr__(self, "freqs_per_bands", DEFAULT_FREQS_PER_BANDS)
+        if self.band_scheme == "band_split":
+            object.__setattr__(self, "num_bands", len(self.freqs_per_bands))
+        self._validate()
+
+    def _validate(self) -> None:
+        for name, allowed in (
+            ("band_scheme", BAND_SCHEMES),
+            ("time_mixer", TIME_MIXERS),
+            ("dtype", DTYPES),
+            ("channels", (1, 2)),
+        ):
+            if (value := getattr(self, name)) not in allowed:
+                raise InputError(f"{name} is {value!r}, expected one of {', '.join(map(repr, allowed))}")
+        for name in _POSITIVE:
+            _check_int(name, getattr(self, name), minimum=1)
+        for name in ("window", "num_sinks"):
+            _check_int(name, getattr(self, name), minimum=0)
+        for name in ("skip_connection", "zero_dc", "remat"):
+            if not isinstance(value := getattr(self, name), bool):
+                raise InputError(f"{name} is {value!r}, expected true or false")
+        if self.dim_head % 2:
+            raise InputError(f"dim_head is {self.dim_head}, but rotary embeddings turn pairs: it must be even")
+        if not self.stems or not all(isinstance(s, str) and s for s in self.stems):
+            raise InputError(f"stems is {self.stems!r}, expected at least one name")
+        if len(set(self.stems)) != len(self.stems):
+            raise InputError(f"stems names a stem twice: {', '.join(self.stems)}")
+        if self.stft_win_length > self.stft_n_fft:
+            raise InputError(f"stft_win_length is {self.stft_win_length}, longer than stft_n_fft, {self.stft_n_fft}")
+        if self.stft_hop_length > self.stft_win_length:
+            raise InputError(
+                f"stft_hop_length is {self.stft_hop_length}, longer than stft_win_length, "
+                f"{self.stft_win_length}: some samples would be in no frame"
+            )
+        if self.band_scheme == "mel" and self.freqs_per_bands is not None:
+            raise InputError("freqs_per_bands belongs to band_scheme 'band_split', but band_scheme is 'mel'")
+        if self.band_scheme == "band_split" and sum(self.freqs_per_bands) != self.num_bins:
+            raise InputError(
+                f"freqs_per_bands adds up to {sum(self.freqs_per_bands)} bins, "
+                f"but stft_n_fft = {self.stft_n_fft} has {self.num_bins}"
+            )
+
+    @property
+    def num_stems(self) -> int:
+        """Number of sources estimated."""
+        return len(self.stems)
+
+    @property
+    def num_bins(self) -> int:
+        """Frequency bins of the one-sided STFT."""
+        return self.stft_n_fft // 2 + 1
+
+    @property
+    def min_samples(self) -> int:
+        """Shortest audio, in samples, that the reflecting STFT accepts."""
+        return self.stft_n_fft // 2 + 1
+
+    def to_dict(self) -> dict[str, Any]:
+        """A dict of plain JSON types; `from_dict` reads it back."""
+        return {k: list(v) if isinstance(v, tuple) else v for k, v in dataclasses.asdict(self).items()}
+
+    @classmethod
+    def from_dict(cls, fields: Mapping[str, Any]) -> ModelConfig:
+        """Builds a config from plain values.
+
+        Raises:
+          InputError: a field is unknown (the nearest known name is suggested) or has an impossible value.
+        """
+        known = [f.name for f in dataclasses.fields(cls)]
+        for name in fields:
+            if name not in known:
+                raise InputError(f"unknown model field {name!r}{suggestion(name, known)}")
+        if (bands := fields.get("freqs_per_bands")) is not None and not isinstance(bands, list | tuple):
+            raise InputError(f"freqs_per_bands is {bands!r}, expected a list of numbers of bins")
+        return cls(**fields)
+
+
+_POSITIVE = (
+    "num_bands",
+    "sample_rate",
+    "stft_n_fft",
+    "stft_hop_length",
+    "stft_win_length",
+    "dim",
+    "depth",
+    "time_transformer_depth",
+    "freq_transformer_depth",
+    "heads",
+    "dim_head",
+    "dim_feed_forward",
+    "mask_layers",
+    "dim_mask",
+)
+
+
+def _check_int(name: str, value: Any, minimum: int) -> None:
+    if isinstance(value, bool) or not isinstance(value, int) or value < minimum:
+        raise InputError(f"{name} is {value!r}, expected a whole number of at least {minimum}")
+
+
+def suggestion(name: str, known: list[str]) -> str:
+    """', did you mean ...?' for a name close to a known one, else ''."""
+    close = difflib.get_close_matches(name, known, n=1)
+    return f", did you mean {close[0]!r}?" if close else ""

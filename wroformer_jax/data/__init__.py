@@ -1,0 +1,1 @@
+"""Songs: where they come from and how they become batches."""

@@ -1,0 +1,9 @@
+"""The one error that a user of this package is meant to read."""
+
+
+class InputError(ValueError):
+    """Input that cannot be used: the message is one sentence that names the file or field and what to do.
+
+    Raised at the border (files, configurations, command lines, public functions), never from inside a
+    jitted computation. The command line prints it without a traceback and exits with status 2.
+    """

@@ -1,0 +1,73 @@
+"""Files that are either whole or not there."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import re
+import shutil
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+from wroformer_jax.errors import InputError
+
+
+@contextlib.contextmanager
+def replacing(path: str | os.PathLike) -> Iterator[Path]:
+    """Yields a temporary name beside `path`, with its suffix; renames it to `path` when the block ends well.
+
+    After an error in the block nothing of it is left and an earlier file of that name is untouched.
+    """
+    path = Path(path)
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.stem}-", suffix=path.suffix)
+    os.close(handle)
+    temporary = Path(name)
+    try:
+        yield temporary
+        umask = os.umask(0)
+        os.umask(umask)
+        temporary.chmod(0o666 & ~umask)  # mkstemp makes files that only their owner can read
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def check_space(directory: Path, num_bytes: int) -> None:
+    """Raises an OSError (ENOSPC) if so much does not fit on the disk of `directory`.
+
+    Asked first, a full disk is found before gigabytes are written rather than after.
+    """
+    if (free := shutil.disk_usage(directory).free) < num_bytes:
+        raise OSError(errno.ENOSPC, f"{num_bytes / 1e6:,.1f} MB are needed, {free / 1e6:,.1f} MB are free")
+
+
+@contextlib.contextmanager
+def disk_errors_named(path: str | os.PathLike) -> Iterator[None]:
+    """Turns what a full or refusing disk raises into an InputError that names `path`.
+
+    TensorStore, safetensors and torch have errors of their own, which are known by their text.
+    """
+    try:
+        yield
+    except InputError:
+        raise
+    except Exception as error:
+        if reason := _disk_reason(error):
+            raise InputError(f"cannot write {path}: {reason}") from error
+        raise
+
+
+def _disk_reason(error: Exception) -> str | None:
+    text = str(error)
+    # As in "I/O error: ... (os error 28)" (safetensors) and "[os_error_code='28']" (TensorStore).
+    code = re.search(r"os[ _]error(?:_code)?[ =']+(\d+)", text)
+    number = error.errno if isinstance(error, OSError) else int(code[1]) if code else None
+    if number == errno.ENOSPC:
+        return f"the disk is full ({error.strerror})" if isinstance(error, OSError) else "the disk is full"
+    if number is not None:
+        return os.strerror(number)
+    if "inline_container" in text:  # torch's writer says no more than that a write went wrong
+        return "the disk is full, or refuses"
+    return text if isinstance(error, OSError) else None

@@ -1,0 +1,130 @@
+"""Checkpoints on the Hugging Face hub: the ones known by name, and any other as hf://owner/repo/file.
+
+Downloads go through huggingface_hub, which caches them and honours HF_HOME, HF_ENDPOINT, HF_TOKEN and
+HF_HUB_OFFLINE.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+from wroformer_jax.config import ModelConfig
+from wroformer_jax.errors import InputError
+
+PREFIX = "hf://"
+
+
+@dataclasses.dataclass(frozen=True)
+class KnownCheckpoint:
+    """A published checkpoint whose settings are known, so that its name is all that a user has to say."""
+
+    repo: str  # owner/name on the hub
+    file: str
+    about: str
+    size: str  # parameters and bytes to download
+    licence: str  # as its page says, "unknown" where that has not been checked
+    config: ModelConfig
+
+
+KNOWN = {
+    "kim-melband": KnownCheckpoint(
+        repo="KimberleyJSN/melbandroformer",
+        file="MelBandRoformer.ckpt",
+        about="Mel-Band RoFormer, full attention, vocals",
+        size="228 M parameters, 0.9 GB",
+        licence="unknown, see its page",
+        # Its mask estimators (mask_estimator_depth 2 in its YAML) have three Linear layers, and the code that it
+        # was trained with did not zero the DC bin.
+        config=ModelConfig(time_mixer="full", num_sinks=0, mask_layers=3, zero_dc=False),
+    ),
+    "smule-wsa": KnownCheckpoint(
+        repo="smulelabs/windowed-roformer",
+        file="mbr-win10-sink8.ckpt",
+        about="Mel-Band RoFormer, windowed sink attention 10/8, vocals",
+        size="228 M parameters, 0.9 GB",
+        licence="unknown, see its page",
+        config=ModelConfig(time_mixer="windowed_sink", window=10, num_sinks=8, mask_layers=3, zero_dc=True),
+    ),
+}
+
+
+def models_table() -> str:
+    """The known checkpoints as an aligned table, one line each below a line of headings."""
+    rows = [("NAME", "WHAT IT IS", "SIZE", "LICENCE", "FROM")]
+    rows += [(name, k.about, k.size, k.licence, f"{PREFIX}{k.repo}/{k.file}") for name, k in KNOWN.items()]
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return "\n".join(
+        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows
+    )
+
+
+def fetch(source: str) -> tuple[Path, ModelConfig | None]:
+    """Downloads a checkpoint, or finds it in the cache.
+
+    Args:
+      source: a name in `KNOWN`, or `hf://owner/repo/file`, or `hf://owner/repo@revision/file`.
+
+    Returns:
+      Where the file is now, and its settings if it is a known one.
+
+    Raises:
+      InputError: the source is misspelt, or the hub does not have it, refuses it or cannot be reached.
+    """
+    if source in KNOWN:
+        known = KNOWN[source]
+        return _download(known.repo, known.file, None), known.config
+    repo, file, revision = _parse(source)
+    for known in KNOWN.values():
+        if (known.repo, known.file) == (repo, file):
+            return _download(repo, file, revision), known.config
+    return _download(repo, file, revision), None
+
+
+def _parse(source: str) -> tuple[str, str, str | None]:
+    parts = source.removeprefix(PREFIX).split("/", 2)
+    if len(parts) < 3 or not all(parts):
+        raise InputError(f"{source} is not of the form hf://owner/repo/file (or hf://owner/repo@revision/file)")
+    owner, name, file = parts
+    name, _, revision = name.partition("@")
+    return f"{owner}/{name}", file, revision or None
+
+
+def _download(repo: str, file: str, revision: str | None) -> Path:
+    import huggingface_hub
+    from huggingface_hub import errors
+
+    where = f"{PREFIX}{repo}{f'@{revision}' if revision else ''}/{file}"
+    try:
+        return Path(huggingface_hub.hf_hub_download(repo, file, revision=revision))
+    except errors.GatedRepoError as error:
+        raise InputError(
+            f"{where} is gated: ask for access on its page on the hub, then log in with `hf auth login`"
+        ) from error
+    except errors.RepositoryNotFoundError as error:
+        raise InputError(
+            f"{where}: there is no repository {repo} on the hub, or it is private: check its name, or log in "
+            "with `hf auth login`"
+        ) from error
+    except errors.RevisionNotFoundError as error:
+        raise InputError(f"{where}: the repository has no revision {revision!r}") from error
+    except errors.LocalEntryNotFoundError as error:
+        raise InputError(
+            f"{where} is not in the cache and the hub cannot be reached: {_why_unreachable(error)}"
+        ) from error
+    except errors.EntryNotFoundError as error:
+        raise InputError(f"{where}: the repository has no file {file!r}") from error
+    except Exception as error:  # also the errors of whichever HTTP library this huggingface_hub is built on
+        raise InputError(f"cannot download {where}: {_first_line(error)}") from error
+
+
+def _why_unreachable(error: Exception) -> str:
+    from huggingface_hub import constants
+
+    if constants.HF_HUB_OFFLINE:
+        return "HF_HUB_OFFLINE is set; unset it, or download the file on a machine that is online"
+    return f"check the connection and {constants.ENDPOINT} ({_first_line(error.__cause__ or error)})"
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0]

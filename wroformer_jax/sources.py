@@ -1,0 +1,166 @@
+"""Loading and saving models, whatever form they are in.
+
+A source is a PyTorch file, a model directory or training workdir (see checkpoint.py), `hf://owner/repo/file`,
+or the name of a known checkpoint (see hub.py).
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from wroformer_jax import hub
+from wroformer_jax.config import ModelConfig, suggestion
+from wroformer_jax.errors import InputError
+from wroformer_jax.files import check_space, disk_errors_named
+
+if TYPE_CHECKING:
+    from wroformer_jax.model import RoFormer
+    from wroformer_jax.torch_bridge import TorchLayout
+
+TORCH_SUFFIXES = (".ckpt", ".pt", ".pth", ".th", ".safetensors")
+YAML_SUFFIXES = (".yaml", ".yml")
+
+_log = logging.getLogger("wroformer")
+
+Config = ModelConfig | Mapping[str, Any] | str | os.PathLike
+
+
+def load(source: str | os.PathLike, *, config: Config | None = None) -> tuple[RoFormer, dict[str, Any]]:
+    """Loads a model.
+
+    Args:
+      source: a .ckpt, .pt, .pth, .th or .safetensors file, a model directory, a training workdir (its newest
+        whole checkpoint), `hf://owner/repo/file`, or a known name such as "kim-melband".
+      config: for PyTorch files only: the settings, as the path of a public YAML file, a `ModelConfig`, or a
+        dict of its fields. By default a YAML file of the same name beside the weights is used, the settings that
+        come with a known name, or what the weights tell.
+
+    Returns:
+      The model, and its parameters as a nested dict of JAX arrays: `model.apply({"params": params}, audio)`.
+
+    Raises:
+      InputError: there is no such source, it is damaged, or its settings are missing or do not fit it.
+    """
+    from wroformer_jax.model import RoFormer
+
+    config, params, _ = read(source, config=config)
+    return RoFormer(config), _moved_to_jax(params)
+
+
+def read(
+    source: str | os.PathLike, *, config: Config | None = None
+) -> tuple[ModelConfig, dict[str, Any], TorchLayout | None]:
+    """As `load`, but gives the settings, NumPy arrays, and how the PyTorch file they came from looked."""
+    path, known_config = resolve(source)
+    if path.is_dir():
+        if config is not None:
+            raise InputError(f"{path} carries its own settings: leave config out")
+        from wroformer_jax.checkpoint import load_model
+
+        return load_model(path)
+    from wroformer_jax.torch_bridge import load_torch
+
+    if config is None:
+        config = known_config or _yaml_beside(path)
+    return load_torch(path, ModelConfig.from_dict(config) if isinstance(config, Mapping) else config)
+
+
+def save(path: str | os.PathLike, model: RoFormer, params: Mapping[str, Any], *, overwrite: bool = False) -> None:
+    """Saves a model: as a PyTorch file if `path` ends like one, else as a model directory.
+
+    Raises:
+      InputError: `path` exists and `overwrite` is not set, the disk is full, or the parameters are not those
+        of the model.
+    """
+    path = Path(path)
+    if path.suffix in TORCH_SUFFIXES:
+        write_torch(path, model.config, params, overwrite=overwrite)
+    else:
+        from wroformer_jax.checkpoint import save_model
+
+        save_model(path, model.config, params, overwrite=overwrite)
+
+
+def resolve(source: str | os.PathLike) -> tuple[Path, ModelConfig | None]:
+    """Finds out what a source is, and downloads it if it is on the hub.
+
+    Returns:
+      A local file or directory, and its settings if it is a known checkpoint.
+
+    Raises:
+      InputError: there is no such source, or it is not of a kind that can be loaded.
+    """
+    text = os.fspath(source)
+    path = Path(text)
+    if text.startswith(hub.PREFIX):
+        path, config = hub.fetch(text)
+    elif path.exists():
+        config = None
+    elif text in hub.KNOWN:
+        return hub.fetch(text)
+    else:
+        raise InputError(_not_there(text))
+    if path.is_dir():
+        return path, None
+    if path.suffix not in TORCH_SUFFIXES:
+        raise InputError(
+            f"{text} is not a checkpoint: expected a model directory, or a {', '.join(TORCH_SUFFIXES[:-1])} "
+            f"or {TORCH_SUFFIXES[-1]} file"
+        )
+    return path, config
+
+
+def write_torch(
+    path: Path,
+    config: ModelConfig,
+    params: Mapping[str, Any],
+    layout: TorchLayout | None = None,
+    *,
+    overwrite: bool = False,
+) -> None:
+    """Writes a PyTorch file, as `torch_bridge.save_torch`, where nothing is unless `overwrite`.
+
+    Raises:
+      InputError: `path` exists and `overwrite` is not set, or the disk is full or refuses.
+    """
+    import jax
+
+    from wroformer_jax.torch_bridge import save_torch
+
+    if path.is_dir():
+        raise InputError(f"{path} is a directory, expected the name of a file")
+    if path.exists() and not overwrite:
+        raise InputError(f"{path} exists already: remove it, choose another name, or overwrite it")
+    with disk_errors_named(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        check_space(path.parent, sum(leaf.nbytes for leaf in jax.tree.leaves(params)))
+        save_torch(path, config, params, layout)
+
+
+def _moved_to_jax(tree: Any) -> Any:
+    """A tree of JAX arrays; NumPy's are taken out of `tree` one by one, so that memory never holds both in full."""
+    import jax.numpy as jnp
+
+    if isinstance(tree, dict):
+        return {name: _moved_to_jax(tree.pop(name)) for name in list(tree)}
+    return jnp.asarray(tree)
+
+
+def _yaml_beside(path: Path) -> Path | None:
+    for suffix in YAML_SUFFIXES:
+        if (beside := path.with_suffix(suffix)).is_file():
+            _log.info("settings from %s", beside)
+            return beside
+    return None
+
+
+def _not_there(text: str) -> str:
+    if suggested := suggestion(text, list(hub.KNOWN)):
+        return f"{text} is neither a file nor a known checkpoint{suggested}"
+    if os.sep in text or Path(text).suffix:
+        return f"{text} does not exist"
+    return f"{text} is neither a file nor a known checkpoint ({', '.join(hub.KNOWN)})"

@@ -1,0 +1,114 @@
+"""Short-time Fourier transform and its inverse, as `torch.stft` and `torch.istft` compute them.
+
+Real and imaginary parts are separate arrays with the bins on the last axis: a trailing axis of length 2 would be
+padded to 128 lanes on a TPU. Frames are cut as a few shifted views of hop-sized blocks instead of a gather, so
+that the gradient is made of slices and sums instead of a scatter.
+"""
+
+from __future__ import annotations
+
+import functools
+
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float
+
+
+def stft(
+    audio: Float[Array | np.ndarray, "*batch sample"], *, n_fft: int, hop_length: int, win_length: int
+) -> tuple[Float[Array, "*batch frame bin"], Float[Array, "*batch frame bin"]]:
+    """Spectrum of reflected, centred, Hann-windowed frames, not normalised.
+
+    As `torch.stft(audio, n_fft, hop_length, win_length, hann_window(win_length), center=True,
+    pad_mode="reflect", onesided=True)`, except that frames come before bins.
+
+    Args:
+      audio: float32 samples, more than n_fft // 2 of them (reflection needs that many).
+      n_fft: length of a frame in samples; the bins are n_fft // 2 + 1.
+      hop_length: samples from one frame to the next.
+      win_length: length of the periodic Hann window in samples, centred in the frame.
+
+    Returns:
+      The real and the imaginary part, 1 + samples // hop_length frames each.
+    """
+    margin = n_fft // 2
+    padding = [(0, 0)] * (audio.ndim - 1) + [(margin, margin)]
+    frames = _frame(jnp.pad(audio, padding, mode="reflect"), n_fft, hop_length)
+    spectrum = jnp.fft.rfft(frames * jnp.asarray(hann_window(win_length, n_fft)))
+    return spectrum.real, spectrum.imag
+
+
+def inverse_stft(
+    real: Float[Array, "*batch frame bin"],
+    imag: Float[Array, "*batch frame bin"],
+    *,
+    n_fft: int,
+    hop_length: int,
+    win_length: int,
+) -> Float[Array, "*batch sample"]:
+    """Overlap-add of windowed inverse transforms divided by the overlapped squared window.
+
+    As `torch.istft(..., center=True, length=None)`: hop_length * (frames - 1) samples.
+
+    Args:
+      real: real part of the spectrum.
+      imag: imaginary part of the spectrum.
+      n_fft: length of a frame in samples.
+      hop_length: samples from one frame to the next.
+      win_length: length of the periodic Hann window in samples, centred in the frame.
+    """
+    num_frames = real.shape[-2]
+    window = hann_window(win_length, n_fft)
+    # What the transform of a real signal cannot hold, torch's inverse ignores too: Im of bin 0 and of the Nyquist bin.
+    frames = jnp.fft.irfft(real + 1j * imag, n=n_fft) * jnp.asarray(window)
+    margin, length = n_fft // 2, hop_length * (num_frames - 1)
+    signal = _overlap_add(frames, hop_length)[..., margin : margin + length]
+    envelope = _window_envelope(window, num_frames, hop_length)[margin : margin + length]
+    return signal / envelope
+
+
+@functools.cache
+def hann_window(win_length: int, n_fft: int) -> Float[np.ndarray, " n_fft"]:
+    """Periodic Hann window of `win_length` samples, centred in `n_fft` by zeros, float32."""
+    # Rounded to float32 where torch.hann_window rounds. The first values of a window are of the order of its rounding
+    # errors, and a frame that sees little but these, where music sets in after silence, is normalised to full size.
+    angles = np.arange(win_length, dtype=np.float32) * np.float32(2 * np.pi / win_length)
+    window = np.cos(angles.astype(np.float64)).astype(np.float32) * np.float32(-0.5) + np.float32(0.5)
+    left = (n_fft - win_length) // 2
+    return np.pad(window, (left, n_fft - win_length - left))
+
+
+def _frame(signal: Float[Array, "*batch sample"], n_fft: int, hop: int) -> Float[Array, "*batch frame n_fft"]:
+    """Every whole frame of `n_fft` samples, `hop` apart."""
+    num_frames = 1 + (signal.shape[-1] - n_fft) // hop
+    shifts = -(-n_fft // hop)
+    num_blocks = num_frames + shifts - 1
+    # The last frame may end inside the last block, or the signal may go on behind it: pad or cut to whole blocks.
+    missing = max(0, num_blocks * hop - signal.shape[-1])
+    signal = jnp.pad(signal, [(0, 0)] * (signal.ndim - 1) + [(0, missing)])[..., : num_blocks * hop]
+    blocks = signal.reshape(*signal.shape[:-1], num_blocks, hop)
+    shifted = [blocks[..., i : i + num_frames, :] for i in range(shifts)]
+    return jnp.concatenate(shifted, axis=-1)[..., :n_fft]
+
+
+def _overlap_add(frames: Float[Array, "*batch frame n_fft"], hop: int) -> Float[Array, "*batch sample"]:
+    """The transpose of `_frame`: sums frames, `hop` apart, into (frames - 1 + ceil(n_fft / hop)) * hop samples."""
+    *batch, num_frames, n_fft = frames.shape
+    shifts = -(-n_fft // hop)
+    frames = jnp.pad(frames, [(0, 0)] * (frames.ndim - 1) + [(0, shifts * hop - n_fft)])
+    pieces = frames.reshape(*batch, num_frames, shifts, hop)
+    lead = [(0, 0)] * len(batch)
+    blocks = sum(
+        jnp.pad(pieces[..., i, :], [*lead, (i, shifts - 1 - i), (0, 0)]) for i in range(shifts)
+    )  # fmt: skip
+    return blocks.reshape(*batch, (num_frames + shifts - 1) * hop)
+
+
+def _window_envelope(window: Float[np.ndarray, " n_fft"], num_frames: int, hop: int) -> Float[Array, " sample"]:
+    """Overlap-added squared window, computed on the device: a constant as long as the audio would bloat the program."""
+    shifts = -(-len(window) // hop)
+    pieces = np.pad(window.astype(np.float32) ** 2, (0, shifts * hop - len(window))).reshape(shifts, hop)
+    frame_of_piece = jnp.arange(num_frames + shifts - 1)[:, None] - jnp.arange(shifts)
+    present = (frame_of_piece >= 0) & (frame_of_piece < num_frames)
+    blocks = sum(present[:, i, None] * jnp.asarray(pieces[i]) for i in range(shifts))
+    return blocks.reshape(-1)

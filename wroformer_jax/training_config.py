@@ -1,0 +1,142 @@
+"""The settings of a training run: one frozen dataclass, validated once, kept as config.json in the workdir."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Mapping
+from typing import Any
+
+from wroformer_jax.config import ModelConfig, suggestion
+from wroformer_jax.errors import InputError
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainingConfig:
+    """Everything that decides what a training run computes; configs/quickstart.py explains each field.
+
+    Raises:
+      InputError: a field has an impossible value, or two fields contradict each other.
+    """
+
+    model: ModelConfig
+    seed: int
+    steps: int
+    batch_size: int
+    crop_seconds: float
+    train_songs: int
+    validation_songs: int
+    song_seconds: float
+    remix: float
+    learning_rate: float
+    warmup: float
+    weight_decay: float
+    clip_norm: float
+    loss_windows: tuple[int, ...]
+    loss_hop: int
+    log_every: int
+    validate_every: int
+    checkpoint_every: int
+    keep_checkpoints: int
+
+    def __post_init__(self) -> None:
+        for name in _COUNTS:
+            _check(name, getattr(self, name), int, minimum=1)
+        _check("seed", self.seed, int, minimum=0)
+        for name in ("crop_seconds", "song_seconds", "learning_rate", "clip_norm"):
+            _check(name, getattr(self, name), float, above=0)
+        _check("weight_decay", self.weight_decay, float, minimum=0)
+        for name in ("remix", "warmup"):
+            _check(name, getattr(self, name), float, minimum=0, maximum=1)
+        for window in self.loss_windows:
+            _check("loss_windows", window, int, minimum=1)
+        if not self.loss_windows:
+            raise InputError("loss_windows is empty, expected at least one length in samples")
+        if self.model.stems != ("vocals",):
+            raise InputError(
+                f"model.stems is {', '.join(self.model.stems)}, but this training knows one stem only: vocals"
+            )
+        needed = max(*self.loss_windows, self.model.stft_n_fft) // 2 + 1
+        if self.crop_samples < needed:
+            raise InputError(
+                f"crop_seconds is {self.crop_seconds}, which is {self.crop_samples} samples in whole hops; "
+                f"the longest window of the loss or the model needs {needed}"
+            )
+        if self.song_seconds < self.crop_seconds:
+            raise InputError(f"song_seconds is {self.song_seconds}, shorter than a crop of {self.crop_seconds} s")
+        if self.checkpoint_every % self.log_every:
+            raise InputError(
+                f"checkpoint_every is {self.checkpoint_every}, expected a multiple of log_every, {self.log_every}"
+            )
+
+    @property
+    def crop_samples(self) -> int:
+        """Length of a training crop in samples: whole hops, so that the model's output is as long."""
+        hop = self.model.stft_hop_length
+        return round(self.crop_seconds * self.model.sample_rate) // hop * hop
+
+    def to_dict(self) -> dict[str, Any]:
+        """A dict of plain JSON types; `from_dict` reads it back."""
+        fields = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+        return {**fields, "model": self.model.to_dict(), "loss_windows": list(self.loss_windows)}
+
+    @classmethod
+    def from_dict(cls, fields: Mapping[str, Any]) -> TrainingConfig:
+        """Builds a config from plain values, `model` being a mapping of ModelConfig's fields.
+
+        Raises:
+          InputError: a field is unknown (the nearest known name is suggested), missing or impossible.
+        """
+        known = [field.name for field in dataclasses.fields(cls)]
+        for name in fields:
+            if name not in known:
+                raise InputError(f"unknown config field {name!r}{suggestion(name, known)}")
+        for name in known:
+            if name not in fields:
+                raise InputError(f"the config has no field {name!r}; configs/quickstart.py shows them all")
+        if not isinstance(fields["model"], Mapping):
+            raise InputError(f"model is {fields['model']!r}, expected the fields of a model")
+        if not isinstance(fields["loss_windows"], list | tuple):
+            raise InputError(f"loss_windows is {fields['loss_windows']!r}, expected a list of lengths in samples")
+        # A whole number is as good as any where a fraction is expected (--config.song_seconds=4).
+        floats = {
+            field.name: float(fields[field.name])
+            for field in dataclasses.fields(cls)
+            if field.type == "float" and type(fields[field.name]) is int
+        }
+        windows, model = tuple(fields["loss_windows"]), ModelConfig.from_dict(fields["model"])
+        return cls(**{**fields, **floats, "loss_windows": windows, "model": model})
+
+
+_COUNTS = (
+    "steps",
+    "batch_size",
+    "train_songs",
+    "validation_songs",
+    "loss_hop",
+    "log_every",
+    "validate_every",
+    "checkpoint_every",
+    "keep_checkpoints",
+)
+
+
+def _check(
+    name: str,
+    value: Any,
+    kind: type,
+    *,
+    minimum: float | int = -math.inf,
+    maximum: float | int = math.inf,
+    above: float | int = -math.inf,
+) -> None:
+    kinds = (int,) if kind is int else (int, float)
+    inside = not isinstance(value, bool) and isinstance(value, kinds) and minimum <= value <= maximum
+    if not inside or not value > above:
+        number = "a whole number" if kind is int else "a number"
+        bounds = [
+            f"{word} {bound:g}"
+            for word, bound in (("above", above), ("of at least", minimum), ("of at most", maximum))
+            if math.isfinite(bound)
+        ]
+        raise InputError(f"{name} is {value!r}, expected {number} {' and '.join(bounds)}")
