@@ -34,6 +34,8 @@ SUFFIXES = (*TORCH_SUFFIXES, ".safetensors")
 _WRAPPERS = ("state_dict", "state", "model_state_dict", "model")
 # What wrappers such as DistributedDataParallel, Lightning and torch.compile put before every key.
 _PREFIXES = ("module.", "model.", "_orig_mod.")
+# How torch's messages say that a pickle wanted more than tensors.
+_CODE_REFUSED = ("GLOBAL", "Unsupported global", "Unsupported class", "unrecognized function")
 _DTYPES = {
     "float64": np.float64,
     "float32": np.float32,
@@ -317,12 +319,12 @@ def _read_torch(path: Path) -> Any:
     try:
         return torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
-        if "weights_only" in str(error).lower() or "Unsupported" in str(error):
+        if any(sign in str(error) for sign in _CODE_REFUSED):
             raise InputError(
                 f"{path}: holds more than tensors (a pickle with code in it), which is not run: "
                 "save the bare state_dict instead"
             ) from error
-        raise InputError(f"{path}: not a whole PyTorch checkpoint ({_one_line(error)})") from error
+        raise InputError(f"{path}: not a whole PyTorch checkpoint (its pickle cannot be read)") from error
     except (RuntimeError, EOFError, OSError, ValueError, KeyError, IndexError, AttributeError) as error:
         raise InputError(f"{path}: not a whole PyTorch checkpoint ({_one_line(error)})") from error
 
