@@ -304,7 +304,7 @@ def _read_model_json(directory: Path) -> tuple[ModelConfig, TorchLayout | None]:
         raise InputError(f"{file}: {error}") from error
 
 
-def _torch_layout(fields: dict[str, Any] | None) -> TorchLayout | None:
+def _torch_layout(fields: Any) -> TorchLayout | None:
     if fields is None:
         return None
     from wroformer_jax.torch_bridge import TorchLayout

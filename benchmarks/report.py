@@ -1,0 +1,35 @@
+"""What the benchmarks share: an aligned table on the terminal, the same as JSON under results/."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+
+RESULTS = Path(__file__).parent / "results"
+
+
+def print_table(rows: Sequence[Mapping[str, Any]]) -> None:
+    """Prints rows under the keys of the first one, numbers to the right."""
+    cells = [list(rows[0]), *([_text(value) for value in row.values()] for row in rows)]
+    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
+    for line in cells:
+        print("  ".join(f"{cell:>{width}}" for cell, width in zip(line, widths, strict=True)))
+
+
+def write_result(name: str, command: str, rows: Sequence[Mapping[str, Any]], path: Path | None = None) -> None:
+    """Writes results/NAME.json, with the command and the kind of machine that gave the rows."""
+    path = path or RESULTS / f"{name}.json"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    machine = f"{platform.machine()}, {os.cpu_count()} cores, {jax.devices()[0].device_kind}, jax {jax.__version__}"
+    content = {"command": command, "machine": machine, "rows": list(rows)}
+    path.write_text(json.dumps(content, indent=2) + "\n")
+
+
+def _text(value: Any) -> str:
+    return f"{value:.3g}" if isinstance(value, float) else str(value)
