@@ -1,3 +1,7 @@
+"""Separation: the overlap-add against the public tools', streams against arrays, and what is refused."""
+
+import sys
+
 import jax
 import numpy as np
 import pytest
@@ -217,13 +221,17 @@ def test_names_of_stems():
     assert stem_names(ModelConfig(stems=("drums", "bass"))) == ("drums", "bass")
 
 
-def test_progress_is_shown_and_changes_nothing(capsys):
+@pytest.mark.parametrize("on_terminal", [True, False])
+def test_progress_is_shown_and_changes_nothing(capsys, monkeypatch, on_terminal):
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: on_terminal)
+    monkeypatch.setattr(separation, "LOG_SECONDS", 0.0)
     model, mixture = GainModel(), noise(2, 3000)
     stems = separate(model, model.params(), mixture, sample_rate=RATE, chunk_seconds=0.25, progress=True)
     np.testing.assert_allclose(stems["vocals"], mixture, rtol=1e-6, atol=1e-7)
     shown = capsys.readouterr().err
     assert "100%" in shown
     assert "x real time" in shown
+    assert ("|" in shown) == on_terminal  # a bar would be noise in a log
     assert speed(24.6, 2.0) == "12.3x real time"
     assert list(with_progress([], samples=1, sample_rate=1, label="none")) == []
 

@@ -375,9 +375,12 @@ def test_a_layout_without_the_sinks_serves_the_model_with_them(tmp_path):
     assert state["layers.0.0.norm.gamma"].dtype == np.float16
 
 
-@pytest.mark.parametrize(("name", "message"), [("out.zip", "expected a name ending in"), ("no/out.pt", "no")])
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [("out.zip", "expected a name ending in"), ("no/out.pt", "cannot write .*out.pt: No such file")],
+)
 def test_where_nothing_can_be_written_nothing_is_left(tmp_path, name, message):
     params = from_state_dict(CONFIG, state_dict(CONFIG))
-    with pytest.raises((InputError, OSError), match=message):
+    with pytest.raises(InputError, match=message):
         save_torch(tmp_path / name, CONFIG, params)
     assert list(tmp_path.iterdir()) == []

@@ -202,8 +202,7 @@ def _separate_song(song: Song, info: AudioInfo, settings: Settings) -> None:
         batch_size=args.batch_size,
         tta=args.tta,
     )
-    if sys.stderr.isatty():
-        blocks = with_progress(blocks, samples=info.samples, sample_rate=info.sample_rate, label=song.source.name)
+    blocks = with_progress(blocks, samples=info.samples, sample_rate=info.sample_rate, label=song.source.name)
     samples = 0
     with SongWriter(
         paths, sample_rate=info.sample_rate, channels=info.channels, samples=info.samples, encoding=encoding

@@ -16,6 +16,7 @@ import functools
 import itertools
 import math
 import numbers
+import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, NamedTuple
@@ -30,6 +31,8 @@ from wroformer_jax.errors import InputError
 
 Params = Mapping[str, Any]
 Run = Callable[[Float32[np.ndarray, "batch channel sample"]], Float32[np.ndarray, "batch stem channel sample"]]
+
+LOG_SECONDS = 30.0  # between two lines of progress where there is no terminal
 
 # A weight of zero would lose a sample that lies in one chunk only (overlap 1); this one rounds away beside others.
 _SMALLEST_WEIGHT = 1e-6
@@ -177,7 +180,9 @@ def chunk_samples(config: ModelConfig, chunk_seconds: float | None, overlap: int
 def with_progress(
     blocks: Iterable[dict[str, np.ndarray]], *, samples: int, sample_rate: int, label: str
 ) -> Iterator[dict[str, np.ndarray]]:
-    """Passes blocks of stems on and shows a bar on stderr, with the speed as multiples of real time.
+    """Passes blocks of stems on and shows how far they are, with the speed as multiples of real time.
+
+    On stderr: a bar on a terminal, elsewhere a line every LOG_SECONDS.
 
     Args:
       blocks: of `separate_blocks`.
@@ -188,11 +193,17 @@ def with_progress(
     import tqdm
 
     layout = "{desc}: {percentage:3.0f}%|{bar}| {elapsed}<{remaining}{postfix}"
-    start = time.perf_counter()
-    with tqdm.tqdm(total=samples, desc=label, bar_format=layout) as bar:
+    start = logged = time.perf_counter()
+    with tqdm.tqdm(total=samples, desc=label, bar_format=layout, disable=not sys.stderr.isatty()) as bar:
+        done = 0
         for block in blocks:
-            bar.set_postfix_str(speed((bar.n + _length(block)) / sample_rate, time.perf_counter() - start))
+            done, now = done + _length(block), time.perf_counter()
+            pace = speed(done / sample_rate, now - start)
+            bar.set_postfix_str(pace)
             bar.update(_length(block))
+            if bar.disable and now - logged >= LOG_SECONDS:
+                print(f"{label}: {done / samples:.0%}, {pace}", file=sys.stderr, flush=True)
+                logged = now
             yield block
 
 

@@ -21,7 +21,7 @@ import numpy as np
 from wroformer_jax.bands import band_layout
 from wroformer_jax.config import ModelConfig
 from wroformer_jax.errors import InputError
-from wroformer_jax.files import replacing
+from wroformer_jax.files import disk_errors_named, replacing
 from wroformer_jax.model import SINK_STD, Params, RoFormer, abstract_params
 from wroformer_jax.torch_settings import complete_settings, read_yaml
 
@@ -219,7 +219,7 @@ def save_torch(path: str | Path, config: ModelConfig, params: Params, layout: To
         raise InputError(f"{path}: expected a name ending in {', '.join(SUFFIXES)}")
     torch = _import_torch(path) if path.suffix in TORCH_SUFFIXES else None
     state = to_state_dict(config, params, layout)
-    with replacing(path) as temporary:
+    with disk_errors_named(path), replacing(path) as temporary:
         if torch is None:
             from safetensors.numpy import save_file
 

@@ -1,0 +1,36 @@
+"""What an import costs: nothing heavy until something needs it. Each check runs in a process of its own."""
+
+import json
+import subprocess
+import sys
+
+import wroformer_jax
+
+HEAVY = {"jax", "torch", "librosa", "matplotlib", "orbax", "soundfile", "tensorflow_datasets", "huggingface_hub"}
+
+
+def loaded_after(code):
+    """Which heavy packages are loaded once the code has run."""
+    code += "\nimport json, sys\nprint(json.dumps(sorted(sys.modules)), file=sys.stderr)"
+    process = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    return HEAVY & set(json.loads(process.stderr.splitlines()[-1]))
+
+
+def test_the_import_loads_nothing_heavy():
+    assert loaded_after("import wroformer_jax") == set()
+
+
+def test_the_help_loads_nothing_heavy():
+    code = "import contextlib, wroformer_jax.cli as cli\nwith contextlib.suppress(SystemExit): cli.main(['--help'])"
+    assert loaded_after(code) == set()
+
+
+def test_the_model_needs_jax_alone():
+    code = "import wroformer_jax\nwroformer_jax.RoFormer(wroformer_jax.ModelConfig())"
+    assert loaded_after(code) == {"jax"}
+
+
+def test_every_public_name_is_there():
+    assert len(wroformer_jax.__all__) <= 12
+    for name in wroformer_jax.__all__:
+        assert getattr(wroformer_jax, name) is not None
