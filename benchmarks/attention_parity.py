@@ -7,6 +7,7 @@ max(1, largest value of the reference tensor); the bound is 1e-5.
 """
 
 import argparse
+import functools
 import itertools
 
 import jax
@@ -17,7 +18,7 @@ from tqdm import tqdm
 
 from wroformer_jax.attention import windowed_sink_attention
 
-LENGTHS = [*range(1, 13), 16, 17, 31, 63, 64, 65, 71, 72, 73, 127, 129, 200, 500, 511, 513, 520, 521, 777, 999, 1000]
+LENGTHS = [1, 2, 3, 5, 8, 9, 16, 17, 64, 65, 73, 129, 200, 513, 521, 777, 1000]
 WINDOWS = [0, 1, 7, 10, 64]
 SINKS = [0, 1, 8]
 BOUND = 1e-5
@@ -33,13 +34,14 @@ def dense(q, k, v, *, window, num_sinks):
 
 def errors(length: int, window: int, num_sinks: int) -> tuple[float, float]:
     rng = np.random.default_rng(length)
-    q, k, v, weights = (jnp.asarray(rng.standard_normal((2, length, 2, 16), np.float32)) for _ in range(4))
+    arrays = tuple(rng.standard_normal((2, length, 2, 16), np.float32) for _ in range(4))
 
-    def run(attend):
+    @functools.partial(jax.jit, static_argnums=0)
+    def run(attend, q, k, v, weights):
         out, pull = jax.vjp(lambda *qkv: attend(*qkv, window=window, num_sinks=num_sinks), q, k, v)
         return out, pull(weights)
 
-    ours, reference = (jax.jit(run, static_argnums=0)(f) for f in (windowed_sink_attention, dense))
+    ours, reference = (run(attend, *arrays) for attend in (windowed_sink_attention, dense))
 
     def error(a, b):
         return float(abs(a - b).max() / jnp.maximum(1.0, abs(b).max()))

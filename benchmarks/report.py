@@ -22,9 +22,9 @@ def print_table(rows: Sequence[Mapping[str, Any]]) -> None:
         print("  ".join(f"{cell:>{width}}" for cell, width in zip(line, widths, strict=True)))
 
 
-def write_result(name: str, command: str, rows: Sequence[Mapping[str, Any]], path: Path | None = None) -> None:
+def write_result(name: str, command: str, rows: Sequence[Mapping[str, Any]]) -> None:
     """Writes results/NAME.json, with the command and the kind of machine that gave the rows."""
-    path = path or RESULTS / f"{name}.json"
+    path = RESULTS / f"{name}.json"
     path.parent.mkdir(parents=True, exist_ok=True)
     machine = f"{platform.machine()}, {os.cpu_count()} cores, {jax.devices()[0].device_kind}, jax {jax.__version__}"
     content = {"command": command, "machine": machine, "rows": list(rows)}

@@ -19,14 +19,14 @@ def get_config() -> ConfigDict:
     model.stems = ("vocals",)  # what is estimated; the rest is mixture - vocals
     model.channels = 2  # stereo
     model.sample_rate = 44100  # Hz
-    model.stft_n_fft = 2048  # samples
-    model.stft_hop_length = 1024  # samples: half as many frames as usual, half the work
-    model.stft_win_length = 2048  # samples
-    model.dim = 48  # width of the residual stream
-    model.depth = 2  # blocks: a time transformer, then a frequency transformer
-    model.heads = 4
-    model.dim_head = 16
-    model.dim_feed_forward = 96
+    model.stft_n_fft = 1024  # samples: few bins a band are quickly learnt; published models take 2048
+    model.stft_hop_length = 512  # samples
+    model.stft_win_length = 1024  # samples
+    model.dim = 64  # width of the residual stream
+    model.depth = 1  # blocks: a time transformer, then a frequency transformer
+    model.heads = 2  # of the attention
+    model.dim_head = 16  # width of a head
+    model.dim_feed_forward = 256  # hidden width of the feed-forward layers
     model.mask_layers = 2  # Linear layers of the mask estimator
     model.dim_mask = 64  # its hidden width
     model.time_mixer = "windowed_sink"
@@ -38,13 +38,13 @@ def get_config() -> ConfigDict:
     config.train_songs = 64  # a pool that crops are cut from
     config.validation_songs = 8  # never trained on
     config.song_seconds = 10.0  # length of each song
-    config.crop_seconds = 2.0  # length of a training example
+    config.crop_seconds = 1.0  # length of a training example
     config.remix = 0.5  # probability that voice and band of an example come from different songs
 
     # Optimisation.
-    config.steps = 600  # optimiser steps
-    config.batch_size = 4  # crops a step
-    config.learning_rate = 3e-3  # of AdamW, at its highest
+    config.steps = 900  # optimiser steps
+    config.batch_size = 8  # crops a step
+    config.learning_rate = 2e-3  # of AdamW, at its highest
     config.warmup = 0.05  # part of the steps in which the learning rate rises; then a cosine takes it to zero
     config.weight_decay = 0.01  # of the matrices only, times the learning rate
     config.clip_norm = 1.0  # global norm that a gradient is scaled down to

@@ -5,9 +5,8 @@ from pathlib import Path
 
 import jaxtyping
 
-# Not config.py: what users may put into a ModelConfig by mistake is its own matter, and has tests of its own.
+# Not the two configs: what users may put into them by mistake is their own matter, and has tests of its own.
+unchecked = ("wroformer_jax.config", "wroformer_jax.training_config")
 package = Path(__file__).parents[1] / "wroformer_jax"
-modules = [
-    name for _, name, _ in pkgutil.walk_packages([str(package)], "wroformer_jax.") if name != "wroformer_jax.config"
-]
+modules = [name for _, name, _ in pkgutil.walk_packages([str(package)], "wroformer_jax.") if name not in unchecked]
 jaxtyping.install_import_hook(modules, "beartype.beartype")

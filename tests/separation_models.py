@@ -1,7 +1,10 @@
-"""Models and sounds for the tests of separation: one whose result is known, and a real but tiny one."""
+"""For the tests of separation: a model whose result is known, a real but tiny one, sounds, and a full disk."""
 
+import contextlib
 import dataclasses
 import functools
+import resource
+import signal
 
 import jax.numpy as jnp
 import numpy as np
@@ -73,3 +76,16 @@ def tone(channels: int, samples: int, sample_rate: int, hertz: float = 440.0) ->
     t = np.arange(samples) / sample_rate
     wave = 0.5 * np.sin(2 * np.pi * hertz * t) * np.sin(np.pi * (t + 0.5 / sample_rate) * sample_rate / samples)
     return np.stack([wave * (1 - 0.3 * c) for c in range(channels)]).astype(np.float32)
+
+
+@contextlib.contextmanager
+def limited_file_size(size: int = 200_000):
+    """Files that grow past so many bytes cannot be written, as on a full disk."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+        signal.signal(signal.SIGXFSZ, handler)

@@ -9,6 +9,7 @@ import pytest
 from helpers import relative_error
 
 from wroformer_jax.attention import full_attention, windowed_sink_attention
+from wroformer_jax.errors import InputError
 
 HEADS, DIM_HEAD = 2, 8
 
@@ -70,10 +71,25 @@ def test_full_attention_is_the_dense_softmax(tokens):
         assert_close(gradient, reference)
 
 
-def test_a_window_longer_than_the_input_is_full_attention():
-    qkv = random_qkv(150)
-    windowed = windowed_sink_attention(*qkv, window=1000, num_sinks=3)
-    np.testing.assert_allclose(windowed, full_attention(*qkv), atol=1e-6, rtol=0)
+@pytest.mark.parametrize(
+    ("tokens", "window", "sinks"), [(150, 1000, 3), (1300, 1100, 5), (2100, 1200, 0), (700, 1396, 2)]
+)
+def test_long_windows_are_the_dense_masked_softmax(tokens, window, sinks):
+    qkv = random_qkv(tokens, batch=1)
+    out, gradients = value_and_gradients(
+        lambda *qkv: windowed_sink_attention(*qkv, window=window, num_sinks=sinks), qkv
+    )
+    mask = visible(tokens, window, sinks)
+    expected, expected_gradients = value_and_gradients(lambda *qkv: dense_attention(*qkv, mask), qkv)
+    assert_close(out, expected)
+    for gradient, reference in zip(gradients, expected_gradients, strict=True):
+        assert_close(gradient, reference)
+
+
+@pytest.mark.parametrize(("window", "sinks"), [(-1, 0), (10, -1)])
+def test_negative_sizes_are_refused(window, sinks):
+    with pytest.raises(InputError, match="expected neither to be negative"):
+        windowed_sink_attention(*random_qkv(5), window=window, num_sinks=sinks)
 
 
 def test_gradients_show_what_a_frame_sees():
@@ -109,12 +125,12 @@ def test_bfloat16_inputs_give_bfloat16_close_to_float32():
         assert relative_error(out.astype(jnp.float32), attend(*qkv)) < 2e-2
 
 
-@pytest.mark.parametrize("name", ["windowed_sink", "full"])
-def test_memory_is_linear(name):
-    attend = {
-        "windowed_sink": lambda q, k, v: windowed_sink_attention(q, k, v, window=10, num_sinks=8),
-        "full": full_attention,
-    }[name]
+@pytest.mark.parametrize("window", [10, 3000, None])
+def test_memory_is_linear(window):
+    def attend(q, k, v):
+        if window is None:
+            return full_attention(q, k, v)
+        return windowed_sink_attention(q, k, v, window=window, num_sinks=8)
 
     def peak_bytes(tokens):
         shape = jax.ShapeDtypeStruct((1, tokens, 4, 64), jnp.float32)

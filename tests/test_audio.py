@@ -1,12 +1,15 @@
+"""Audio files: what is read block by block, what is refused, resampling, and writing a song's files together."""
+
+import contextlib
 import resource
-import signal
 import struct
+from pathlib import Path
 
 import numpy as np
 import pytest
 import soundfile
 import soxr
-from separation_models import noise, tone
+from separation_models import limited_file_size, noise, tone
 
 from wroformer_jax import audio
 from wroformer_jax.audio import ENCODINGS, SongWriter, inspect, read_blocks, resample_blocks
@@ -38,17 +41,6 @@ def whole(path, **kwargs):
 
 def cut(samples, *, every):
     return [samples[:, i : i + every] for i in range(0, samples.shape[1], every)]
-
-
-@pytest.fixture
-def limited_file_size():
-    """Files that grow past 200 kB cannot be written, as on a full disk."""
-    before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (200_000, before[1]))
-    yield
-    resource.setrlimit(resource.RLIMIT_FSIZE, before)
-    signal.signal(signal.SIGXFSZ, handler)
 
 
 # --- reading
@@ -172,6 +164,8 @@ def test_text_is_not_audio(tmp_path, name):
 def test_missing_empty_folder_and_unusable_files(tmp_path):
     with pytest.raises(InputError, match=r"nowhere\.wav cannot be read: No such file"):
         inspect(tmp_path / "nowhere.wav")
+    with pytest.raises(InputError, match=r"x\.wav cannot be read: File name too long"):
+        inspect(tmp_path / ("x" * 300 + ".wav"))
     (tmp_path / "empty.wav").touch()
     with pytest.raises(InputError, match=r"empty\.wav is empty \(0 bytes\)"):
         inspect(tmp_path / "empty.wav")
@@ -341,9 +335,10 @@ def write_much(writer):
 
 
 @pytest.mark.parametrize("encoding", ENCODINGS)
-def test_a_full_disk_is_one_sentence_and_leaves_nothing(tmp_path, limited_file_size, encoding):
+def test_a_full_disk_is_one_sentence_and_leaves_nothing(tmp_path, encoding):
     writer, _ = writer_for(tmp_path, encoding)
-    with pytest.raises(InputError, match=r"\.\w+ cannot be written \(.*MiB of disk are free\): make room"):
+    message = r"\.\w+ cannot be written \(.*MiB of disk are free\): make room"
+    with limited_file_size(), pytest.raises(InputError, match=message):
         write_much(writer)
     assert left_behind(tmp_path) == []
 
@@ -359,12 +354,66 @@ def fill_up_at_the_end(writer):
         resource.setrlimit(resource.RLIMIT_FSIZE, (temporary.stat().st_size, hard_limit))
 
 
-def test_a_disk_that_fills_up_while_closing_is_noticed(tmp_path, limited_file_size):
+def test_a_disk_that_fills_up_while_closing_is_noticed(tmp_path):
     """FLAC keeps its last samples back until it is closed, and libsndfile says nothing if they are lost."""
     writer, _ = writer_for(tmp_path, "flac16", names=["vocals"])
-    with pytest.raises(InputError, match="not whole"):
+    with limited_file_size(), pytest.raises(InputError, match="not whole"):
         fill_up_at_the_end(writer)
     assert left_behind(tmp_path) == []
+
+
+def test_a_directory_in_the_place_of_a_file_is_found_before_anything_is_written(tmp_path):
+    writer, paths = writer_for(tmp_path)
+    paths["rest"].mkdir(parents=True)
+    with pytest.raises(InputError, match=r"rest\.wav cannot be written: it is a directory"), writer:
+        pytest.fail("a song would have been separated for nothing")
+    assert left_behind(tmp_path) == ["out", "out/song", "out/song/rest.wav"]
+
+
+def write_song(writer, before_the_end=contextlib.nullcontext):
+    with writer:
+        writer.write({"vocals": noise(2, 100), "rest": noise(2, 100)})
+        before_the_end()
+
+
+def test_a_directory_that_appears_meanwhile_leaves_no_stem_without_the_others(tmp_path):
+    writer, paths = writer_for(tmp_path)
+    with pytest.raises(InputError, match="it is a directory"):
+        write_song(writer, before_the_end=paths["rest"].mkdir)
+    assert left_behind(tmp_path) == ["out", "out/song", "out/song/rest.wav"]
+
+
+@pytest.mark.parametrize("there_before", [[], ["vocals"], ["rest"], ["vocals", "rest"]])
+@pytest.mark.parametrize("error", [PermissionError(1, "Operation not permitted"), KeyboardInterrupt()])
+def test_renames_are_undone_if_a_later_one_fails(tmp_path, monkeypatch, there_before, error):
+    writer, paths = writer_for(tmp_path)
+    paths["vocals"].parent.mkdir(parents=True)
+    for name in there_before:
+        paths[name].write_text(f"old {name}")
+    rename, seen = Path.replace, []
+
+    def refuse_the_last(source, destination):
+        if source.name.startswith(".rest") and source.suffix == ".part":
+            seen.append(paths["vocals"].read_bytes()[:4])
+            raise error
+        return rename(source, destination)
+
+    monkeypatch.setattr(Path, "replace", refuse_the_last)
+    expected = InputError if isinstance(error, OSError) else KeyboardInterrupt
+    with pytest.raises(expected):
+        write_song(writer)
+    assert seen == [b"RIFF"]  # the first stem was in place
+    assert left_behind(paths["vocals"].parent) == sorted(f"{name}.wav" for name in there_before)
+    assert all(paths[name].read_text() == f"old {name}" for name in there_before)
+
+
+def test_files_that_are_replaced_leave_nothing(tmp_path):
+    for seed in range(2):
+        writer, paths = writer_for(tmp_path)
+        with writer:
+            writer.write({"vocals": noise(2, 100, seed), "rest": noise(2, 100, seed)})
+    assert left_behind(paths["vocals"].parent) == ["rest.wav", "vocals.wav"]
+    np.testing.assert_allclose(whole(paths["rest"]), noise(2, 100, 1), atol=1e-6)
 
 
 def test_a_folder_that_cannot_be_made_is_reported(tmp_path):

@@ -1,24 +1,22 @@
-"""Model directories and training checkpoints: what is written comes back, and nothing half-written stays."""
+"""Model directories: what is written comes back, nothing half-written stays, nothing of others is touched."""
 
 import collections
 import dataclasses
 import errno
 import json
-import logging
 import os
 import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import jax
 import numpy as np
-import optax
 import orbax.checkpoint as ocp
 import pytest
-from tiny_model import CONFIG, assert_same, make_params
+from tiny_model import CONFIG, FULL, assert_same, fail_halfway, files_in, largest_file, make_params
 
-from wroformer_jax import checkpoint
-from wroformer_jax.checkpoint import TrainingCheckpoints, load_model, save_model
+from wroformer_jax.checkpoint import is_model_directory, load_model, save_model, write_model_json
 from wroformer_jax.errors import InputError
 from wroformer_jax.torch_bridge import TorchLayout
 
@@ -32,17 +30,6 @@ def params():
 def model_dir(tmp_path, params):
     save_model(tmp_path / "model", CONFIG, params)
     return tmp_path / "model"
-
-
-def files_in(directory):
-    return {p.relative_to(directory): p.read_bytes() for p in directory.rglob("*") if p.is_file()}
-
-
-def largest_file(directory):
-    return max((p for p in directory.rglob("*") if p.is_file()), key=lambda p: p.stat().st_size)
-
-
-# Model directories
 
 
 def test_round_trip_is_bit_identical(tmp_path, params):
@@ -90,7 +77,7 @@ def test_overwrite_spares_what_is_no_model_directory(tmp_path, params, kind):
         path.mkdir()
         (path / "notes.txt").write_text("notes")
     if kind == "workdir":
-        TrainingCheckpoints(path, CONFIG).close()
+        write_model_json(path, CONFIG)
     with pytest.raises(InputError, match="precious is not a model directory, so it is not overwritten"):
         save_model(path, CONFIG, params, overwrite=True)
     assert (path if kind == "file" else path / "notes.txt").read_text() == "notes"
@@ -179,24 +166,6 @@ def test_damaged_params(model_dir, damage):
 Usage = collections.namedtuple("Usage", "total used free")
 
 
-def fail_halfway(error):
-    """Orbax's save, except that it writes a part and then fails."""
-
-    def save(self, directory, *_, **__):
-        partial = directory.with_name(directory.name + ".orbax-checkpoint-tmp")
-        partial.mkdir(parents=True)
-        (partial / "part").write_bytes(b"half")
-        raise error
-
-    return save
-
-
-FULL = [
-    OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)),
-    ValueError("RESOURCE_EXHAUSTED: Error writing: No space left on device [os_error_code='28']"),
-]
-
-
 @pytest.mark.parametrize("error", FULL)
 def test_disk_fills_up_while_saving(model_dir, params, monkeypatch, error):
     before = files_in(model_dir)
@@ -223,190 +192,78 @@ def test_other_errors_are_not_taken_for_a_full_disk(tmp_path, params, monkeypatc
     assert os.listdir(tmp_path) == []
 
 
-def test_orbax_is_quiet(tmp_path, params, caplog):
-    with caplog.at_level(logging.INFO, logger="absl"):
-        save_model(tmp_path / "model", CONFIG, params)
-        load_model(tmp_path / "model")
-        assert caplog.records == []
-        logging.getLogger("absl").info("a line of the trainer")
-    assert [record.message for record in caplog.records] == ["a line of the trainer"]
+def test_damaged_metadata_of_orbax_is_neither_needed_nor_mentioned(model_dir, params, caplog):
+    (model_dir / "params" / "_CHECKPOINT_METADATA").write_text("{garbled")
+    assert_same(params, load_model(model_dir)[1])
+    assert caplog.records == []
 
 
-# Training checkpoints
+def test_overwrite_spares_what_lies_beside(model_dir):
+    beside = {name: model_dir.with_name(name) for name in ("model.replaced", ".model-replaced-", ".model-mine")}
+    for path in beside.values():
+        path.mkdir()
+        (path / "notes.txt").write_text("notes")
+    save_model(model_dir, CONFIG, make_params(seed=1), overwrite=True)
+    assert sorted(os.listdir(model_dir.parent)) == sorted([*beside, "model"])
+    assert all((path / "notes.txt").read_text() == "notes" for path in beside.values())
 
 
-def training_state(params, step):
-    optimizer = optax.chain(optax.clip_by_global_norm(1.0), optax.adamw(1e-3))
-    return {"opt": optimizer.init(params), "key": jax.random.key(step), "epoch": step, "name": "run"}
+def test_overwrite_behind_a_link(tmp_path, model_dir):
+    link, other = tmp_path / "elsewhere" / "link", make_params(seed=1)
+    link.parent.mkdir()
+    link.symlink_to(model_dir)
+    save_model(link, CONFIG, other, overwrite=True)
+    assert link.is_symlink()
+    assert_same(other, load_model(model_dir)[1])
+    assert sorted(os.listdir(tmp_path)) == ["elsewhere", "model"]
 
 
-def save_steps(workdir, params, steps, **options):
-    with TrainingCheckpoints(workdir, CONFIG, **options) as checkpoints:
-        for step in steps:
-            checkpoints.save(
-                step, jax.tree.map(lambda leaf, step=step: leaf + step, params), training_state(params, step)
-            )
+def test_overwrite_that_cannot_take_the_name(model_dir, params, monkeypatch):
+    rename = Path.rename
 
+    def refuse(self, target):
+        if target == model_dir and self.name != "model":
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+        return rename(self, target)
 
-def truncate_step(workdir, step, item="params"):
-    largest = largest_file(workdir / "checkpoints" / str(step) / item)
-    os.truncate(largest, largest.stat().st_size // 2)
-
-
-def test_nothing_saved_yet(tmp_path, params):
-    with TrainingCheckpoints(tmp_path, CONFIG) as checkpoints:
-        assert checkpoints.restore(params, training_state(params, 0)) is None
-    with pytest.raises(InputError, match="holds no whole checkpoint"):
-        load_model(tmp_path)
-
-
-def test_training_round_trip(tmp_path, params):
-    save_steps(tmp_path, params, [10, 20])
-    like = jax.eval_shape(lambda: params)
-    with TrainingCheckpoints(tmp_path, CONFIG) as checkpoints:
-        step, restored, training = checkpoints.restore(like, training_state(params, 0))
-    assert step == 20
-    assert_same(jax.tree.map(lambda leaf: leaf + 20, params), restored)
-    want = training_state(params, 20)
-    assert jax.random.key_data(training.pop("key")).tolist() == jax.random.key_data(want.pop("key")).tolist()
-    assert (training.pop("epoch"), training.pop("name")) == (want.pop("epoch"), want.pop("name"))
-    assert_same(want, training)
-    config, loaded, layout = load_model(tmp_path)
-    assert (config, layout) == (CONFIG, None)
-    assert_same(restored, loaded)
-
-
-def test_oldest_steps_go(tmp_path, params):
-    save_steps(tmp_path, params, [1, 2, 3, 4], max_to_keep=2)
-    assert sorted(os.listdir(tmp_path / "checkpoints")) == ["3", "4"]
-
-
-def test_best_step_stays(tmp_path, params):
-    with TrainingCheckpoints(tmp_path, CONFIG, max_to_keep=1, keep_best="sdr") as checkpoints:
-        for step, sdr in enumerate([3.0, 7.0, float("nan"), 5.0, None]):
-            metrics = None if sdr is None else {"sdr": sdr, "loss": 1.0}
-            checkpoints.save(step, params, training_state(params, step), metrics=metrics)
-        assert checkpoints.steps() == [1, 4]
-    with TrainingCheckpoints(tmp_path, CONFIG, max_to_keep=1, keep_best="sdr") as checkpoints:
-        checkpoints.save(5, params, training_state(params, 5), metrics={"sdr": 9.0})
-        assert checkpoints.steps() == [5]
-
-
-@pytest.mark.parametrize("item", ["params", "training"])
-def test_damaged_newest_step_is_passed_over(tmp_path, params, caplog, item):
-    save_steps(tmp_path, params, [10, 20, 30], max_to_keep=1)
-    save_steps(tmp_path, params, [40], max_to_keep=None)
-    truncate_step(tmp_path, 40, item)
-    with TrainingCheckpoints(tmp_path, CONFIG, max_to_keep=1) as checkpoints:
-        step, restored, _ = checkpoints.restore(params, training_state(params, 0))
-        assert step == 30
-        assert_same(jax.tree.map(lambda leaf: leaf + 30, params), restored)
-        assert "40 is damaged, passed over and renamed to 40.damaged" in caplog.text
-        # Training comes to that step again, and the damaged one is neither in the way nor counted.
-        checkpoints.save(35, params, training_state(params, 35))
-        assert checkpoints.steps() == [35]
-        checkpoints.save(40, params, training_state(params, 40))
-        assert checkpoints.restore(params, training_state(params, 0))[0] == 40
-
-
-def test_loading_a_workdir_passes_over_damage_and_changes_nothing(tmp_path, params, caplog):
-    save_steps(tmp_path, params, [10, 20])
-    truncate_step(tmp_path, 20)
-    before = files_in(tmp_path)
-    assert_same(jax.tree.map(lambda leaf: leaf + 10, params), load_model(tmp_path)[1])
-    assert "20 is damaged and passed over" in caplog.text
-    assert files_in(tmp_path) == before
-
-
-def test_all_steps_damaged(tmp_path, params):
-    save_steps(tmp_path, params, [10, 20])
-    for step in (10, 20):
-        truncate_step(tmp_path, step)
-    with (
-        TrainingCheckpoints(tmp_path, CONFIG) as checkpoints,
-        pytest.raises(InputError, match=r"none of the 2 checkpoints in \S+ can be read"),
-    ):
-        checkpoints.restore(params, training_state(params, 0))
-    assert sorted(os.listdir(tmp_path / "checkpoints")) == ["10", "20"]  # nothing is thrown away
-    with pytest.raises(InputError, match="holds no whole checkpoint"):
-        load_model(tmp_path)
-
-
-def test_garbled_metrics(tmp_path, params, caplog):
-    with TrainingCheckpoints(tmp_path, CONFIG, keep_best="sdr") as checkpoints:
-        for step in (1, 2):
-            checkpoints.save(step, params, training_state(params, step), metrics={"sdr": 1.0})
-    (tmp_path / "checkpoints" / "2" / "metrics" / "metrics").write_text("{")
-    with TrainingCheckpoints(tmp_path, CONFIG, keep_best="sdr") as checkpoints:
-        assert checkpoints.steps() == [1]
-    assert "2 is damaged" in caplog.text
-
-
-def test_another_model_in_the_workdir(tmp_path, params):
-    save_steps(tmp_path, params, [1])
-    with pytest.raises(InputError, match="holds the training of another model: its dim_mask is 32, not 64"):
-        TrainingCheckpoints(tmp_path, dataclasses.replace(CONFIG, dim_mask=64))
-    TrainingCheckpoints(tmp_path, dataclasses.replace(CONFIG, dtype="bfloat16", remat=False)).close()
-
-
-def test_another_optimiser(tmp_path, params):
-    save_steps(tmp_path, params, [1])
-    sgd = {**training_state(params, 0), "opt": optax.sgd(1e-3, momentum=0.9).init(params)}
-    with TrainingCheckpoints(tmp_path, CONFIG) as checkpoints, pytest.raises(InputError, match="training: opt/"):
-        checkpoints.restore(params, sgd)
-
-
-def test_saving_a_step_twice(tmp_path, params):
-    save_steps(tmp_path, params, [1])
-    before = files_in(tmp_path)
-    save_steps(tmp_path, make_params(seed=1), [1])
-    assert files_in(tmp_path) == before
-
-
-@pytest.mark.parametrize("error", FULL)
-def test_disk_fills_up_in_training(tmp_path, params, monkeypatch, error):
-    save_steps(tmp_path, params, [1])
-    before = files_in(tmp_path)
-    with TrainingCheckpoints(tmp_path, CONFIG) as checkpoints:
-        monkeypatch.setattr(ocp.Checkpointer, "save", fail_halfway(error))
-        with pytest.raises(InputError, match=r"cannot write \S+2: the disk is full"):
-            checkpoints.save(2, params, training_state(params, 2))
-    assert files_in(tmp_path) == before
-
-
-# Kills
+    monkeypatch.setattr(Path, "rename", refuse)
+    with pytest.raises(InputError, match=r"cannot write \S+model: Permission denied"):
+        save_model(model_dir, CONFIG, make_params(seed=1), overwrite=True)
+    assert os.listdir(model_dir.parent) == ["model"]
+    assert_same(params, load_model(model_dir)[1])
 
 
 KILLED = """
-import os, signal, sys
+import os, pathlib, signal, sys
 import orbax.checkpoint as ocp
 from tiny_model import CONFIG, make_params
 from wroformer_jax import checkpoint
 
-path, what, params = sys.argv[1], sys.argv[2], make_params()
+path, when = pathlib.Path(sys.argv[1]), sys.argv[2]
+rename = pathlib.Path.rename
 
 def die(*_, **__):
     os.kill(os.getpid(), signal.SIGKILL)
 
-if what == "step":
-    checkpoints = checkpoint.TrainingCheckpoints(path, CONFIG)
-    checkpoints.save(1, params, {"n": 1})
+def die_when_taking_the_name(self, target):
+    if target == path:
+        die()
+    return rename(self, target)
+
+checkpoint.save_model(path, CONFIG, make_params())
+if when == "writing":
     ocp.PyTreeCheckpointHandler.finalize = die
-    checkpoints.save(2, params, {"n": 2})
+elif when == "between the renames":
+    pathlib.Path.rename = die_when_taking_the_name
 else:
-    checkpoint.save_model(path, CONFIG, params)
-    if what == "directory":
-        ocp.PyTreeCheckpointHandler.finalize = die
-    else:
-        checkpoint.shutil.rmtree = die
-        os.makedirs(path + ".replaced")
-    checkpoint.save_model(path, CONFIG, make_params(seed=1), overwrite=True)
+    checkpoint._take_name = die
+checkpoint.save_model(path, CONFIG, make_params(seed=1), overwrite=True)
 """
 
 
-def run_until_killed(path, what):
+def run_until_killed(path, when):
     result = subprocess.run(
-        [sys.executable, "-c", KILLED, str(path), what],
+        [sys.executable, "-c", KILLED, str(path), when],
         env={**os.environ, "PYTHONPATH": os.path.dirname(__file__)},
         stderr=subprocess.PIPE,
         text=True,
@@ -415,32 +272,32 @@ def run_until_killed(path, what):
     assert result.returncode == -9, result.stderr
 
 
-def test_killed_while_saving_a_step(tmp_path, params):
-    run_until_killed(tmp_path, "step")
-    assert [name for name in os.listdir(tmp_path / "checkpoints") if name != "1"], "it was killed too early"
-    assert_same(params, load_model(tmp_path)[1])
-    with TrainingCheckpoints(tmp_path, CONFIG) as checkpoints:
-        step, restored, training = checkpoints.restore(params, {"n": 0})
-        assert (step, training) == (1, {"n": 1})
-        assert_same(params, restored)
-        checkpoints.save(2, params, {"n": 2})
-    assert sorted(os.listdir(tmp_path / "checkpoints")) == ["1", "2"]
-
-
-@pytest.mark.parametrize("what", ["directory", "before the rename"])
-def test_killed_while_overwriting_a_model_directory(tmp_path, params, what):
-    run_until_killed(tmp_path / "model", what)
+@pytest.mark.parametrize("when", ["writing", "before the renames"])
+def test_killed_while_overwriting(tmp_path, params, when):
+    run_until_killed(tmp_path / "model", when)
     assert_same(params, load_model(tmp_path / "model")[1])
 
 
-def test_killed_between_the_two_renames(model_dir, params):
-    replaced = model_dir.rename(model_dir.with_name("model.replaced"))
-    with pytest.raises(InputError, match=r"an interrupted overwrite left \S+model.replaced: rename it back"):
+def test_killed_between_the_two_renames(tmp_path, params):
+    model_dir = tmp_path / "a [model]"
+    run_until_killed(model_dir, "between the renames")
+    with pytest.raises(
+        InputError, match="does not exist, but an interrupted overwrite left .*: move it back"
+    ) as caught:
         load_model(model_dir)
+    replaced = Path(str(caught.value).removesuffix(": move it back").split(" left ")[1])
     replaced.rename(model_dir)
     assert_same(params, load_model(model_dir)[1])
 
 
+def test_name_that_is_too_long(tmp_path, params):
+    with pytest.raises(InputError, match="File name too long"):
+        load_model(tmp_path / ("x" * 300))
+    with pytest.raises(InputError, match="File name too long"):
+        save_model(tmp_path / ("x" * 300), CONFIG, params)
+    assert os.listdir(tmp_path) == []
+
+
 def test_is_model_directory(tmp_path, model_dir):
-    assert checkpoint.is_model_directory(model_dir)
-    assert not checkpoint.is_model_directory(tmp_path)
+    assert is_model_directory(model_dir)
+    assert not is_model_directory(tmp_path)

@@ -3,10 +3,11 @@
 A clone without the folder skips this file; everything in it is then covered by test_model.py, which makes the same
 numbers live.
 
-The window of a recorded case is recovered from the case's own spectrum. That of `wsa/` was recorded with a Hann window
-whose first half is off by up to 7.6e-5 (the second half is exact, and the other cases' windows are): inaudible, but
-quiet bands are normalised to full size, and there it shows. All stages are held to one bound with the recorded window;
-the spectrum itself is, besides, held to the exact one.
+`wsa/` was recorded with a Hann window whose first half is off by up to 7.6e-5; its second half is exact, and so are the
+other cases' windows. That is inaudible, but quiet bands are normalised to full size, and there it shows: 8e-4 of the
+features' largest value. So the window of that case is recovered from its own recorded spectrum and its stages are held
+to the bound with it; the spectrum itself is held to the exact window. `test_the_recorded_window_of_wsa` fails, and says
+so, should the numbers be recorded anew.
 """
 
 import dataclasses
@@ -49,17 +50,12 @@ def case(request):
 def recorded_window(config, stages):
     """The window that a recorded spectrum was made with: least squares over all its frames, channels and songs."""
     n_fft, hop = config.stft_n_fft, config.stft_hop_length
-    exact = hann_window(config.stft_win_length, n_fft)
-    if "stft" not in stages:
-        return exact
     frames = np.fft.irfft(stages["stft"].swapaxes(-1, -2), n=n_fft)
     margin = [(0, 0), (0, 0), (n_fft // 2, n_fft // 2)]
     padded = np.pad(stages["mixture"].astype(np.float64), margin, mode="reflect")
     samples = np.stack([padded[..., t * hop : t * hop + n_fft] for t in range(frames.shape[-2])], axis=-2)
     axes = (0, 1, 2)
-    window = (frames * samples).sum(axes) / (samples * samples).sum(axes)
-    assert np.abs(window - exact).max() < 1e-4, "not a Hann window"
-    return window.astype(np.float32)
+    return ((frames * samples).sum(axes) / (samples * samples).sum(axes)).astype(np.float32)
 
 
 def our_stages(config, params, mixture):
@@ -86,13 +82,28 @@ def our_stages(config, params, mixture):
 
 def test_every_stage(case, monkeypatch):
     name, config, params, recorded = case
-    window = recorded_window(config, recorded)
-    monkeypatch.setattr(stft_module, "hann_window", lambda *_: window)
+    if name == "wsa":
+        window = recorded_window(config, recorded)
+        monkeypatch.setattr(stft_module, "hann_window", lambda *_: window)
     ours = our_stages(config, params, recorded["mixture"])
     errors = {stage: relative_error(ours[stage], recorded[stage]) for stage in ours if stage in recorded}
     assert {"mask", "output"} <= set(errors)
     print(name, {stage: f"{error:.1e}" for stage, error in errors.items()})
     assert max(errors.values()) < BOUND
+
+
+def test_the_recorded_window_of_wsa(case):
+    name, config, _, recorded = case
+    if "stft" not in recorded:
+        assert name in ("two_stems", "bs")
+        return
+    off = np.abs(recorded_window(config, recorded) - hann_window(config.stft_win_length, config.stft_n_fft))
+    first, second = np.split(off, [len(off) // 2 + 1])
+    assert second.max() < 1e-6
+    if name == "wsa":
+        assert 5e-5 < first.max() < 1e-4, "the window is exact: drop the correction in this file"
+    else:
+        assert first.max() < 1e-6
 
 
 def test_the_spectrum(case):
@@ -106,8 +117,9 @@ def test_the_spectrum(case):
 
 def test_the_live_reference(case, monkeypatch):
     name, config, _, recorded = case
-    window = torch.tensor(recorded_window(config, recorded))
-    monkeypatch.setattr(torch, "hann_window", lambda *_, **__: window)
+    if name == "wsa":
+        window = torch.tensor(recorded_window(config, recorded))
+        monkeypatch.setattr(torch, "hann_window", lambda *_, **__: window)
     state = torch.load(GOLDEN / name / "model.ckpt", weights_only=True)
     mel = config.band_scheme == "mel"
     model = (MelBandRoformer if mel else BSRoformer)(

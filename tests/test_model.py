@@ -100,7 +100,7 @@ def test_silence_gives_silence_and_finite_gradients(windowed):
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(gradient))
 
 
-def test_remat_changes_memory_not_numbers(windowed):
+def test_remat_does_not_change_the_gradients(windowed):
     _, model, params = windowed
     audio = music(np.random.default_rng(5), 1, 2, 8000)
 
@@ -129,7 +129,7 @@ def test_bfloat16_stays_close_to_float32(windowed):
 def test_one_block_without_sinks_sees_its_window_alone():
     """By gradients: with one block of window 4, features of frame t hang on the STFT frames t - 2 .. t + 2."""
     config = tiny_config(
-        depth=1, window=4, num_sinks=0, num_bands=4, stft_n_fft=512, stft_hop_length=512, stft_win_length=512
+        depth=1, window=4, num_sinks=0, num_bands=4, stft_n_fft=512, stft_hop_length=500, stft_win_length=512
     )
     model = RoFormer(config)
     params = init_params(model, 0)
@@ -142,10 +142,10 @@ def test_one_block_without_sinks_sees_its_window_alone():
 
         return abs(jax.grad(middle)(audio)).sum((0, 1))
 
-    # Frame t reads samples 512 t - 256 .. 512 t + 255.
+    # Frame t reads samples 500 t - 256 .. 500 t + 255.
     seen = np.flatnonzero(sensitivity(audio))
-    assert 512 * 13 - 256 <= seen.min() < 512 * 13
-    assert 512 * 17 <= seen.max() <= 512 * 17 + 255
+    assert 500 * 13 - 256 <= seen.min() < 500 * 13
+    assert 500 * 17 < seen.max() <= 500 * 17 + 255
 
 
 def test_fresh_parameters_are_reproducible_and_named():

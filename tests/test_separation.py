@@ -269,6 +269,9 @@ def test_a_mixture_that_cannot_be_used(mixture, message):
         ({"chunk_seconds": 0.01}, r"chunk_seconds is 0.01, expected at least 0.064"),
         ({"chunk_seconds": float("nan")}, "chunk_seconds is nan"),
         ({"chunk_seconds": 0.1, "overlap": 101}, "chunk_seconds is 0.1, expected at least 0.101"),
+        ({"chunk_seconds": 1e12}, r"chunk_seconds is 1000000000000.0, expected at most 86400 \(a day\)"),
+        ({"batch_size": 10**12}, "batch_size is 1000000000000, expected at most 65536"),
+        ({"batch_size": 10**30}, "batch_size is 10+, expected at most 65536"),
     ],
 )
 def test_settings_that_cannot_be_used(settings, message):
@@ -295,14 +298,38 @@ def test_weights_that_give_nan_are_reported():
         separate(model, model.params(np.nan), noise(2, 500), sample_rate=RATE)
 
 
-def test_too_little_memory_is_one_sentence():
+@pytest.mark.parametrize(("chunk_seconds", "amount"), [(2.0, "3 x 2.0 s of audio"), (None, "the whole recording")])
+def test_too_little_memory_on_the_device_is_one_sentence(chunk_seconds, amount):
     class Hungry(GainModel):
         def apply(self, variables, audio):
             raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 123 bytes")
 
-    model = Hungry()
-    with pytest.raises(InputError, match="not enough memory for 1 s of audio at once: use shorter chunks"):
-        separate(model, model.params(), noise(2, 1000), sample_rate=RATE, chunk_seconds=None)
+    model, settings = Hungry(), {"sample_rate": RATE, "chunk_seconds": chunk_seconds, "batch_size": 3}
+    with pytest.raises(InputError, match=f"not enough memory for {amount} at once: use shorter chunks"):
+        separate(model, model.params(), noise(2, 1000), **settings)
+
+
+@pytest.mark.parametrize(
+    ("function", "settings", "amount"),
+    [
+        ("zeros", {"chunk_seconds": 0.25, "batch_size": 4321}, "4321 x 0.3 s of audio"),
+        ("pad", {"chunk_seconds": 2.0}, "1 x 2.0 s of audio"),
+        ("pad", {"chunk_seconds": None}, "the whole recording"),
+    ],
+)
+def test_too_little_memory_for_numpy_is_the_same_sentence(monkeypatch, function, settings, amount):
+    model, mixture = GainModel(), noise(2, 1001)
+    params = model.params()
+    original = getattr(np, function)
+
+    def limited(first, *args, **kwargs):
+        if function == "pad" or np.size(first) > 1:  # of zeros the batch, whose shape has more than one axis
+            raise MemoryError("Unable to allocate 30.9 GiB for an array")
+        return original(first, *args, **kwargs)
+
+    monkeypatch.setattr(np, function, limited)
+    with pytest.raises(InputError, match=f"not enough memory for {amount} at once: use shorter chunks"):
+        separate(model, params, mixture, sample_rate=RATE, **settings)
 
 
 def test_other_errors_of_the_model_are_not_hidden():

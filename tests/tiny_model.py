@@ -1,4 +1,7 @@
-"""A model small enough to be made, saved and loaded many times in a test."""
+"""A model small enough to be made, saved and loaded many times in a test, and what goes wrong on a disk."""
+
+import errno
+import os
 
 import jax
 import numpy as np
@@ -67,3 +70,30 @@ def assert_same(expected, found):
     assert jax.tree.structure(expected) == jax.tree.structure(found)
     for want, have in zip(jax.tree.leaves(expected), jax.tree.leaves(found), strict=True):
         np.testing.assert_array_equal(want, have, strict=True)
+
+
+def files_in(directory):
+    return {p.relative_to(directory): p.read_bytes() for p in directory.rglob("*") if p.is_file()}
+
+
+def largest_file(directory):
+    return max((p for p in directory.rglob("*") if p.is_file()), key=lambda p: p.stat().st_size)
+
+
+# A full disk, as Python and as TensorStore say it.
+FULL = [
+    OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)),
+    ValueError("RESOURCE_EXHAUSTED: Error writing: No space left on device [os_error_code='28']"),
+]
+
+
+def fail_halfway(error):
+    """Orbax's save, except that it writes a part and then fails."""
+
+    def save(self, directory, *_, **__):
+        partial = directory.with_name(directory.name + ".orbax-checkpoint-tmp")
+        partial.mkdir(parents=True)
+        (partial / "part").write_bytes(b"half")
+        raise error
+
+    return save

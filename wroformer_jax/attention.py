@@ -17,11 +17,13 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
+from wroformer_jax.errors import InputError
 from wroformer_jax.products import product
 
 QUERY_BLOCK = 64  # frames: the queries of a windowed block, who share one slice of keys
 FRAMES_A_STEP = 512  # frames: queries of one scan step of the windowed attention
 FULL_BLOCK = 512  # tokens: queries and keys of one scan step of the full attention
+MAX_REACH = 512  # frames: beyond it a window is walked over in blocks of keys instead of laid out whole
 
 # Scores of keys that a query may not see. Finite, so that a row without any visible key stays finite.
 HIDDEN = -1e30
@@ -37,8 +39,8 @@ def windowed_sink_attention(
 ) -> Float[Array, "batch token head head_dim"]:
     """Attention within a window around each token, and from and to the sinks in front.
 
-    Query i sees key j when i < num_sinks, or j < num_sinks, or |i - j| <= window // 2. Cost and memory grow
-    linearly with the number of tokens for a given window.
+    Query i sees key j when i < num_sinks, or j < num_sinks, or |i - j| <= window // 2. Memory grows linearly with the
+    number of tokens whatever the window, and so does the cost for a given window.
 
     Args:
       q: queries, not yet scaled.
@@ -46,18 +48,23 @@ def windowed_sink_attention(
       v: values.
       window: tokens around a token that it sees, window // 2 on each side; any size, 0 is itself alone.
       num_sinks: tokens at the start that see and are seen by all; may exceed the number of tokens.
+
+    Raises:
+      InputError: window or num_sinks is negative.
     """
-    num_tokens = q.shape[1]
-    num_sinks = min(num_sinks, num_tokens)
+    if window < 0 or num_sinks < 0:
+        raise InputError(f"window is {window} and num_sinks {num_sinks}, expected neither to be negative")
+    num_tokens, reach = q.shape[1], window // 2
+    if reach >= num_tokens - 1 or num_sinks >= num_tokens:
+        return full_attention(q, k, v)
     (q_sinks, k_sinks, v_sinks), frames = (
         tuple(x[:, part] for x in (q, k, v)) for part in (slice(num_sinks), slice(num_sinks, None))
     )
-    outputs = []
-    if num_sinks:
-        outputs.append(full_attention(q_sinks, k, v))
-    if num_sinks < num_tokens:
-        outputs.append(_frame_attention(*frames, k_sinks, v_sinks, reach=window // 2))
-    return jnp.concatenate(outputs, axis=1)
+    if reach <= MAX_REACH:
+        out = _frame_attention(*frames, k_sinks, v_sinks, reach=reach)
+    else:
+        out = _online_attention(frames[0], k, v, reach=reach, num_sinks=num_sinks)
+    return jnp.concatenate([full_attention(q_sinks, k, v), out], axis=1) if num_sinks else out
 
 
 def full_attention(
@@ -74,39 +81,70 @@ def full_attention(
       k: keys.
       v: values.
     """
-    num_queries, num_keys = q.shape[1], k.shape[1]
-    q, k, v = (x.swapaxes(1, 2) for x in (q, k, v))
-    if num_queries <= FULL_BLOCK and num_keys <= FULL_BLOCK:
-        return _attend(q, k, v).swapaxes(1, 2)
+    if q.shape[1] <= FULL_BLOCK and k.shape[1] <= FULL_BLOCK:
+        return _attend(*(x.swapaxes(1, 2) for x in (q, k, v))).swapaxes(1, 2)
+    return _online_attention(q, k, v)
 
-    keys, values = _blocks(k, FULL_BLOCK), _blocks(v, FULL_BLOCK)
+
+def _online_attention(
+    q: Float[Array, "batch query head head_dim"],
+    k: Float[Array, "batch token head head_dim"],
+    v: Float[Array, "batch token head head_dim"],
+    *,
+    reach: int | None = None,
+    num_sinks: int = 0,
+) -> Float[Array, "batch query head head_dim"]:
+    """Blocks of queries over blocks of keys, with an online softmax.
+
+    With `reach`, the queries are those of the tokens behind the sinks, see `reach` tokens on each side and the sinks,
+    and blocks of keys that a block of queries does not see are skipped.
+    """
+    num_queries, num_keys = q.shape[1], k.shape[1]
+    size = min(FULL_BLOCK, num_queries)
+    queries = _blocks(q.swapaxes(1, 2), size)
+    keys, values = (_blocks(x.swapaxes(1, 2), FULL_BLOCK) for x in (k, v))
+    first_queries = num_sinks + jnp.arange(len(queries)) * size
     first_keys = jnp.arange(len(keys)) * FULL_BLOCK
 
-    @jax.checkpoint
-    def over_keys(carry, block):
-        (query, maximum, total, weighted), (key, value, first) = carry, block
-        scores = _scores(query, key)
-        scores = jnp.where(first + jnp.arange(FULL_BLOCK) < num_keys, scores, HIDDEN)
+    def update(carry, block):
+        (query, first_query, maximum, total, weighted), (key, value, first_key) = carry, block
+        token = first_key + jnp.arange(FULL_BLOCK)
+        visible = token < num_keys
+        if reach is not None:
+            distance = first_query + jnp.arange(size)[:, None] - token
+            visible &= (abs(distance) <= reach) | (token < num_sinks)
+        scores = jnp.where(visible, _scores(query, key), HIDDEN)
         # The result does not depend on the maximum, which only guards against overflow: no gradient through it.
         new_maximum = jax.lax.stop_gradient(jnp.maximum(maximum, scores.max(-1)))
         shrink = jnp.exp(maximum - new_maximum)
-        weights = jnp.exp(scores - new_maximum[..., None])
+        # Where a row has seen no key yet the maximum is HIDDEN itself, and hidden keys would weigh 1.
+        weights = jnp.where(visible, jnp.exp(scores - new_maximum[..., None]), 0.0)
         total = total * shrink + weights.sum(-1)
         weighted = weighted * shrink[..., None] + _mix(weights, value)
-        return (query, new_maximum, total, weighted), None
+        return query, first_query, new_maximum, total, weighted
 
     @jax.checkpoint
-    def over_queries(_, query):
+    def over_keys(carry, block):
+        if reach is None:
+            return update(carry, block), None
+        first_query, first_key = carry[1], block[2]
+        near = (first_key + FULL_BLOCK > first_query - reach) & (first_key <= first_query + size - 1 + reach)
+        return jax.lax.cond(near | (first_key < num_sinks), update, lambda carry, _: carry, carry, block), None
+
+    @jax.checkpoint
+    def over_queries(_, block):
+        query, first_query = block
         start = (
             query,
+            first_query,
             jnp.full(query.shape[:-1], HIDDEN, jnp.float32),
             jnp.zeros(query.shape[:-1], jnp.float32),
             jnp.zeros(query.shape, jnp.float32),
         )
-        (_, _, total, weighted), _ = jax.lax.scan(over_keys, start, (keys, values, first_keys))
+        (*_, total, weighted), _ = jax.lax.scan(over_keys, start, (keys, values, first_keys))
         return None, (weighted / total[..., None]).astype(query.dtype)
 
-    _, out = jax.lax.scan(over_queries, None, _blocks(q, min(FULL_BLOCK, num_queries)))
+    _, out = jax.lax.scan(over_queries, None, (queries, first_queries))
     return _unblock(out, num_queries).swapaxes(1, 2)
 
 
@@ -125,7 +163,6 @@ def _frame_attention(
     before and the first `reach` of the block after. A scan step takes several blocks.
     """
     num_frames = q.shape[1]
-    reach = min(reach, num_frames - 1)
     block = max(reach, min(QUERY_BLOCK, num_frames))
     num_blocks = -(-num_frames // block)
     steps = -(-num_blocks * block // max(FRAMES_A_STEP, block))

@@ -157,7 +157,8 @@ class SongWriter:
 
     A context manager: inside it the samples go to hidden temporary files next to their destinations, which are
     checked and renamed on leaving it. If it is left by an exception, the temporary files and the folders
-    that were made for them are deleted.
+    that were made for them are deleted. If one file cannot be renamed, those that were are taken away again, and
+    the files that they replaced are put back.
 
     Args:
       paths: for each stem, the file to write; an existing file is replaced.
@@ -167,7 +168,8 @@ class SongWriter:
       encoding: one of the values of ENCODINGS.
 
     Raises:
-      InputError: a file cannot be written (no permission, disk full, format without this sample rate).
+      InputError: a file cannot be written (no permission, disk full, format without this sample rate, a directory
+        of that name).
     """
 
     def __init__(
@@ -175,7 +177,7 @@ class SongWriter:
     ) -> None:
         self._peaks = dict.fromkeys(paths, 0.0)  # largest absolute sample of each stem, 1 is full scale
         self._paths = dict(paths)
-        self._temporary = {n: p.with_name(f".{p.name}.{os.getpid()}.part") for n, p in paths.items()}
+        self._temporary = {name: _hidden(path, "part") for name, path in paths.items()}
         self._sample_rate, self._channels, self._encoding = sample_rate, channels, encoding
         is_long = samples * channels * encoding.bits // 8 > _WAV_LIMIT
         self._container = "RF64" if is_long and encoding.container == "WAV" else encoding.container
@@ -186,6 +188,7 @@ class SongWriter:
     def __enter__(self) -> SongWriter:
         import soundfile
 
+        self._refuse_directories()  # which renaming would find at the end of a long song
         try:
             for name, path in self._paths.items():
                 with _writing(path):
@@ -230,12 +233,34 @@ class SongWriter:
                 # libsndfile does not report what it could not write while closing.
                 if not _is_whole(self._temporary[name], self._written):
                     raise _unwritable(path, "what was written is not whole")
-            for name, path in self._paths.items():
-                with _writing(path):
-                    self._temporary[name].replace(path)
+            self._rename_all()
         except BaseException:
             self._discard()
             raise
+
+    def _refuse_directories(self) -> None:
+        for path in self._paths.values():
+            if os.path.isdir(path):
+                raise InputError(f"{path} cannot be written: it is a directory, choose another output folder")
+
+    def _rename_all(self) -> None:
+        self._refuse_directories()
+        replaced = []
+        with contextlib.ExitStack() as undo:
+            for name, path in self._paths.items():
+                with _writing(path):
+                    # What undoes a step is noted before it, so that an interruption between them loses nothing.
+                    if os.path.lexists(path):
+                        old = _hidden(path, "old")
+                        undo.callback(_put_back, old, path)
+                        path.replace(old)
+                        replaced.append(old)
+                    else:
+                        undo.callback(_remove, path)
+                    self._temporary[name].replace(path)
+            undo.pop_all()
+        for old in replaced:
+            _remove(old)
 
     def _make_folder(self, folder: Path) -> None:
         missing = list(itertools.takewhile(lambda parent: not parent.exists(), (folder, *folder.parents)))
@@ -248,13 +273,27 @@ class SongWriter:
             # Closing flushes, which fails again on a full disk; the file is deleted next.
             with contextlib.suppress(RuntimeError, OSError):
                 file.close()
-        # What is not there, or holds something else by now, stays as it is.
         for temporary in self._temporary.values():
-            with contextlib.suppress(OSError):
-                temporary.unlink()
+            _remove(temporary)
+        # A folder that holds something else by now stays.
         for folder in reversed(self._made_folders):
             with contextlib.suppress(OSError):
                 folder.rmdir()
+
+
+def _hidden(path: Path, purpose: str) -> Path:
+    """A name beside `path` that no other process uses and no player lists."""
+    return path.with_name(f".{path.name}.{os.getpid()}.{purpose}")
+
+
+def _remove(path: Path) -> None:
+    with contextlib.suppress(OSError):
+        path.unlink()
+
+
+def _put_back(old: Path, path: Path) -> None:
+    with contextlib.suppress(OSError):
+        old.replace(path)
 
 
 def _checked_size(path: Path) -> int:
@@ -328,7 +367,7 @@ def _writing(path: Path) -> Iterator[None]:
 
 
 def _unwritable(path: Path, reason: str) -> InputError:
-    folder = next(parent for parent in path.absolute().parents if parent.exists())
+    folder = next(parent for parent in path.absolute().parents if os.path.exists(parent))
     free = shutil.disk_usage(folder).free / 2**20
     if free < 1:  # libsndfile calls it a system error
         reason = "the disk is full"

@@ -123,7 +123,7 @@ def _add_verbose(parser: argparse.ArgumentParser) -> None:
 def _models(args: argparse.Namespace) -> int:
     from wroformer_jax.hub import models_table
 
-    print(models_table())
+    _print(models_table())
     return EXIT_OK
 
 
@@ -131,11 +131,9 @@ def _separate(args: argparse.Namespace) -> int:
     """Everything that can fail early does: files, then checkpoint, then settings; then the songs one by one."""
     from wroformer_jax.audio import AUDIO_SUFFIXES
 
-    found = _find_songs(args.inputs, args.output)
-    if not found:
-        raise InputError(
-            f"no audio files in {', '.join(map(str, args.inputs))} (looked for {', '.join(AUDIO_SUFFIXES)})"
-        )
+    found, empty_folders = _find_songs(args.inputs, args.output)
+    for folder in empty_folders:
+        _say(f"wroformer: error: no audio files in {folder} (looked for {', '.join(AUDIO_SUFFIXES)})")
     songs = [(song, info) for song in found if (info := _inspected(song, args)) is not None]
     if not songs:
         return EXIT_UNUSABLE
@@ -144,7 +142,7 @@ def _separate(args: argparse.Namespace) -> int:
     done = sum(_separated(song, info, settings) for song, info in songs)
     if done == 0:
         return EXIT_UNUSABLE
-    return EXIT_OK if done == len(found) else EXIT_SOME_FAILED
+    return EXIT_OK if done == len(found) and not empty_folders else EXIT_SOME_FAILED
 
 
 def _inspected(song: Song, args: argparse.Namespace) -> AudioInfo | None:
@@ -189,7 +187,7 @@ def _separate_song(song: Song, info: AudioInfo, settings: Settings) -> None:
 
     args, encoding = settings.args, ENCODINGS[settings.args.format]
     paths = _paths(song, settings)
-    if not args.overwrite and (there := [str(path) for path in paths.values() if path.exists()]):
+    if not args.overwrite and (there := [str(path) for path in paths.values() if os.path.exists(path)]):
         raise InputError(f"{there[0]} exists: use --overwrite to replace it, or another --output")
     start = time.perf_counter()
     blocks = separate_blocks(
@@ -219,9 +217,7 @@ def _separate_song(song: Song, info: AudioInfo, settings: Settings) -> None:
             "use --format wav32f to keep it"
         )
     files = ", ".join(path.name for path in paths.values())
-    summary = f"{song.folder}: {files} ({audio_seconds:.1f} s of audio, {speed(audio_seconds, seconds)})"
-    # Old file names need not be UTF-8, and stdout refuses those.
-    print(summary.encode(errors="backslashreplace").decode(), flush=True)
+    _print(f"{song.folder}: {files} ({audio_seconds:.1f} s of audio, {speed(audio_seconds, seconds)})")
 
 
 def _paths(song: Song, settings: Settings) -> dict[str, Path]:
@@ -233,21 +229,25 @@ def _paths(song: Song, settings: Settings) -> dict[str, Path]:
 
 
 def _refuse_to_replace_songs(songs: Sequence[Song], settings: Settings) -> None:
-    sources = {song.source.resolve(): song.source for song in songs}
+    sources = {os.path.realpath(song.source): song.source for song in songs}
     for song in songs:
         for path in _paths(song, settings).values():
-            if (source := sources.get(path.resolve())) is not None:
+            if (source := sources.get(os.path.realpath(path))) is not None:
                 raise InputError(f"{source} is a song, and a stem of {song.source} too: use another --output")
 
 
-def _find_songs(inputs: Sequence[Path], output: Path) -> list[Song]:
+def _find_songs(inputs: Sequence[Path], output: Path) -> tuple[list[Song], list[Path]]:
     """All files named and all audio files in the folders named, each with its own folder below `output`.
+
+    Returns:
+      The songs, and the folders named that hold none.
 
     Raises:
       InputError: two files would be written to one place, or a folder cannot be read or is the output itself.
     """
     songs: dict[str, Song] = {}
-    for source, relative in itertools.chain.from_iterable(_songs_of(path, output) for path in inputs):
+    songs_of = {path: list(_songs_of(path, output)) for path in inputs}
+    for source, relative in itertools.chain.from_iterable(songs_of.values()):
         # A name such as '...wav' would leave '..', which is another folder.
         name = relative.stem if relative.stem.strip(".") else relative.name
         song = Song(source, output / relative.parent / name)
@@ -258,21 +258,25 @@ def _find_songs(inputs: Sequence[Path], output: Path) -> list[Song]:
                 f"{other.source} and {source} would both be written to {song.folder}: "
                 "separate them one at a time, with another --output for each"
             )
-    return list(songs.values())
+    return list(songs.values()), [path for path, songs_of_path in songs_of.items() if not songs_of_path]
 
 
 def _songs_of(path: Path, output: Path) -> Iterator[tuple[Path, Path]]:
     """Files to separate, and where they stand relative to the folder that was named."""
     from wroformer_jax.audio import AUDIO_SUFFIXES
 
-    if not path.is_dir():
+    # os.path: Path's own is_dir, exists and resolve raise for names too long and for links in circles.
+    if not os.path.isdir(path):
         yield path, Path(path.name)
         return
-    if path.resolve() == output.resolve():
+    real_output = os.path.realpath(output)
+    if os.path.realpath(path) == real_output:
         raise InputError(f"{path} is input and --output: its stems would be taken for songs the next time")
     for folder, folders, files in os.walk(path, onerror=_refuse_folder):
         # Earlier stems are not songs, and hidden files are not meant.
-        folders[:] = sorted(f for f in folders if f[0] != "." and Path(folder, f).resolve() != output.resolve())
+        folders[:] = sorted(
+            f for f in folders if f[0] != "." and os.path.realpath(os.path.join(folder, f)) != real_output
+        )
         for file in sorted(files):
             if file[0] != "." and Path(file).suffix.lower() in AUDIO_SUFFIXES:
                 yield Path(folder, file), Path(folder, file).relative_to(path)
@@ -329,6 +333,12 @@ def _report(error: InputError, *, verbose: bool, song: Song | None = None) -> No
         "" if song is None or str(song.source) in str(error) or str(song.folder) in str(error) else f"{song.source}: "
     )
     _say(f"wroformer: error: {about}{error}")
+
+
+def _print(text: str) -> None:
+    """Prints on stdout, which refuses characters that its encoding lacks: they become escapes, as on stderr."""
+    encoding = sys.stdout.encoding or "utf-8"
+    print(text.encode(encoding, errors="backslashreplace").decode(encoding), flush=True)
 
 
 def _say(message: str) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -90,10 +91,10 @@ class ModelConfig:
             raise InputError(f"stems names a stem twice: {', '.join(self.stems)}")
         if self.stft_win_length > self.stft_n_fft:
             raise InputError(f"stft_win_length is {self.stft_win_length}, longer than stft_n_fft, {self.stft_n_fft}")
-        if self.stft_hop_length > self.stft_win_length:
+        if not _invertible(self.stft_hop_length, self.stft_win_length):
             raise InputError(
-                f"stft_hop_length is {self.stft_hop_length}, longer than stft_win_length, "
-                f"{self.stft_win_length}: some samples would be in no frame"
+                f"stft_hop_length is {self.stft_hop_length}, too long for stft_win_length = {self.stft_win_length}: "
+                "some samples would be in no frame, or be lost at the zero ends of the windows"
             )
         if self.band_scheme == "mel" and self.freqs_per_bands is not None:
             raise InputError("freqs_per_bands belongs to band_scheme 'band_split', but band_scheme is 'mel'")
@@ -154,6 +155,15 @@ _POSITIVE = (
     "mask_layers",
     "dim_mask",
 )
+
+
+def _invertible(hop: int, win: int) -> bool:
+    """Whether overlapped squared Hann windows are above 1e-11 everywhere, as torch.istft demands."""
+
+    def overlapped(sample: int) -> float:
+        return sum(math.sin(math.pi * n / win) ** 4 for n in range(sample, win, hop))
+
+    return hop <= win and all(overlapped(sample) > 1e-11 for sample in range(hop))
 
 
 def _check_int(name: str, value: Any, minimum: int) -> None:

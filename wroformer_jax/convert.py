@@ -13,7 +13,8 @@ from pathlib import Path
 
 from wroformer_jax.config import ModelConfig
 from wroformer_jax.errors import InputError
-from wroformer_jax.sources import TORCH_SUFFIXES, read, write_torch
+from wroformer_jax.files import CHECKPOINT_SUFFIXES, refuse_existing
+from wroformer_jax.sources import read, write_torch
 
 PROGRAM = "convert_torch_checkpoint.py"
 DEFAULT_WINDOW = 10  # frames, as published
@@ -24,7 +25,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command.
 
     Returns:
-      The exit status: 0, or 2 when the input cannot be used.
+      The exit status: 0, 2 when the input cannot be used, or 130 when interrupted.
     """
     arguments = _parser().parse_args(argv)
     try:
@@ -35,6 +36,9 @@ def main(argv: Sequence[str] | None = None) -> int:
             traceback.print_exc()
         print(f"{PROGRAM}: error: {error}", file=sys.stderr)
         return 2
+    except KeyboardInterrupt:
+        print(f"{PROGRAM}: interrupted", file=sys.stderr)
+        return 130
     return 0
 
 
@@ -43,10 +47,9 @@ def to_jax(arguments: argparse.Namespace) -> None:
     from wroformer_jax.checkpoint import save_model
     from wroformer_jax.torch_bridge import add_windowed_sinks
 
-    if arguments.dst.suffix in TORCH_SUFFIXES:
+    if arguments.dst.suffix in CHECKPOINT_SUFFIXES:
         raise InputError(f"{arguments.dst} is named like a PyTorch file, but to-jax writes a directory")
-    if arguments.dst.exists() and not arguments.overwrite:
-        raise InputError(_exists(arguments.dst))
+    refuse_existing(arguments.dst, overwrite=arguments.overwrite)
     print(f"reading {arguments.src}", flush=True)
     config, params, layout = read(arguments.src, config=arguments.config)
     notes = []
@@ -54,8 +57,6 @@ def to_jax(arguments: argparse.Namespace) -> None:
         window = DEFAULT_WINDOW if arguments.window is None else arguments.window
         sinks = DEFAULT_SINKS if arguments.sinks is None else arguments.sinks
         config, params = add_windowed_sinks(config, params, window=window, num_sinks=sinks, seed=arguments.seed)
-        # The layout is that of a file without sinks: what is written back gets the public names and order.
-        layout = None
         notes.append(("new", f"{sinks} sink tokens, random with seed {arguments.seed}: fine-tune before use"))
     print(f"writing {arguments.dst}", flush=True)
     save_model(arguments.dst, config, params, torch_layout=layout, overwrite=arguments.overwrite)
@@ -65,10 +66,9 @@ def to_jax(arguments: argparse.Namespace) -> None:
 
 def to_torch(arguments: argparse.Namespace) -> None:
     """Writes a PyTorch file from any source, with the key names that the public PyTorch code expects."""
-    if arguments.dst.suffix not in TORCH_SUFFIXES:
-        raise InputError(f"{arguments.dst} must end in one of {', '.join(TORCH_SUFFIXES)}")
-    if arguments.dst.exists() and not arguments.overwrite:
-        raise InputError(_exists(arguments.dst))
+    if arguments.dst.suffix not in CHECKPOINT_SUFFIXES:
+        raise InputError(f"{arguments.dst} must end in one of {', '.join(CHECKPOINT_SUFFIXES)}")
+    refuse_existing(arguments.dst, overwrite=arguments.overwrite)
     print(f"reading {arguments.src}", flush=True)
     config, params, layout = read(arguments.src)
     print(f"writing {arguments.dst}", flush=True)
@@ -91,7 +91,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     group.add_argument("--window", type=int, help=f"frames that a frame sees around itself (default {DEFAULT_WINDOW})")
     group.add_argument("--sinks", type=int, help=f"new sink tokens (default {DEFAULT_SINKS})")
-    group.add_argument("--seed", type=int, default=0, help="of the new sink tokens (default 0)")
+    group.add_argument("--seed", type=_seed, default=0, help="of the new sink tokens (default 0)")
     jax_parser.set_defaults(run=to_jax)
 
     torch_parser = commands.add_parser(
@@ -100,7 +100,7 @@ def _parser() -> argparse.ArgumentParser:
     torch_parser.set_defaults(run=to_torch)
 
     kinds = "a PyTorch file, a model directory, a training workdir, hf://owner/repo/file or a known name"
-    results = ((jax_parser, "the model directory"), (torch_parser, f"a {', '.join(TORCH_SUFFIXES)} file"))
+    results = ((jax_parser, "the model directory"), (torch_parser, f"a {', '.join(CHECKPOINT_SUFFIXES)} file"))
     for command, result in results:
         command.add_argument("src", metavar="SRC", help=kinds)
         command.add_argument("dst", metavar="DST", type=Path, help=f"{result} to write")
@@ -109,8 +109,10 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _exists(dst: Path) -> str:
-    return f"{dst} exists already: remove it, choose another name, or add --overwrite"
+def _seed(text: str) -> int:
+    if not text.isdecimal():
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of at least 0")
+    return int(text)
 
 
 def _report(

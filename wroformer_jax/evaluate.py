@@ -6,7 +6,6 @@ import functools
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Float32
 
@@ -50,4 +49,4 @@ def separate_song(
 def _first_stem(
     model: RoFormer, params: Any, mixtures: Float[Array, "batch channel sample"]
 ) -> Float[Array, "batch channel sample"]:
-    return jnp.asarray(model.apply({"params": params}, mixtures)[:, 0])
+    return model.apply({"params": params}, mixtures)[:, 0]

@@ -13,6 +13,50 @@ from pathlib import Path
 
 from wroformer_jax.errors import InputError
 
+PICKLE_SUFFIXES = (".ckpt", ".pt", ".pth", ".th")  # written by torch.save
+CHECKPOINT_SUFFIXES = (*PICKLE_SUFFIXES, ".safetensors")
+
+
+def _read_umask() -> int:
+    umask = os.umask(0o077)
+    os.umask(umask)
+    return umask
+
+
+# It can only be read by setting it, for all threads: once, before there are any.
+_UMASK = _read_umask()
+
+
+def exists(path: Path) -> bool:
+    """Whether there is something at `path`.
+
+    Raises:
+      InputError: the file system does not say, as for a name that is too long or a folder that is closed to us.
+    """
+    try:
+        path.stat()
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+    except OSError as error:
+        raise InputError(f"cannot use the path {path}: {error.strerror}") from error
+    except ValueError as error:  # a null character
+        raise InputError(f"cannot use the path {str(path)!r}: {error}") from error
+    return True
+
+
+def refuse_existing(path: Path, *, overwrite: bool) -> None:
+    """Raises an InputError if there is something at `path` that is not to be overwritten."""
+    if exists(path) and not overwrite:
+        raise InputError(
+            f"{path} exists already: remove it, choose another name, or overwrite it (with --overwrite, or in "
+            "Python overwrite=True)"
+        )
+
+
+def open_to_others(temporary: Path) -> None:
+    """Gives a temporary file or directory, which only its owner can read, the permissions of any new one."""
+    temporary.chmod((0o777 if temporary.is_dir() else 0o666) & ~_UMASK)
+
 
 @contextlib.contextmanager
 def replacing(path: str | os.PathLike) -> Iterator[Path]:
@@ -26,9 +70,7 @@ def replacing(path: str | os.PathLike) -> Iterator[Path]:
     temporary = Path(name)
     try:
         yield temporary
-        umask = os.umask(0)
-        os.umask(umask)
-        temporary.chmod(0o666 & ~umask)  # mkstemp makes files that only their owner can read
+        open_to_others(temporary)
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)

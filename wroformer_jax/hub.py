@@ -7,12 +7,27 @@ HF_HUB_OFFLINE.
 from __future__ import annotations
 
 import dataclasses
-from pathlib import Path
+import logging
+from pathlib import Path, PurePosixPath
+from typing import NamedTuple
 
 from wroformer_jax.config import ModelConfig
 from wroformer_jax.errors import InputError
 
 PREFIX = "hf://"
+
+_log = logging.getLogger("wroformer")
+
+
+class HubFile(NamedTuple):
+    """A file on the hub; the revision is a branch, tag or commit, None for the main branch."""
+
+    repo: str
+    file: str
+    revision: str | None = None
+
+    def __str__(self) -> str:
+        return f"{PREFIX}{self.repo}{f'@{self.revision}' if self.revision else ''}/{self.file}"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -73,49 +88,78 @@ def fetch(source: str) -> tuple[Path, ModelConfig | None]:
     """
     if source in KNOWN:
         known = KNOWN[source]
-        return _download(known.repo, known.file, None), known.config
-    repo, file, revision = _parse(source)
-    for known in KNOWN.values():
-        if (known.repo, known.file) == (repo, file):
-            return _download(repo, file, revision), known.config
-    return _download(repo, file, revision), None
+        return _download(HubFile(known.repo, known.file)), known.config
+    place = parse(source)
+    config = next((known.config for known in KNOWN.values() if (known.repo, known.file) == place[:2]), None)
+    return _download(place), config
 
 
-def _parse(source: str) -> tuple[str, str, str | None]:
+def fetch_yaml(source: str) -> Path | None:
+    """Downloads the settings of a checkpoint: the .yaml file of the same name in the same folder of its repository.
+
+    Args:
+      source: as for `fetch`, but not a known name.
+
+    Returns:
+      Where the file is now; None if the repository has none, or it is not in the cache and the hub cannot be
+      reached, which is logged.
+
+    Raises:
+      InputError: the source is misspelt, or the hub refuses it.
+    """
+    from huggingface_hub import errors
+
+    weights = parse(source)
+    place = weights._replace(file=str(PurePosixPath(weights.file).with_suffix(".yaml")))
+    try:
+        return _download(place)
+    except InputError as error:
+        if not isinstance(error.__cause__, errors.EntryNotFoundError):
+            raise
+        if isinstance(error.__cause__, errors.LocalEntryNotFoundError):
+            _log.warning("going on without the YAML file of %s, if there is one: %s", source, error)
+        return None
+
+
+def parse(source: str) -> HubFile:
+    """Takes `hf://owner/repo/file` or `hf://owner/repo@revision/file` apart.
+
+    Raises:
+      InputError: it is not of this form.
+    """
     parts = source.removeprefix(PREFIX).split("/", 2)
     if len(parts) < 3 or not all(parts):
         raise InputError(f"{source} is not of the form hf://owner/repo/file (or hf://owner/repo@revision/file)")
     owner, name, file = parts
     name, _, revision = name.partition("@")
-    return f"{owner}/{name}", file, revision or None
+    return HubFile(f"{owner}/{name}", file, revision or None)
 
 
-def _download(repo: str, file: str, revision: str | None) -> Path:
+def _download(place: HubFile) -> Path:
     import huggingface_hub
     from huggingface_hub import errors
 
-    where = f"{PREFIX}{repo}{f'@{revision}' if revision else ''}/{file}"
     try:
-        return Path(huggingface_hub.hf_hub_download(repo, file, revision=revision))
+        return Path(huggingface_hub.hf_hub_download(place.repo, place.file, revision=place.revision))
     except errors.GatedRepoError as error:
         raise InputError(
-            f"{where} is gated: ask for access on its page on the hub, then log in with `hf auth login`"
+            f"{place} is gated: ask for access on its page on the hub, then log in with `hf auth login`"
         ) from error
     except errors.RepositoryNotFoundError as error:
         raise InputError(
-            f"{where}: there is no repository {repo} on the hub, or it is private: check its name, or log in "
+            f"{place}: there is no repository {place.repo} on the hub, or it is private: check its name, or log in "
             "with `hf auth login`"
         ) from error
     except errors.RevisionNotFoundError as error:
-        raise InputError(f"{where}: the repository has no revision {revision!r}") from error
+        raise InputError(f"{place}: the repository has no revision {place.revision!r}") from error
     except errors.LocalEntryNotFoundError as error:
         raise InputError(
-            f"{where} is not in the cache and the hub cannot be reached: {_why_unreachable(error)}"
+            f"{place} is not in the cache and the hub cannot be reached: {_why_unreachable(error)}"
         ) from error
     except errors.EntryNotFoundError as error:
-        raise InputError(f"{where}: the repository has no file {file!r}") from error
+        raise InputError(f"{place}: the repository has no file {place.file!r}") from error
     except Exception as error:  # also the errors of whichever HTTP library this huggingface_hub is built on
-        raise InputError(f"cannot download {where}: {_first_line(error)}") from error
+        raise InputError(f"cannot download {place}: {_first_line(error)}") from error
 
 
 def _why_unreachable(error: Exception) -> str:

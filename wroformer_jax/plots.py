@@ -75,7 +75,7 @@ def save_curves(
     left, right = figure.subplots(1, 2)
     if loss:
         steps, values = np.array(loss, np.float64).T
-        left.plot(steps, values, color="tab:blue", alpha=0.3, marker=".", linewidth=1, label="each logged step")
+        left.plot(steps, values, color="tab:blue", alpha=0.3, marker=".", linewidth=1, label="as logged")
         left.plot(steps, _running_mean(values), color="tab:blue", linewidth=2, label="running mean")
         left.set_ylim(bottom=0)
         left.legend(frameon=False)

@@ -33,6 +33,9 @@ Params = Mapping[str, Any]
 Run = Callable[[Float32[np.ndarray, "batch channel sample"]], Float32[np.ndarray, "batch stem channel sample"]]
 
 LOG_SECONDS = 30.0  # between two lines of progress where there is no terminal
+# More than anybody separates at once. Far above, sizes overflow in ways that no longer look like too little memory.
+LONGEST_CHUNK = 24 * 3600  # seconds
+LARGEST_BATCH = 1 << 16  # chunks
 
 # A weight of zero would lose a sample that lies in one chunk only (overlap 1); this one rounds away beside others.
 _SMALLEST_WEIGHT = 1e-6
@@ -74,7 +77,8 @@ def separate(
       the rest of the mixture, mixture - stem, under the name 'instrumental' (see `stem_names`).
 
     Raises:
-      InputError: the mixture or a setting cannot be used, or the model's output is not finite.
+      InputError: the mixture or a setting cannot be used, there is too little memory, or the model's output is
+        not finite.
     """
     mixture = _checked_mixture(mixture)
     samples = mixture.shape[1]
@@ -129,7 +133,7 @@ def separate_blocks(
     """
     config: ModelConfig = model.config
     _check_whole("sample_rate", sample_rate)
-    _check_whole("batch_size", batch_size)
+    _check_whole("batch_size", batch_size, most=LARGEST_BATCH)
     chunk = chunk_samples(config, chunk_seconds, overlap)
     blocks = iter(blocks)
     first = next(blocks, None)
@@ -146,6 +150,8 @@ def separate_blocks(
         estimates = _in_one_pass(heard, run, config)
     else:
         estimates = _overlap_add(heard, run, chunk=chunk, step=chunk // overlap, batch_size=batch_size)
+    amount = "the whole recording" if chunk is None else f"{batch_size} x {chunk / config.sample_rate:.1f} s of audio"
+    estimates = _memory_errors_named(estimates, amount)
     flat = (estimate.reshape(-1, estimate.shape[-1]) for estimate in estimates)
     for block in resample_blocks(flat, config.sample_rate, sample_rate):
         mixture = waiting.take(block.shape[-1])
@@ -163,7 +169,8 @@ def chunk_samples(config: ModelConfig, chunk_seconds: float | None, overlap: int
     """The length of a chunk in samples of the model, whole hops; None for the whole recording.
 
     Raises:
-      InputError: the chunk is shorter than an STFT window, or `overlap` is not a whole number of at least 1.
+      InputError: the chunk is shorter than an STFT window or longer than a day, or `overlap` is not a whole number
+        of at least 1.
     """
     _check_whole("overlap", overlap)
     if chunk_seconds is None:
@@ -174,6 +181,8 @@ def chunk_samples(config: ModelConfig, chunk_seconds: float | None, overlap: int
             f"chunk_seconds is {chunk_seconds}, expected at least {shortest / config.sample_rate:.3f} (an STFT window, "
             "and a sample for each overlapping chunk)"
         )
+    if chunk_seconds > LONGEST_CHUNK:
+        raise InputError(f"chunk_seconds is {chunk_seconds}, expected at most {LONGEST_CHUNK} (a day)")
     return _whole_hops(config, math.ceil(chunk_seconds * config.sample_rate))
 
 
@@ -343,15 +352,7 @@ def _runner(model: Any, params: Params, *, channels: int, tta: bool) -> Run:
     params = jax.device_put(params)
 
     def run(audio: np.ndarray) -> np.ndarray:
-        try:
-            estimate = np.asarray(_apply(model, params, audio))
-        except jax.errors.JaxRuntimeError as error:
-            if "RESOURCE_EXHAUSTED" not in str(error):
-                raise
-            raise InputError(
-                f"not enough memory for {audio.shape[-1] / model.config.sample_rate:.0f} s of audio at once: "
-                "use shorter chunks or a smaller batch size"
-            ) from error
+        estimate = np.asarray(_apply(model, params, audio))
         if not np.isfinite(estimate).all():
             raise InputError("the model's output has NaN or infinite samples: its weights are damaged")
         return estimate
@@ -376,6 +377,18 @@ def _apply(
     model: Any, params: Params, audio: Float[jax.Array, "batch channel sample"]
 ) -> Float[jax.Array, "batch stem channel sample"]:
     return model.apply({"params": params}, audio)
+
+
+def _memory_errors_named(estimates: Iterable[np.ndarray], amount: str) -> Iterator[np.ndarray]:
+    """Passes estimates on; turns the errors of numpy and XLA about too little memory into one sentence."""
+    try:
+        yield from estimates
+    except (MemoryError, jax.errors.JaxRuntimeError) as error:
+        if isinstance(error, jax.errors.JaxRuntimeError) and "RESOURCE_EXHAUSTED" not in str(error):
+            raise
+        raise InputError(
+            f"not enough memory for {amount} at once: use shorter chunks or a smaller batch size"
+        ) from error
 
 
 def _with_room(
@@ -428,6 +441,8 @@ def _checked_mixture(mixture: np.ndarray) -> Float32[np.ndarray, "channel sample
     return mixture.astype(np.float32, copy=False)
 
 
-def _check_whole(name: str, value: Any) -> None:
+def _check_whole(name: str, value: Any, most: int | None = None) -> None:
     if not isinstance(value, numbers.Real) or value < 1 or value % 1:
         raise InputError(f"{name} is {value!r}, expected a whole number of at least 1")
+    if most is not None and value > most:
+        raise InputError(f"{name} is {value!r}, expected at most {most}")

@@ -15,13 +15,12 @@ from typing import TYPE_CHECKING, Any
 from wroformer_jax import hub
 from wroformer_jax.config import ModelConfig, suggestion
 from wroformer_jax.errors import InputError
-from wroformer_jax.files import check_space, disk_errors_named
+from wroformer_jax.files import CHECKPOINT_SUFFIXES, check_space, disk_errors_named, exists, refuse_existing
 
 if TYPE_CHECKING:
     from wroformer_jax.model import RoFormer
     from wroformer_jax.torch_bridge import TorchLayout
 
-TORCH_SUFFIXES = (".ckpt", ".pt", ".pth", ".th", ".safetensors")
 YAML_SUFFIXES = (".yaml", ".yml")
 
 _log = logging.getLogger("wroformer")
@@ -36,8 +35,8 @@ def load(source: str | os.PathLike, *, config: Config | None = None) -> tuple[Ro
       source: a .ckpt, .pt, .pth, .th or .safetensors file, a model directory, a training workdir (its newest
         whole checkpoint), `hf://owner/repo/file`, or a known name such as "kim-melband".
       config: for PyTorch files only: the settings, as the path of a public YAML file, a `ModelConfig`, or a
-        dict of its fields. By default a YAML file of the same name beside the weights is used, the settings that
-        come with a known name, or what the weights tell.
+        dict of its fields. By default a YAML file of the same name beside the weights is used (on the hub: .yaml
+        in the same folder of the repository), the settings that come with a known name, or what the weights tell.
 
     Returns:
       The model, and its parameters as a nested dict of JAX arrays: `model.apply({"params": params}, audio)`.
@@ -65,19 +64,32 @@ def read(
     from wroformer_jax.torch_bridge import load_torch
 
     if config is None:
-        config = known_config or _yaml_beside(path)
-    return load_torch(path, ModelConfig.from_dict(config) if isinstance(config, Mapping) else config)
+        config = known_config or _yaml_beside(os.fspath(source), path)
+    elif isinstance(config, Mapping):
+        config = ModelConfig.from_dict(config)
+    elif isinstance(config, os.PathLike):
+        config = Path(config)
+    return load_torch(path, config)
 
 
 def save(path: str | os.PathLike, model: RoFormer, params: Mapping[str, Any], *, overwrite: bool = False) -> None:
     """Saves a model: as a PyTorch file if `path` ends like one, else as a model directory.
+
+    A PyTorch file gets float32 tensors in the order of the public PyTorch code, wherever the model came from; only
+    convert_torch_checkpoint.py writes the dtypes and the order of the file that the weights were read from.
+
+    Args:
+      path: ends in .ckpt, .pt, .pth, .th or .safetensors for a PyTorch file.
+      model: the model.
+      params: its parameters, a nested dict of JAX or NumPy arrays.
+      overwrite: replace the file, or the model directory, of that name.
 
     Raises:
       InputError: `path` exists and `overwrite` is not set, the disk is full, or the parameters are not those
         of the model.
     """
     path = Path(path)
-    if path.suffix in TORCH_SUFFIXES:
+    if path.suffix in CHECKPOINT_SUFFIXES:
         write_torch(path, model.config, params, overwrite=overwrite)
     else:
         from wroformer_jax.checkpoint import save_model
@@ -97,21 +109,15 @@ def resolve(source: str | os.PathLike) -> tuple[Path, ModelConfig | None]:
     text = os.fspath(source)
     path = Path(text)
     if text.startswith(hub.PREFIX):
-        path, config = hub.fetch(text)
-    elif path.exists():
-        config = None
-    elif text in hub.KNOWN:
+        _check_suffix(text, hub.parse(text).file)
         return hub.fetch(text)
-    else:
-        raise InputError(_not_there(text))
-    if path.is_dir():
+    if exists(path):
+        if not path.is_dir():
+            _check_suffix(text, path)
         return path, None
-    if path.suffix not in TORCH_SUFFIXES:
-        raise InputError(
-            f"{text} is not a checkpoint: expected a model directory, or a {', '.join(TORCH_SUFFIXES[:-1])} "
-            f"or {TORCH_SUFFIXES[-1]} file"
-        )
-    return path, config
+    if text in hub.KNOWN:
+        return hub.fetch(text)
+    raise InputError(_not_there(text))
 
 
 def write_torch(
@@ -131,10 +137,9 @@ def write_torch(
 
     from wroformer_jax.torch_bridge import save_torch
 
-    if path.is_dir():
+    if exists(path) and path.is_dir():
         raise InputError(f"{path} is a directory, expected the name of a file")
-    if path.exists() and not overwrite:
-        raise InputError(f"{path} exists already: remove it, choose another name, or overwrite it")
+    refuse_existing(path, overwrite=overwrite)
     with disk_errors_named(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         check_space(path.parent, sum(leaf.nbytes for leaf in jax.tree.leaves(params)))
@@ -150,12 +155,23 @@ def _moved_to_jax(tree: Any) -> Any:
     return jnp.asarray(tree)
 
 
-def _yaml_beside(path: Path) -> Path | None:
-    for suffix in YAML_SUFFIXES:
-        if (beside := path.with_suffix(suffix)).is_file():
-            _log.info("settings from %s", beside)
-            return beside
-    return None
+def _check_suffix(source: str, file: str | Path) -> None:
+    if Path(file).suffix not in CHECKPOINT_SUFFIXES:
+        raise InputError(
+            f"{source} is not a checkpoint: expected a model directory, or a {', '.join(CHECKPOINT_SUFFIXES[:-1])} "
+            f"or {CHECKPOINT_SUFFIXES[-1]} file"
+        )
+
+
+def _yaml_beside(source: str, path: Path) -> Path | None:
+    if source.startswith(hub.PREFIX):
+        beside = hub.fetch_yaml(source)
+    else:
+        candidates = [path.with_suffix(suffix) for suffix in YAML_SUFFIXES]
+        beside = next((candidate for candidate in candidates if os.path.isfile(candidate)), None)
+    if beside is not None:
+        _log.info("settings from %s", beside)
+    return beside
 
 
 def _not_there(text: str) -> str:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import logging
+import os
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -21,14 +22,11 @@ import numpy as np
 from wroformer_jax.bands import band_layout
 from wroformer_jax.config import ModelConfig
 from wroformer_jax.errors import InputError
-from wroformer_jax.files import disk_errors_named, replacing
+from wroformer_jax.files import CHECKPOINT_SUFFIXES, PICKLE_SUFFIXES, disk_errors_named, replacing
 from wroformer_jax.model import SINK_STD, Params, RoFormer, abstract_params
 from wroformer_jax.torch_settings import complete_settings, read_yaml
 
 log = logging.getLogger("wroformer")
-
-TORCH_SUFFIXES = (".ckpt", ".pt", ".pth", ".th")
-SUFFIXES = (*TORCH_SUFFIXES, ".safetensors")
 
 # Where training programs put the weights in what they save.
 _WRAPPERS = ("state_dict", "state", "model_state_dict", "model")
@@ -171,7 +169,7 @@ def _band_slots(config: ModelConfig) -> Iterator[Slot]:
 
 
 def load_torch(
-    path: str | Path, config: str | Path | ModelConfig | None = None
+    path: str | os.PathLike, config: str | os.PathLike | ModelConfig | None = None
 ) -> tuple[ModelConfig, Params, TorchLayout]:
     """Reads a PyTorch checkpoint (.ckpt, .pt, .pth, .th) or a .safetensors file.
 
@@ -191,10 +189,12 @@ def load_torch(
     path = Path(path)
     state = _unwrap(_read(path), path)
     shapes = {key: tuple(tensor.shape) for key, tensor in state.items()}
-    given = read_yaml(config) if isinstance(config, str | Path) else config
+    given = read_yaml(config) if isinstance(config, str | os.PathLike) else config
     resolved = complete_settings(shapes, given, path)
 
     layout = TorchLayout(tuple((key, _dtype_name(tensor, key, path)) for key, tensor in state.items()))
+    if doubles := sum(dtype == "float64" for _, dtype in layout.dtypes):
+        log.warning("%s: %d tensors are float64 and are rounded to float32: they cannot be had back", path, doubles)
     try:
         params = from_state_dict(resolved, state)
     except InputError as error:
@@ -215,9 +215,9 @@ def save_torch(path: str | Path, config: ModelConfig, params: Params, layout: To
       InputError: the suffix is unknown, torch is missing, or the file cannot be written.
     """
     path = Path(path)
-    if path.suffix not in SUFFIXES:
-        raise InputError(f"{path}: expected a name ending in {', '.join(SUFFIXES)}")
-    torch = _import_torch(path) if path.suffix in TORCH_SUFFIXES else None
+    if path.suffix not in CHECKPOINT_SUFFIXES:
+        raise InputError(f"{path}: expected a name ending in {', '.join(CHECKPOINT_SUFFIXES)}")
+    torch = _import_torch(path) if path.suffix in PICKLE_SUFFIXES else None
     state = to_state_dict(config, params, layout)
     with disk_errors_named(path), replacing(path) as temporary:
         if torch is None:
@@ -278,8 +278,10 @@ def add_windowed_sinks(
       seed: of that drawing.
 
     Raises:
-      InputError: the model has windowed attention or sinks already.
+      InputError: the model has windowed attention or sinks already, or the seed is negative.
     """
+    if seed < 0:
+        raise InputError(f"seed is {seed}, expected a whole number of at least 0")
     if config.time_mixer != "full" or config.num_sinks:
         raise InputError(
             f"the checkpoint has windowed attention (window {config.window}) or {config.num_sinks} sinks already: "
@@ -295,8 +297,8 @@ def add_windowed_sinks(
 
 
 def _read(path: Path) -> Any:
-    if path.suffix not in SUFFIXES:
-        raise InputError(f"{path}: not a checkpoint's name, expected one ending in {', '.join(SUFFIXES)}")
+    if path.suffix not in CHECKPOINT_SUFFIXES:
+        raise InputError(f"{path}: not a checkpoint's name, expected one ending in {', '.join(CHECKPOINT_SUFFIXES)}")
     if not path.is_file():
         raise InputError(f"{path}: no such file")
     return _read_safetensors(path) if path.suffix == ".safetensors" else _read_torch(path)
@@ -325,7 +327,7 @@ def _read_torch(path: Path) -> Any:
                 "save the bare state_dict instead"
             ) from error
         raise InputError(f"{path}: not a whole PyTorch checkpoint (its pickle cannot be read)") from error
-    except (RuntimeError, EOFError, OSError, ValueError, KeyError, IndexError, AttributeError) as error:
+    except (RuntimeError, EOFError, OSError, ValueError, KeyError, IndexError, AttributeError, TypeError) as error:
         raise InputError(f"{path}: not a whole PyTorch checkpoint ({_one_line(error)})") from error
 
 
@@ -342,7 +344,8 @@ def _import_torch(path: Path) -> Any:
 
 def _unwrap(loaded: Any, path: Path) -> dict[str, Any]:
     """The state dict inside what was saved, its keys without the wrappers' prefixes."""
-    while isinstance(loaded, Mapping) and not any(hasattr(value, "shape") for value in loaded.values()):
+    # The wrapper is looked for first: tensors may stand beside the weights, a step count for example.
+    while isinstance(loaded, Mapping):
         inner = next((loaded[name] for name in _WRAPPERS if isinstance(loaded.get(name), Mapping)), None)
         if inner is None:
             break
@@ -379,8 +382,6 @@ def _dtype_name(tensor: Any, key: str, path: Path) -> str:
     name = str(tensor.dtype).removeprefix("torch.")
     if name not in _DTYPES:
         raise InputError(f"{path}: {key} has the dtype {name}, expected one of {', '.join(_DTYPES)}")
-    if name == "float64":
-        log.warning("%s: %s is float64 and is rounded to float32", path, key)
     return name
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import logging
+import os
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -40,6 +41,13 @@ _SAME = {
 }
 # Keys read with the help of others, in `_Settings.fields` and `complete_settings`.
 _DERIVED = {"stereo", "num_stems", "dim_freqs_in", "mask_estimator_depth", "mlp_expansion_factor"}
+# What the YAML must hold for a key; bool is no int here.
+_TYPES: dict[str, tuple[type, ...]] = {
+    **dict.fromkeys(_SAME, (int,)),
+    **dict.fromkeys(("mask_estimator_depth", "mlp_expansion_factor", "num_stems", "dim_freqs_in"), (int,)),
+    **dict.fromkeys(("zero_dc", "skip_connection", "stereo"), (bool,)),
+    "freqs_per_bands": (list, tuple),
+}
 # Keys that change how PyTorch computes, or how it trains, but not what comes out of a separation.
 _NO_EFFECT = {
     "attn_dropout",
@@ -87,7 +95,7 @@ class YamlSettings:
     target: str | None = None
 
 
-def read_yaml(path: str | Path) -> YamlSettings:
+def read_yaml(path: str | os.PathLike) -> YamlSettings:
     """Reads a model's YAML file without running code from it.
 
     Raises:
@@ -106,13 +114,17 @@ def read_yaml(path: str | Path) -> YamlSettings:
         content = yaml.load(path.read_text(encoding="utf-8"), Loader)
     except FileNotFoundError as error:
         raise InputError(f"{path}: no such file") from error
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read ({error.strerror})") from error
+    except (ValueError, yaml.YAMLError) as error:  # ValueError: not text, or an impossible date
         raise InputError(f"{path}: cannot be read as YAML ({' '.join(str(error).split())[:160]})") from error
     if not isinstance(content, dict) or not isinstance(content.get("model"), dict):
         raise InputError(f"{path}: no 'model:' section, is it the YAML that came with the checkpoint?")
     model, training = content["model"], content.get("training") or {}
     _check_known(model, path)
-    instruments = training.get("instruments") or ()
+    instruments = training.get("instruments") or () if isinstance(training, dict) else None
+    if not isinstance(instruments, list | tuple):
+        raise InputError(f"{path}: expected 'training:' to have a list of names under 'instruments:'")
     target = training.get("target_instrument")
     return YamlSettings(path, model, tuple(map(str, instruments)), None if target is None else str(target))
 
@@ -120,6 +132,9 @@ def read_yaml(path: str | Path) -> YamlSettings:
 def _check_known(model: Mapping[str, Any], path: Path) -> None:
     known = [*_SAME, *_DERIVED, *_NO_EFFECT, *_NEUTRAL]
     for key, value in model.items():
+        if key in _TYPES and value is not None and type(value) not in _TYPES[key]:
+            kinds = " or ".join(kind.__name__ for kind in _TYPES[key])
+            raise InputError(f"{path}: {key} is {value!r}, expected {kinds}")
         if key in _NEUTRAL and value not in _NEUTRAL[key]:
             raise InputError(
                 f"{path}: {key}: {value} changes what the model computes and is not supported "
@@ -142,6 +157,15 @@ def complete_settings(
     Raises:
       InputError: the weights are of another family, or contradict what is given.
     """
+    try:
+        return _completed(shapes, given, path)
+    except InputError as error:
+        raise (error if str(path) in str(error) else InputError(f"{path}: {error}")) from error
+
+
+def _completed(
+    shapes: Mapping[str, tuple[int, ...]], given: YamlSettings | ModelConfig | None, path: Path
+) -> ModelConfig:
     read = _from_weights(shapes, path)
     if isinstance(given, ModelConfig):
         said, source = {f.name: getattr(given, f.name) for f in dataclasses.fields(given)}, "the config"
@@ -158,7 +182,7 @@ def complete_settings(
         if said.get(field) is not None and said[field] != value:
             raise InputError(
                 f"{source} says {field} is {said[field]}, but the weights in {path} have {value}: "
-                "is it the YAML of another model?"
+                "do they belong to another model?"
             )
     fields = {k: v for k, v in {**said, **read}.items() if v is not None}
     _check_stems(fields, num_stems, path, source)
@@ -166,7 +190,12 @@ def complete_settings(
     assumed = [name for name in _ASSUMED if name not in fields]
     if assumed:
         defaults = ", ".join(f"{name} {getattr(ModelConfig, name)}" for name in assumed)
-        log.warning("%s: the weights do not tell, so the published models' values are assumed: %s", path, defaults)
+        log.warning(
+            "%s: the weights do not tell, so the published models' values are assumed (a YAML file given with "
+            "--config would tell): %s",
+            path,
+            defaults,
+        )
     return _with_bands(fields, band_inputs, path, source)
 
 
@@ -178,7 +207,7 @@ def _from_weights(shapes: Mapping[str, tuple[int, ...]], path: Path) -> dict[str
         return max(found) + 1 if found else 0
 
     def size(key: str, axis: int = 0) -> int:
-        if key not in shapes or len(shapes[key]) <= axis:
+        if key not in shapes or len(shapes[key]) <= axis or shapes[key][axis] == 0:
             raise InputError(f"{path}: lacks {key}: not a band-split or Mel-band RoFormer")
         return shapes[key][axis]
 
@@ -198,11 +227,12 @@ def _from_weights(shapes: Mapping[str, tuple[int, ...]], path: Path) -> dict[str
         "dim_head": qkv // (3 * heads),
         "dim_feed_forward": size(f"{layer}.1.net.1.weight"),
         "mask_layers": mask_layers,
-        "num_sinks": shapes["sink_tokens"][0] if "sink_tokens" in shapes else 0,
+        "num_sinks": size("sink_tokens") if "sink_tokens" in shapes else 0,
         "num_bands": count(r"band_split\.to_features\.(\d+)\."),
     }
     if mask_layers > 1:
         read["dim_mask"] = size(f"{mask}.0.weight")
+    size("band_split.to_features.0.0.gamma"), size(f"{mask}.0.weight")  # there is a band and a stem
     read["num_stems"] = count(r"mask_estimators\.(\d+)\.")
     read["band_inputs"] = tuple(size(f"band_split.to_features.{band}.0.gamma") for band in range(read["num_bands"]))
     return read
@@ -238,7 +268,7 @@ def _from_yaml(given: YamlSettings, read: Mapping[str, Any]) -> dict[str, Any]:
     if (stems := model.get("num_stems")) is not None and stems != read["num_stems"]:
         raise InputError(
             f"{path} says num_stems is {stems}, but the weights have {read['num_stems']}: "
-            "is it the YAML of another model?"
+            "do they belong to another model?"
         )
     return said
 
@@ -250,7 +280,7 @@ def _check_stems(fields: dict[str, Any], num_stems: int, path: Path, source: str
     if len(fields["stems"]) != num_stems:
         raise InputError(
             f"{source} names {len(fields['stems'])} stems ({', '.join(fields['stems'])}), "
-            f"but the weights in {path} have {num_stems}: is it the YAML of another model?"
+            f"but the weights in {path} have {num_stems}: do they belong to another model?"
         )
 
 
@@ -264,7 +294,9 @@ def _check_time_mixer(fields: dict[str, Any], path: Path) -> None:
                 ModelConfig.window,
             )
     if fields["time_mixer"] == "windowed_sink":
-        fields["zero_dc"] = True  # as the published windowed-sink code does, whatever its YAML says
+        if not fields.get("zero_dc", True):
+            log.warning("%s: zero_dc is taken as true, as the windowed-sink models' own code always does", path)
+        fields["zero_dc"] = True
 
 
 def _with_bands(fields: dict[str, Any], band_inputs: tuple[int, ...], path: Path, source: str) -> ModelConfig:

@@ -21,7 +21,6 @@ import optax
 from jaxtyping import Array, Float, Int
 
 from wroformer_jax import plots
-from wroformer_jax.checkpoint import TrainingCheckpoints
 from wroformer_jax.data.batches import (
     TRAIN,
     VALIDATION,
@@ -35,6 +34,7 @@ from wroformer_jax.files import replacing
 from wroformer_jax.losses import reconstruction_loss
 from wroformer_jax.metrics import usdr
 from wroformer_jax.model import Params, RoFormer, init_params, trainable_mask
+from wroformer_jax.training_checkpoints import TrainingCheckpoints
 from wroformer_jax.training_config import TrainingConfig
 from wroformer_jax.training_log import TrainingLog, describe, progress
 
@@ -69,8 +69,14 @@ def make_optimizer(config: TrainingConfig) -> optax.GradientTransformation:
 
 def initial_state(config: TrainingConfig) -> TrainState:
     """Step 0: random parameters from the seed."""
-    params = init_params(RoFormer(config.model), config.seed)
-    return TrainState(jnp.zeros((), jnp.int32), params, make_optimizer(config).init(params))
+    params = _initial_params(RoFormer(config.model), config.seed)
+    state = TrainState(jnp.zeros((), jnp.int32), params, make_optimizer(config).init(params))
+    # Bound to a device, as a restored state is: the same program then serves both, compiled once.
+    return jax.device_put(state, jax.devices()[0])
+
+
+# Compiling takes longer than anything else here; several runs in one process need it once.
+_initial_params = jax.jit(init_params, static_argnums=(0, 1))
 
 
 @functools.cache
@@ -130,7 +136,7 @@ def train(config: TrainingConfig, workdir: str | Path) -> dict[str, float]:
     with TrainingCheckpoints(workdir, config.model, max_to_keep=config.keep_checkpoints) as checkpoints:
         if restored := checkpoints.restore(state.params, state.opt_state):
             step, params, opt_state = restored
-            state = TrainState(jnp.asarray(step, jnp.int32), params, opt_state)
+            state = TrainState(jax.device_put(jnp.int32(step), jax.devices()[0]), params, opt_state)
         with TrainingLog(workdir, int(state.step), config.steps) as log:
             log.say(_greeting(config, state, workdir))
             began = time.perf_counter()
@@ -167,14 +173,18 @@ def _loop(
         remix=config.remix,
     )
     pending: list[Metrics] = []
-    began = time.perf_counter()
+    began, timed_from = time.perf_counter(), first
     for step in range(first + 1, config.steps + 1):
         state, metrics = train_step(state, next(batches))
         pending.append(metrics)
+        if step == first + 1:
+            jax.block_until_ready(metrics)
+            log.say(f"compiled and took the first step in {time.perf_counter() - began:.1f} s")
+            began, timed_from = time.perf_counter(), step
         last = step == config.steps
         if step % config.log_every == 0 or last:
             means = _means(pending, step)
-            seconds = (time.perf_counter() - began) / len(pending)
+            seconds = (time.perf_counter() - began) / max(1, step - timed_from)
             log.train(step, **means, seconds_per_step=seconds)
             pending.clear()
         if step % config.validate_every == 0 or last:
@@ -182,7 +192,7 @@ def _loop(
         if step % config.checkpoint_every == 0 or last:
             checkpoints.save(step, state.params, state.opt_state)
         if not pending:
-            began = time.perf_counter()
+            began, timed_from = time.perf_counter(), step
     return state
 
 
@@ -271,7 +281,7 @@ def _write_report(workdir: Path, model: RoFormer, params: Params, songs: SongPoo
     (workdir / "example").mkdir(exist_ok=True)
     for name, audio in wavs.items():
         with replacing(workdir / "example" / f"{name}.wav") as temporary:
-            soundfile.write(temporary, audio.T, sample_rate, subtype="PCM_16")
+            soundfile.write(temporary, audio.T, sample_rate, subtype="FLOAT")  # a difference may exceed full scale
     panels = {
         "Mixture of an unseen song": mixture,
         "Vocals, reference": reference,

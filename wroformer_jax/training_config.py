@@ -56,6 +56,11 @@ class TrainingConfig:
             raise InputError(
                 f"model.stems is {', '.join(self.model.stems)}, but this training knows one stem only: vocals"
             )
+        if self.model.sample_rate < 16000:
+            raise InputError(
+                f"model.sample_rate is {self.model.sample_rate}, expected at least 16000 Hz: songs are synthesised "
+                "at no lower rate"
+            )
         needed = max(*self.loss_windows, self.model.stft_n_fft) // 2 + 1
         if self.crop_samples < needed:
             raise InputError(
@@ -131,8 +136,8 @@ def _check(
     above: float | int = -math.inf,
 ) -> None:
     kinds = (int,) if kind is int else (int, float)
-    inside = not isinstance(value, bool) and isinstance(value, kinds) and minimum <= value <= maximum
-    if not inside or not value > above:
+    is_number = not isinstance(value, bool) and isinstance(value, kinds) and math.isfinite(value)
+    if not is_number or not minimum <= value <= maximum or not value > above:
         number = "a whole number" if kind is int else "a number"
         bounds = [
             f"{word} {bound:g}"

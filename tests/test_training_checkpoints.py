@@ -1,0 +1,184 @@
+"""Training checkpoints: what is saved is restored, damage is passed over, and a kill costs no earlier step."""
+
+import dataclasses
+import os
+import subprocess
+import sys
+
+import jax
+import optax
+import orbax.checkpoint as ocp
+import pytest
+from tiny_model import CONFIG, FULL, assert_same, fail_halfway, files_in, largest_file, make_params
+
+from wroformer_jax.checkpoint import load_model
+from wroformer_jax.errors import InputError
+from wroformer_jax.training_checkpoints import TrainingCheckpoints
+
+
+@pytest.fixture(scope="module")
+def params():
+    return make_params()
+
+
+def training_state(params, step):
+    optimizer = optax.chain(optax.clip_by_global_norm(1.0), optax.adamw(1e-3))
+    return {"opt": optimizer.init(params), "key": jax.random.key(step), "epoch": step, "name": "run"}
+
+
+def save_steps(workdir, params, steps, **options):
+    with TrainingCheckpoints(workdir, CONFIG, **options) as checkpoints:
+        for step in steps:
+            checkpoints.save(
+                step, jax.tree.map(lambda leaf, step=step: leaf + step, params), training_state(params, step)
+            )
+
+
+def truncate_step(workdir, step, item="params"):
+    largest = largest_file(workdir / "checkpoints" / str(step) / item)
+    os.truncate(largest, largest.stat().st_size // 2)
+
+
+def test_nothing_saved_yet(tmp_path, params):
+    with TrainingCheckpoints(tmp_path, CONFIG) as checkpoints:
+        assert checkpoints.restore(params, training_state(params, 0)) is None
+    with pytest.raises(InputError, match="holds no whole checkpoint"):
+        load_model(tmp_path)
+
+
+def test_training_round_trip(tmp_path, params):
+    save_steps(tmp_path, params, [10, 20])
+    like = jax.eval_shape(lambda: params)
+    with TrainingCheckpoints(tmp_path, CONFIG) as checkpoints:
+        step, restored, training = checkpoints.restore(like, training_state(params, 0))
+    assert step == 20
+    assert_same(jax.tree.map(lambda leaf: leaf + 20, params), restored)
+    want = training_state(params, 20)
+    assert jax.random.key_data(training.pop("key")).tolist() == jax.random.key_data(want.pop("key")).tolist()
+    assert (training.pop("epoch"), training.pop("name")) == (want.pop("epoch"), want.pop("name"))
+    assert_same(want, training)
+    config, loaded, layout = load_model(tmp_path)
+    assert (config, layout) == (CONFIG, None)
+    assert_same(restored, loaded)
+
+
+def test_oldest_steps_go(tmp_path, params):
+    save_steps(tmp_path, params, [1, 2, 3, 4], max_to_keep=2)
+    assert sorted(os.listdir(tmp_path / "checkpoints")) == ["3", "4"]
+
+
+@pytest.mark.parametrize("item", ["params", "training"])
+def test_damaged_newest_step_is_passed_over(tmp_path, params, caplog, item):
+    save_steps(tmp_path, params, [10, 20, 30], max_to_keep=1)
+    save_steps(tmp_path, params, [40], max_to_keep=None)
+    truncate_step(tmp_path, 40, item)
+    with TrainingCheckpoints(tmp_path, CONFIG, max_to_keep=1) as checkpoints:
+        step, restored, _ = checkpoints.restore(params, training_state(params, 0))
+        assert step == 30
+        assert_same(jax.tree.map(lambda leaf: leaf + 30, params), restored)
+        assert "40 is damaged, passed over and renamed to 40.damaged" in caplog.text
+        # Training comes to that step again, and the damaged one is neither in the way nor counted.
+        checkpoints.save(35, params, training_state(params, 35))
+        assert checkpoints.steps() == [35]
+        checkpoints.save(40, params, training_state(params, 40))
+        assert checkpoints.restore(params, training_state(params, 0))[0] == 40
+
+
+def test_loading_a_workdir_passes_over_damage_and_changes_nothing(tmp_path, params, caplog):
+    save_steps(tmp_path, params, [10, 20])
+    truncate_step(tmp_path, 20)
+    before = files_in(tmp_path)
+    assert_same(jax.tree.map(lambda leaf: leaf + 10, params), load_model(tmp_path)[1])
+    assert "20 is damaged and passed over" in caplog.text
+    assert files_in(tmp_path) == before
+
+
+def test_all_steps_damaged(tmp_path, params):
+    save_steps(tmp_path, params, [10, 20])
+    for step in (10, 20):
+        truncate_step(tmp_path, step)
+    with (
+        TrainingCheckpoints(tmp_path, CONFIG) as checkpoints,
+        pytest.raises(InputError, match=r"none of the 2 checkpoints in \S+ can be read"),
+    ):
+        checkpoints.restore(params, training_state(params, 0))
+    assert sorted(os.listdir(tmp_path / "checkpoints")) == ["10", "20"]  # nothing is thrown away
+    with pytest.raises(InputError, match="holds no whole checkpoint"):
+        load_model(tmp_path)
+
+
+def test_another_model_in_the_workdir(tmp_path, params):
+    save_steps(tmp_path, params, [1])
+    with pytest.raises(InputError, match="holds the training of another model: its dim_mask is 32, not 64"):
+        TrainingCheckpoints(tmp_path, dataclasses.replace(CONFIG, dim_mask=64))
+    TrainingCheckpoints(tmp_path, dataclasses.replace(CONFIG, dtype="bfloat16", remat=False)).close()
+
+
+def test_another_optimiser(tmp_path, params):
+    save_steps(tmp_path, params, [1])
+    sgd = {**training_state(params, 0), "opt": optax.sgd(1e-3, momentum=0.9).init(params)}
+    with TrainingCheckpoints(tmp_path, CONFIG) as checkpoints, pytest.raises(InputError, match="training: opt/"):
+        checkpoints.restore(params, sgd)
+
+
+def test_saving_a_step_twice(tmp_path, params):
+    save_steps(tmp_path, params, [1])
+    before = files_in(tmp_path)
+    save_steps(tmp_path, make_params(seed=1), [1])
+    assert files_in(tmp_path) == before
+
+
+@pytest.mark.parametrize("error", FULL)
+def test_disk_fills_up_in_training(tmp_path, params, monkeypatch, error):
+    save_steps(tmp_path, params, [1])
+    before = files_in(tmp_path)
+    with TrainingCheckpoints(tmp_path, CONFIG) as checkpoints:
+        monkeypatch.setattr(ocp.Checkpointer, "save", fail_halfway(error))
+        with pytest.raises(InputError, match=r"cannot write \S+2: the disk is full"):
+            checkpoints.save(2, params, training_state(params, 2))
+    assert files_in(tmp_path) == before
+
+
+def test_damaged_metadata_of_orbax_is_neither_needed_nor_mentioned(tmp_path, params, caplog):
+    save_steps(tmp_path, params, [1, 2])
+    for step in ("1", "2"):
+        (tmp_path / "checkpoints" / step / "_CHECKPOINT_METADATA").write_text("{garbled")
+    with TrainingCheckpoints(tmp_path, CONFIG) as checkpoints:
+        assert checkpoints.restore(params, training_state(params, 0))[0] == 2
+        checkpoints.save(3, params, training_state(params, 3))
+    assert caplog.records == []
+
+
+KILLED = """
+import os, signal, sys
+import orbax.checkpoint as ocp
+from tiny_model import CONFIG, make_params
+from wroformer_jax.training_checkpoints import TrainingCheckpoints
+
+def die(*_, **__):
+    os.kill(os.getpid(), signal.SIGKILL)
+
+params, checkpoints = make_params(), TrainingCheckpoints(sys.argv[1], CONFIG)
+checkpoints.save(1, params, {"n": 1})
+ocp.PyTreeCheckpointHandler.finalize = die
+checkpoints.save(2, params, {"n": 2})
+"""
+
+
+def test_killed_while_saving(tmp_path, params):
+    result = subprocess.run(
+        [sys.executable, "-c", KILLED, str(tmp_path)],
+        env={**os.environ, "PYTHONPATH": os.path.dirname(__file__)},
+        stderr=subprocess.PIPE,
+        text=True,
+        check=False,
+    )
+    assert result.returncode == -9, result.stderr
+    assert [name for name in os.listdir(tmp_path / "checkpoints") if name != "1"], "it was killed too early"
+    assert_same(params, load_model(tmp_path)[1])
+    with TrainingCheckpoints(tmp_path, CONFIG) as checkpoints:
+        step, restored, training = checkpoints.restore(params, {"n": 0})
+        assert (step, training) == (1, {"n": 1})
+        assert_same(params, restored)
+        checkpoints.save(2, params, {"n": 2})
+    assert sorted(os.listdir(tmp_path / "checkpoints")) == ["1", "2"]
