@@ -279,10 +279,10 @@ def test_killed_while_overwriting(tmp_path, params, when):
 
 
 def test_killed_between_the_two_renames(tmp_path, params):
-    model_dir = tmp_path / "a [model]"
+    model_dir = tmp_path / "a model"
     run_until_killed(model_dir, "between the renames")
     with pytest.raises(
-        InputError, match="does not exist, but an interrupted overwrite left .*: move it back"
+        InputError, match=r"does not exist, but an interrupted overwrite left .*: move it back"
     ) as caught:
         load_model(model_dir)
     replaced = Path(str(caught.value).removesuffix(": move it back").split(" left ")[1])
@@ -296,6 +296,15 @@ def test_name_that_is_too_long(tmp_path, params):
     with pytest.raises(InputError, match="File name too long"):
         save_model(tmp_path / ("x" * 300), CONFIG, params)
     assert os.listdir(tmp_path) == []
+
+
+@pytest.mark.parametrize("name", ["model [1]", "model [1]/model", "model*", "model?"])
+def test_path_in_which_orbax_loses_weights(tmp_path, model_dir, params, name):
+    with pytest.raises(InputError, match=r"cannot write \S+/model.*: choose a place without \*, \? and \["):
+        save_model(tmp_path / name, CONFIG, params, overwrite=True)
+    assert os.listdir(tmp_path) == ["model"]
+    model_dir.rename(tmp_path / "model [1]")  # reading is another matter
+    assert_same(params, load_model(tmp_path / "model [1]")[1])
 
 
 def test_is_model_directory(tmp_path, model_dir):

@@ -15,10 +15,11 @@ import torch
 from safetensors.torch import load_file
 from tiny_model import CONFIG, YAML, make_params
 
-from wroformer_jax.checkpoint import TrainingCheckpoints, load_model, save_model
+from wroformer_jax.checkpoint import load_model, save_model
 from wroformer_jax.config import ModelConfig
 from wroformer_jax.convert import main
 from wroformer_jax.torch_bridge import to_state_dict
+from wroformer_jax.training_checkpoints import TrainingCheckpoints
 
 FULL = dataclasses.replace(CONFIG, time_mixer="full", window=ModelConfig.window, num_sinks=0, zero_dc=False)
 FULL_YAML = "\n".join(line for line in YAML.splitlines() if "wsa" not in line) + "\n  zero_dc: false\n"
@@ -100,10 +101,9 @@ def test_what_was_assumed_is_said(folder, capsys):
 def test_windowed_sinks(folder, capsys, options, window, sinks):
     assert main(["to-jax", "full.ckpt", "model", *options]) == 0
     assert f"{sinks} sink tokens, random with seed 0" in capsys.readouterr().out
-    config, params, layout = load_model("model")
+    config, params, _ = load_model("model")
     assert (config.time_mixer, config.window, config.num_sinks) == ("windowed_sink", window, sinks)
     assert params["sink_tokens"].shape == (sinks, 8, 16)
-    assert layout is None
     assert main(["to-jax", "full.ckpt", "other", *options, "--seed", "1"]) == 0
     assert not np.array_equal(load_model("other")[1]["sink_tokens"], params["sink_tokens"])
     assert main(["to-torch", "model", "model.ckpt"]) == 0
@@ -111,6 +111,19 @@ def test_windowed_sinks(folder, capsys, options, window, sinks):
     assert torch.equal(back.pop("sink_tokens"), torch.from_numpy(params["sink_tokens"]))
     assert back.keys() == original.keys()
     assert all(torch.equal(back[key], original[key]) for key in original)
+
+
+def test_half_weights_stay_half_beside_new_sinks(folder):
+    original = state_dict(FULL, torch.float16)
+    torch.save(original, "half.ckpt")
+    assert main(["to-jax", "half.ckpt", "model", "--config", "full.yaml", "--sinks", "3"]) == 0
+    assert main(["to-torch", "model", "back.ckpt"]) == 0
+    back = torch.load("back.ckpt", weights_only=True)
+    assert back.pop("sink_tokens").dtype == torch.float32
+    assert back.keys() == original.keys()
+    for key, value in original.items():
+        assert back[key].dtype == torch.float16
+        assert torch.equal(back[key], value)
 
 
 def test_workdir_to_torch(folder):
@@ -146,8 +159,32 @@ def test_dst_of_the_wrong_kind(folder, capsys):
 def test_src_that_is_none(folder, capsys):
     assert "nowhere.ckpt does not exist" in fails(capsys, "to-jax", "nowhere.ckpt", "model")
     assert "did you mean 'smule-wsa'" in fails(capsys, "to-jax", "smule-was", "model")
+    assert "hf://owner/repo/a.bin is not a checkpoint" in fails(capsys, "to-jax", "hf://owner/repo/a.bin", "model")
     Path("broken.ckpt").write_bytes(Path("wsa.ckpt").read_bytes()[:1000])
     assert "broken.ckpt" in fails(capsys, "to-jax", "broken.ckpt", "model")
+
+
+def test_names_that_are_too_long(folder, capsys):
+    long = "x" * 300
+    for argv in (
+        ("to-jax", long, "model"),
+        ("to-jax", "wsa.ckpt", long),
+        ("to-jax", "wsa.ckpt", "model", "--config", long),
+        ("to-torch", f"{long}.ckpt", "a.ckpt"),
+        ("to-torch", "wsa.ckpt", f"{long}.ckpt"),
+    ):
+        assert "File name too long" in fails(capsys, *argv)
+
+
+def test_interrupted(folder, capsys, monkeypatch):
+    def interrupt(*_, **__):
+        raise KeyboardInterrupt
+
+    before = sorted(os.listdir())
+    monkeypatch.setattr(ocp.Checkpointer, "save", interrupt)
+    assert main(["to-jax", "wsa.ckpt", "model"]) == 130
+    assert capsys.readouterr().err == "convert_torch_checkpoint.py: interrupted\n"
+    assert sorted(os.listdir()) == before
 
 
 def test_options_that_do_not_fit(folder, capsys):
@@ -181,6 +218,14 @@ def test_verbose_shows_a_traceback(folder, capsys):
     message = capsys.readouterr().err
     assert "Traceback (most recent call last)" in message
     assert message.splitlines()[-1].startswith("convert_torch_checkpoint.py: error: out.npz must end in")
+
+
+@pytest.mark.parametrize("seed", ["-1", "1.5", "one", ""])
+def test_seed_that_is_none(seed, capsys):
+    with pytest.raises(SystemExit) as caught:
+        main(["to-jax", "a", "b", "--sinks", "1", f"--seed={seed}"])
+    assert caught.value.code == 2
+    assert f"argument --seed: {seed!r} is not a whole number of at least 0" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

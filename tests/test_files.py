@@ -1,10 +1,11 @@
 import errno
-import os
+import subprocess
+import sys
 
 import pytest
 
 from wroformer_jax.errors import InputError
-from wroformer_jax.files import check_space, disk_errors_named, replacing
+from wroformer_jax.files import check_space, disk_errors_named, exists, refuse_existing, replacing
 
 
 def test_takes_the_name_when_the_block_ends(tmp_path):
@@ -28,14 +29,43 @@ def test_an_error_leaves_the_earlier_file_and_nothing_else(tmp_path):
     assert list(tmp_path.iterdir()) == [path]
 
 
-def test_permissions_are_those_of_any_new_file(tmp_path):
-    umask = os.umask(0o027)
-    try:
-        with replacing(tmp_path / "a"):
+def test_permissions_are_those_of_anything_new(tmp_path):
+    code = """if True:
+        import os, pathlib, sys, tempfile
+        os.umask(0o027)
+        from wroformer_jax.files import open_to_others, replacing
+        os.chdir(sys.argv[1])
+        with replacing("a"):
             pass
-    finally:
-        os.umask(umask)
+        open_to_others(pathlib.Path(tempfile.mkdtemp(dir=".")).rename("b"))
+        os.mkdir("c")
+    """
+    subprocess.run([sys.executable, "-c", code, tmp_path], check=True)
     assert (tmp_path / "a").stat().st_mode & 0o777 == 0o640
+    assert (tmp_path / "b").stat().st_mode == (tmp_path / "c").stat().st_mode
+
+
+def test_what_exists(tmp_path):
+    (tmp_path / "file").touch()
+    (tmp_path / "dangling").symlink_to("nowhere")
+    assert exists(tmp_path)
+    assert exists(tmp_path / "file")
+    for name in ("nowhere", "dangling", "file/inside"):
+        assert not exists(tmp_path / name)
+
+
+@pytest.mark.parametrize(("name", "reason"), [("x" * 300, "File name too long"), ("a\0b", "embedded null")])
+def test_impossible_names(tmp_path, name, reason):
+    with pytest.raises(InputError, match=f"cannot use the path .*: {reason}"):
+        exists(tmp_path / name)
+
+
+def test_existing_is_refused(tmp_path):
+    refuse_existing(tmp_path / "a", overwrite=False)
+    (tmp_path / "a").touch()
+    refuse_existing(tmp_path / "a", overwrite=True)
+    with pytest.raises(InputError, match=r"a exists already: .* --overwrite"):
+        refuse_existing(tmp_path / "a", overwrite=False)
 
 
 def test_space_on_the_disk(tmp_path):

@@ -3,51 +3,62 @@
 huggingface_hub reads HF_HOME, HF_ENDPOINT and HF_HUB_OFFLINE when it is imported.
 """
 
+import dataclasses
+import hashlib
 import http.server
 import os
 import subprocess
 import sys
 import threading
+from typing import ClassVar
 
 import pytest
+import tiny_model
 
 from wroformer_jax import hub
 from wroformer_jax.errors import InputError
+from wroformer_jax.model import RoFormer
+from wroformer_jax.sources import save
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 WEIGHTS = bytes(range(256)) * 100
 # Nobody listens on port 9 of this machine, the "discard" service of old.
 NOWHERE = "http://127.0.0.1:9"
 
-FETCH = """
+YAML = b"model: {dim: 8}"
+
+PREPARE = """
 import sys, time
 time.sleep = lambda seconds: None  # huggingface_hub waits longer and longer between attempts to connect
 from wroformer_jax import hub
 from wroformer_jax.errors import InputError
 try:
-    path, config = hub.fetch(sys.argv[1])
-    print(path)
-    print(config)
+    {}
 except InputError as error:
-    sys.exit(f"error: {error}")
+    sys.exit(f"error: {{error}}")
 """
+FETCH = PREPARE.format("print(*hub.fetch(sys.argv[1]), sep='\\n')")
+FETCH_YAML = PREPARE.format("print(hub.fetch_yaml(sys.argv[1]))")
 
 
 class Hub(http.server.BaseHTTPRequestHandler):
-    """Has owner/repo, with weights.ckpt and sub/weights.ckpt on main, and owner/gated."""
+    """Has owner/repo, with weights.ckpt and sub/with_yaml.ckpt on main and at a commit, and owner/gated."""
 
-    files = (
-        "/owner/repo/resolve/main/weights.ckpt",
-        f"/owner/repo/resolve/{COMMIT}/sub/weights.ckpt",
-        f"/{hub.KNOWN['kim-melband'].repo}/resolve/main/{hub.KNOWN['kim-melband'].file}",
-    )
+    files: ClassVar = {
+        "/owner/repo/resolve/main/weights.ckpt": WEIGHTS,
+        f"/owner/repo/resolve/{COMMIT}/sub/with_yaml.ckpt": WEIGHTS,
+        f"/owner/repo/resolve/{COMMIT}/sub/with_yaml.yaml": YAML,
+        "/owner/repo/resolve/main/sub/with_yaml.yaml": YAML,
+        f"/{hub.KNOWN['kim-melband'].repo}/resolve/main/{hub.KNOWN['kim-melband'].file}": WEIGHTS,
+    }
 
     def do_HEAD(self):
         self.server.requests.append((self.command, self.path))
         if self.path in self.files:
             self.send_response(200)
-            self.send_header("ETag", '"6b86b273ff34fce1"')
-            self.send_header("Content-Length", str(len(WEIGHTS)))
+            content = self.files[self.path]
+            self.send_header("ETag", f'"{hashlib.sha1(content).hexdigest()}"')
+            self.send_header("Content-Length", str(len(content)))
         else:
             self.send_response(403 if self.path.startswith("/owner/gated") else 404)
             self.send_header("X-Error-Code", self.error_code())
@@ -58,14 +69,15 @@ class Hub(http.server.BaseHTTPRequestHandler):
     def do_GET(self):
         self.do_HEAD()
         if self.path in self.files:
-            self.wfile.write(WEIGHTS)
+            self.wfile.write(self.files[self.path])
 
     def error_code(self):
         if self.path.startswith("/owner/gated/"):
             return "GatedRepo"
         if not self.path.startswith("/owner/repo/"):
             return "RepoNotFound"
-        return "EntryNotFound" if "/resolve/main/" in self.path else "RevisionNotFound"
+        known = any(f"/resolve/{revision}/" in self.path for revision in ("main", COMMIT))
+        return "EntryNotFound" if known else "RevisionNotFound"
 
     def log_message(self, *_):
         pass
@@ -82,7 +94,7 @@ def server():
 
 @pytest.fixture
 def fetch(server, tmp_path):
-    def run(source, **variables):
+    def run(source, code=FETCH, **variables):
         clean = {name: value for name, value in os.environ.items() if not name.lower().endswith("_proxy")}
         environment = {
             **clean,
@@ -93,7 +105,7 @@ def fetch(server, tmp_path):
         for name in ("HF_HUB_CACHE", "HUGGINGFACE_HUB_CACHE", "HF_TOKEN"):
             environment.pop(name, None)
         return subprocess.run(
-            [sys.executable, "-c", FETCH, source], env=environment, capture_output=True, text=True, check=False
+            [sys.executable, "-c", code, source], env=environment, capture_output=True, text=True, check=False
         )
 
     return run
@@ -127,9 +139,9 @@ def test_download_and_cache(fetch, server, tmp_path):
 
 
 def test_revision_and_folder(fetch):
-    result = fetch(f"hf://owner/repo@{COMMIT}/sub/weights.ckpt")
+    result = fetch(f"hf://owner/repo@{COMMIT}/sub/with_yaml.ckpt")
     assert result.returncode == 0, result.stderr
-    assert result.stdout.splitlines()[0].endswith(f"{COMMIT}/sub/weights.ckpt")
+    assert result.stdout.splitlines()[0].endswith(f"{COMMIT}/sub/with_yaml.ckpt")
 
 
 @pytest.mark.parametrize("source", ["kim-melband", "hf://KimberleyJSN/melbandroformer/MelBandRoformer.ckpt"])
@@ -169,6 +181,50 @@ def test_server_down_and_not_cached(fetch):
 
 def test_name_that_the_hub_does_not_allow(fetch):
     assert_fails(fetch("hf://ow ner/repo/weights.ckpt"), "cannot download hf://ow ner/repo/weights.ckpt")
+
+
+@pytest.mark.parametrize("revision", ["", f"@{COMMIT}"])
+def test_yaml_of_the_same_name(fetch, server, revision):
+    source = f"hf://owner/repo{revision}/sub/with_yaml.ckpt"
+    result = fetch(source, FETCH_YAML)
+    assert result.returncode == 0, result.stderr
+    path = result.stdout.strip()
+    assert path.endswith("sub/with_yaml.yaml")
+    with open(path, "rb") as file:
+        assert file.read() == YAML
+    # Once in the cache, it is there for work offline, as the weights are.
+    assert fetch(source, FETCH_YAML, HF_HUB_OFFLINE="1").stdout == result.stdout
+
+
+def test_no_yaml(fetch):
+    for source in ("hf://owner/repo/weights.ckpt", f"hf://owner/repo@{COMMIT}/weights.ckpt"):
+        result = fetch(source, FETCH_YAML)
+        assert (result.returncode, result.stdout) == (0, "None\n"), result.stderr
+        assert result.stderr == ""
+
+
+def test_yaml_that_cannot_be_looked_for(fetch):
+    result = fetch("hf://owner/repo/weights.ckpt", FETCH_YAML, HF_HUB_OFFLINE="1")
+    assert (result.returncode, result.stdout) == (0, "None\n"), result.stderr
+    assert "going on without the YAML file of hf://owner/repo/weights.ckpt, if there is one" in result.stderr
+    assert_fails(fetch("hf://owner/gated/weights.ckpt", FETCH_YAML), "hf://owner/gated/weights.yaml is gated")
+
+
+LOAD = PREPARE.format(
+    "from wroformer_jax import sources; config = sources.read(sys.argv[1])[0]; print(config.window, config.stems)"
+)
+
+
+def test_settings_come_with_the_weights(fetch, tmp_path, monkeypatch):
+    model = RoFormer(tiny_model.CONFIG)
+    config = dataclasses.replace(tiny_model.CONFIG, window=6, stems=("drums",))
+    save(tmp_path / "tiny.safetensors", model, tiny_model.make_params())
+    yaml = tiny_model.YAML.replace("window_len: 4", "window_len: 6").replace("vocals", "drums")
+    files = {"tiny.safetensors": (tmp_path / "tiny.safetensors").read_bytes(), "tiny.yaml": yaml.encode()}
+    for name, content in files.items():
+        monkeypatch.setitem(Hub.files, f"/owner/repo/resolve/main/{name}", content)
+    result = fetch("hf://owner/repo/tiny.safetensors", LOAD)
+    assert result.stdout == f"{config.window} {config.stems}\n", result.stderr
 
 
 @pytest.mark.parametrize("source", ["hf://", "hf://owner", "hf://owner/repo", "hf://owner/repo/", "hf:///repo/file"])

@@ -4,17 +4,25 @@ import collections
 import dataclasses
 import logging
 import os
+import re
 import shutil
+import subprocess
+import sys
+from pathlib import Path
 
 import jax
+import numpy as np
 import pytest
+import torch
+from safetensors.numpy import save_file
 from tiny_model import CONFIG, YAML, assert_same, make_params
 
 import wroformer_jax
 from wroformer_jax import hub, sources
-from wroformer_jax.checkpoint import TrainingCheckpoints
 from wroformer_jax.errors import InputError
 from wroformer_jax.model import RoFormer
+from wroformer_jax.torch_bridge import to_state_dict
+from wroformer_jax.training_checkpoints import TrainingCheckpoints
 
 
 @pytest.fixture(scope="module")
@@ -55,18 +63,87 @@ def test_load_workdir(tmp_path, model, params):
 def test_load_from_the_hub(torch_file, model, params, monkeypatch):
     known = dataclasses.replace(hub.KNOWN["smule-wsa"], config=CONFIG)
     monkeypatch.setitem(hub.KNOWN, "smule-wsa", known)
-    monkeypatch.setattr(hub, "_download", lambda repo, file, revision: torch_file)
+    monkeypatch.setattr(hub, "_download", lambda place: torch_file)
     for source in ("smule-wsa", "hf://smulelabs/windowed-roformer/mbr-win10-sink8.ckpt"):
         loaded_model, loaded = wroformer_jax.load(source)
         assert loaded_model == model
         assert_same(params, loaded)
 
 
-@pytest.mark.parametrize("kind", [str, dict, type(CONFIG)])
+class Named:
+    """An os.PathLike that is no Path, as os.DirEntry is."""
+
+    def __init__(self, path):
+        self.path = path
+
+    def __fspath__(self):
+        return str(self.path)
+
+
+@pytest.mark.parametrize("kind", [str, Path, Named, dict, type(CONFIG)])
 def test_kinds_of_config(torch_file, tmp_path, model, kind):
-    (tmp_path / "settings.yaml").write_text(YAML)
-    config = {str: str(tmp_path / "settings.yaml"), dict: CONFIG.to_dict(), type(CONFIG): CONFIG}[kind]
+    settings = tmp_path / "settings.yaml"
+    settings.write_text(YAML)
+    config = {dict: CONFIG.to_dict(), type(CONFIG): CONFIG}.get(kind) or kind(settings)
     assert wroformer_jax.load(torch_file, config=config)[0] == model
+
+
+@pytest.mark.parametrize("kind", [str, Path, Named])
+def test_kinds_of_source(torch_file, model, kind):
+    assert wroformer_jax.load(kind(torch_file), config=CONFIG)[0] == model
+
+
+def test_saved_in_float32_wherever_it_came_from(tmp_path, params):
+    half = {key: value.astype(np.float16) for key, value in reversed(to_state_dict(CONFIG, params).items())}
+    save_file(half, tmp_path / "half.safetensors")
+    model, loaded = wroformer_jax.load(tmp_path / "half.safetensors", config=CONFIG)
+    wroformer_jax.save(tmp_path / "saved.ckpt", model, loaded)
+    saved = torch.load(tmp_path / "saved.ckpt", weights_only=True)
+    assert list(saved) == list(reversed(half))
+    assert {value.dtype for value in saved.values()} == {torch.float32}
+
+
+WITHOUT_TORCH = """
+import sys
+
+class NoTorch:
+    def find_spec(self, name, path, target=None):
+        if name == "torch":
+            raise ModuleNotFoundError("No module named 'torch'", name="torch")
+
+sys.meta_path.insert(0, NoTorch())
+import wroformer_jax
+from tiny_model import CONFIG
+from wroformer_jax.errors import InputError
+try:
+    model, params = wroformer_jax.load(sys.argv[1], config=CONFIG)
+    wroformer_jax.save(sys.argv[2], model, params)
+    print(model.config == CONFIG)
+except InputError as error:
+    print(error)
+"""
+
+
+@pytest.mark.parametrize(
+    ("source", "target", "said"),
+    [
+        ("in.safetensors", "out.safetensors", r"True"),
+        ("in.ckpt", "out.safetensors", r"\S+in.ckpt: needs PyTorch, which is not installed: pip install .*"),
+        ("in.safetensors", "out.pth", r"\S+out.pth: needs PyTorch, which is not installed: pip install .*"),
+    ],
+)
+def test_without_torch(tmp_path, model, params, source, target, said):
+    wroformer_jax.save(tmp_path / source, model, params)
+    result = subprocess.run(
+        [sys.executable, "-c", WITHOUT_TORCH, tmp_path / source, tmp_path / target],
+        env={**os.environ, "PYTHONPATH": os.path.dirname(__file__)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert result.returncode == 0, result.stderr
+    assert re.fullmatch(said, result.stdout.strip())
+    assert sorted(os.listdir(tmp_path)) == [source] + [target] * (said == "True")
 
 
 @pytest.mark.parametrize("suffix", [".yaml", ".yml"])
@@ -108,15 +185,34 @@ def test_config_for_a_model_directory(tmp_path, model, params):
         ("song.wav", "song.wav is not a checkpoint: expected a model directory, or a .ckpt, .pt, .pth, .th or"),
         ("empty", "empty has no model.json, so it is neither"),
         ("hf://owner/repo", "hf://owner/repo is not of the form"),
+        ("hf://owner/repo/file.bin", "hf://owner/repo/file.bin is not a checkpoint: expected"),
+        ("x" * 300, "cannot use the path x{300}: File name too long"),
+        ("x" * 300 + ".ckpt", "cannot use the path .*: File name too long"),
     ],
 )
 def test_what_is_no_source(tmp_path, monkeypatch, source, message):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "song.wav").touch()
     (tmp_path / "empty").mkdir()
+    monkeypatch.setattr(hub, "_download", lambda place: pytest.fail(f"{place} is downloaded"))
     with pytest.raises(InputError, match=message) as caught:
         wroformer_jax.load(source)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("suffix", [".ckpt", ".safetensors", ""])
+def test_target_whose_name_is_too_long(tmp_path, model, params, suffix):
+    with pytest.raises(InputError, match="File name too long"):
+        wroformer_jax.save(tmp_path / ("x" * 300 + suffix), model, params)
+    assert os.listdir(tmp_path) == []
+
+
+def test_name_with_no_room_for_a_yaml(tmp_path):
+    path = tmp_path / ("x" * 252 + ".pt")
+    config = dataclasses.replace(CONFIG, stft_n_fft=2048, stft_win_length=2048)
+    wroformer_jax.save(tmp_path / "a.pt", RoFormer(config), make_params(config))
+    (tmp_path / "a.pt").rename(path)
+    assert sources.read(path)[0].stft_n_fft == 2048
 
 
 def test_local_path_wins_over_known_name(tmp_path, model, params, monkeypatch):

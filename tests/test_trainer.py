@@ -1,3 +1,4 @@
+import errno
 import json
 import os
 import signal
@@ -237,14 +238,23 @@ def test_a_model_directory_is_not_a_workdir(tmp_path):
 def test_a_workdir_that_cannot_be_made_is_named(tmp_path):
     (tmp_path / "file").write_text("")
     for workdir in (tmp_path / "file", tmp_path / "file" / "below"):
-        with pytest.raises(InputError, match=f"cannot write in the workdir {workdir}: "):
+        with pytest.raises(InputError, match=f"cannot write {workdir}: "):
             trainer.train(tiny(), workdir)
+
+
+def test_a_disk_that_fills_up_is_named(whole, monkeypatch):
+    def full(*_args, **_kwargs):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(trainer.plots, "save_curves", full)
+    with pytest.raises(InputError, match=f"cannot write {whole[0]}: the disk is full"):
+        trainer.train(tiny(), whole[0])
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
 def test_a_workdir_that_is_read_only_is_named(tmp_path):
     tmp_path.chmod(0o500)
-    with pytest.raises(InputError, match="cannot write in the workdir"):
+    with pytest.raises(InputError, match="cannot write"):
         trainer.train(tiny(), tmp_path)
 
 

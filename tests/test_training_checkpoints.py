@@ -149,6 +149,12 @@ def test_damaged_metadata_of_orbax_is_neither_needed_nor_mentioned(tmp_path, par
     assert caplog.records == []
 
 
+def test_path_in_which_orbax_loses_weights(tmp_path):
+    with pytest.raises(InputError, match=r"run \[1\]: choose a place without \*, \? and \["):
+        TrainingCheckpoints(tmp_path / "run [1]", CONFIG)
+    assert os.listdir(tmp_path) == []
+
+
 KILLED = """
 import os, signal, sys
 import orbax.checkpoint as ocp

@@ -26,7 +26,7 @@ from typing import TYPE_CHECKING, Any
 from wroformer_jax.config import ModelConfig
 from wroformer_jax.errors import InputError
 from wroformer_jax.files import check_space, disk_errors_named, exists, open_to_others, refuse_existing, replacing
-from wroformer_jax.orbax_io import DamagedError, check_leaves, num_bytes, restore_tree, save_tree
+from wroformer_jax.orbax_io import DamagedError, check_leaves, num_bytes, refuse_pattern, restore_tree, save_tree
 
 if TYPE_CHECKING:
     from wroformer_jax.torch_bridge import TorchLayout
@@ -56,7 +56,7 @@ def save_model(
 
     Raises:
       InputError: `path` exists (with `overwrite`: and is not a model directory), the parameters are not those
-        of a model with these settings, or the disk is full or refuses.
+        of a model with these settings, the path has a *, ? or [ in it, or the disk is full or refuses.
     """
     path = Path(path)
     check_leaves(f"the parameters to save in {path}", params, _expected_params(config))
@@ -189,6 +189,7 @@ def _new_directory(path: Path, *, overwrite: bool, needs: int) -> Iterator[Path]
         raise InputError(f"{path} is not a model directory, so it is not overwritten: choose another name")
     with disk_errors_named(path):
         path = Path(os.path.realpath(path))  # of a link, what it leads to is overwritten
+        refuse_pattern(path)
         path.parent.mkdir(parents=True, exist_ok=True)
         check_space(path.parent, needs)
         temporary = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}-"))

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import gc
+import glob
 import logging
 import os
 import sys
@@ -22,8 +23,17 @@ class DamagedError(Exception):
     """Files that are missing, cut short or garbled; the message is one line."""
 
 
+def refuse_pattern(path: Path) -> None:
+    """Raises an InputError for a directory in which Orbax would lose what it writes, without an error.
+
+    Orbax looks for the parts that it wrote, to join them, with the whole path as a glob pattern.
+    """
+    if glob.has_magic(str(path.absolute())):
+        raise InputError(f"cannot write {path.absolute()}: choose a place without *, ? and [ in its path")
+
+
 def save_tree(path: Path, tree: Any) -> None:
-    """Writes a tree of arrays to the directory `path`, which must not exist."""
+    """Writes a tree of arrays to the directory `path`, which must not exist and has passed `refuse_pattern`."""
     import jax
     import numpy as np
 

@@ -30,7 +30,7 @@ from wroformer_jax.data.batches import (
 )
 from wroformer_jax.errors import InputError
 from wroformer_jax.evaluate import separate_song, validate
-from wroformer_jax.files import replacing
+from wroformer_jax.files import disk_errors_named, replacing
 from wroformer_jax.losses import reconstruction_loss
 from wroformer_jax.metrics import usdr
 from wroformer_jax.model import Params, RoFormer, init_params, trainable_mask
@@ -133,7 +133,10 @@ def train(config: TrainingConfig, workdir: str | Path) -> dict[str, float]:
     _claim(workdir, config)
     model = RoFormer(config.model)
     state = initial_state(config)
-    with TrainingCheckpoints(workdir, config.model, max_to_keep=config.keep_checkpoints) as checkpoints:
+    with (
+        disk_errors_named(workdir),
+        TrainingCheckpoints(workdir, config.model, max_to_keep=config.keep_checkpoints) as checkpoints,
+    ):
         if restored := checkpoints.restore(state.params, state.opt_state):
             step, params, opt_state = restored
             state = TrainState(jax.device_put(jnp.int32(step), jax.devices()[0]), params, opt_state)
@@ -233,7 +236,7 @@ def _pool(config: TrainingConfig, split: int, num_songs: int) -> SongPool:
 def _claim(workdir: Path, config: TrainingConfig) -> None:
     """Makes the workdir this run's: writes config.json, or checks that the one there has the same settings."""
     path = workdir / "config.json"
-    try:
+    with disk_errors_named(workdir):
         workdir.mkdir(parents=True, exist_ok=True)
         if path.exists():
             _check_same(workdir, _read_config(path), config.to_dict())
@@ -241,8 +244,6 @@ def _claim(workdir: Path, config: TrainingConfig) -> None:
             raise InputError(f"{workdir} holds a model but no config.json of a training: choose another workdir")
         with replacing(path) as temporary:
             temporary.write_text(json.dumps(config.to_dict(), indent=1) + "\n", encoding="utf-8")
-    except OSError as error:
-        raise InputError(f"cannot write in the workdir {workdir}: {error.strerror}") from error
 
 
 def _read_config(path: Path) -> dict[str, Any]:

@@ -14,7 +14,7 @@ from wroformer_jax.checkpoint import is_model_directory, read_model_json, write_
 from wroformer_jax.config import ModelConfig
 from wroformer_jax.errors import InputError
 from wroformer_jax.files import check_space, disk_errors_named
-from wroformer_jax.orbax_io import DamagedError, num_bytes, quiet_orbax, restore_tree, tree_handler
+from wroformer_jax.orbax_io import DamagedError, num_bytes, quiet_orbax, refuse_pattern, restore_tree, tree_handler
 
 _log = logging.getLogger("wroformer")
 
@@ -31,11 +31,12 @@ class TrainingCheckpoints:
       max_to_keep: how many of the newest steps stay; None keeps all.
 
     Raises:
-      InputError: the workdir holds checkpoints of another model, or cannot be written.
+      InputError: the workdir holds checkpoints of another model, cannot be written, or has a *, ? or [ in its path.
     """
 
     def __init__(self, workdir: str | os.PathLike, config: ModelConfig, *, max_to_keep: int | None = 3) -> None:
         workdir = Path(workdir).absolute()
+        refuse_pattern(workdir)
         self.directory = workdir / "checkpoints"
         with disk_errors_named(workdir):
             self.directory.mkdir(parents=True, exist_ok=True)
