@@ -6,15 +6,17 @@ The same command goes on with a run that was interrupted. Fields of the config c
 
 import re
 import sys
+import traceback
 
 from absl import app, flags, logging
-from ml_collections import config_flags
+from ml_collections import ConfigDict, config_flags
 
 from wroformer_jax.errors import InputError
 from wroformer_jax.training_config import TrainingConfig
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "the settings, for example configs/quickstart.py")
 _WORKDIR = flags.DEFINE_string("workdir", None, "directory for checkpoints, curves and logs; made if need be")
+_VERBOSE = flags.DEFINE_bool("verbose", False, "show the traceback of an error")
 flags.mark_flags_as_required(["config", "workdir"])
 
 
@@ -22,9 +24,13 @@ def parse(argv: list[str]) -> list[str]:
     """Parses the flags and loads the config; what is wrong is said in one sentence, with exit status 2."""
     try:
         rest = flags.FLAGS(argv)
-        _CONFIG.value.to_dict()  # a file that is not there raises only when it is used
-    except (flags.Error, AttributeError, KeyError, OSError, TypeError, ValueError, SyntaxError) as error:
+        settings = _CONFIG.value  # a file that is not there raises only when it is used
+    except FileNotFoundError as error:
+        sys.exit(_refuse(f"{error.filename}: no such file"))
+    except (flags.Error, AttributeError, ImportError, KeyError, OSError, TypeError, ValueError, SyntaxError) as error:
         sys.exit(_refuse(_sentence(error)))
+    if not isinstance(settings, ConfigDict):
+        sys.exit(_refuse(f"get_config() gives {type(settings).__name__}, expected a ConfigDict"))
     if len(rest) > 1:
         sys.exit(_refuse(f"unexpected argument {rest[1]!r}: settings are given as --config.NAME=VALUE"))
     if flags.FLAGS["verbosity"].using_default_value:
@@ -39,6 +45,8 @@ def main(_argv: list[str]) -> int:
 
         train(config, _WORKDIR.value)
     except InputError as error:
+        if _VERBOSE.value:
+            traceback.print_exc()
         return _refuse(str(error))
     except KeyboardInterrupt:
         print("train.py: interrupted; the same command goes on from the newest checkpoint", file=sys.stderr)

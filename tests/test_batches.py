@@ -1,3 +1,5 @@
+"""Training batches: a pure function of the seed and the step."""
+
 import itertools
 
 import numpy as np

@@ -1,3 +1,5 @@
+"""Files that are whole or not there, and what a full or refusing disk is called."""
+
 import errno
 import subprocess
 import sys

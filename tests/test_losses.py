@@ -1,12 +1,13 @@
+"""The loss against torch's own transform and norms, and its gradient at silence."""
+
 import functools
 
 import jax
 import numpy as np
 import pytest
+import torch
 
 from wroformer_jax import losses
-
-torch = pytest.importorskip("torch")
 
 
 def noise(seed, *shape):

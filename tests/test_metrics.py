@@ -1,3 +1,5 @@
+"""SDR and SI-SDR: their definitions, and what has none."""
+
 import math
 
 import numpy as np

@@ -1,3 +1,5 @@
+"""The pictures a training run leaves: there, whole, and of what they say."""
+
 import numpy as np
 import pytest
 

@@ -22,8 +22,11 @@ CONFIG = "--config=configs/quickstart.py"
     ("arguments", "sentence"),
     [
         ([CONFIG], "--workdir"),
-        (["--workdir=w", "--config=configs/quickstat.py"], "No such file or directory: 'configs/quickstat.py'"),
+        (["--workdir=w", "--config=configs/quickstat.py"], "configs/quickstat.py: no such file"),
         (["--workdir=w", "--config=LICENSE"], "invalid syntax (LICENSE, line 1)"),
+        (["--workdir=w", "--config=tests/bad_configs/imports_what_is_not_there.py"], "No module named 'nowhere'"),
+        (["--workdir=w", "--config=tests/bad_configs/no_config.py"], "get_config() gives int, expected a ConfigDict"),
+        (["--workdir=w", CONFIG, "--config.model.num_bands=400"], "400 mel bands at 44100 Hz"),
         (["--workdir=w", CONFIG, "--config.stepz=4"], "unknown config field 'stepz', did you mean 'steps'?"),
         (["--workdir=w", CONFIG, "--config.model.dimm=4"], "unknown config field 'dimm', did you mean 'dim'?"),
         (["--workdir=w", CONFIG, "--config.steps=many"], "--config.steps=many: invalid literal"),
@@ -55,7 +58,7 @@ def test_short_quickstart_and_what_a_resumed_one_refuses(tmp_path):
     ]
     result = train(*short)
     assert result.returncode == 0, result.stderr
-    assert result.stdout.splitlines()[-1] == f"  tensorboard --logdir {workdir}"
+    assert result.stdout.splitlines()[-1] == f"  tensorboard --logdir {workdir}  (needs: pip install tensorboard)"
     assert result.stderr == ""
     config = json.loads((workdir / "config.json").read_text())
     assert (config["steps"], config["song_seconds"], config["model"]["num_sinks"]) == (2, 2.0, 8)

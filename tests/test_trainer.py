@@ -1,3 +1,5 @@
+"""Training: what it leaves, that it resumes exactly, and what it refuses."""
+
 import errno
 import json
 import os

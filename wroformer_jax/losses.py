@@ -6,6 +6,7 @@ The values are those of the PyTorch BS-RoFormer package's own `loss = model(mixt
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -54,16 +55,10 @@ def multi_resolution_stft_loss(
 
 
 def reconstruction_loss(
-    estimate: Float[Array, "*batch sample"],
-    target: Float[Array, "*batch sample"],
-    *,
-    stft_n_fft: int = 2048,
-    windows: Sequence[int] = WINDOWS,
-    hop: int = HOP,
+    estimate: Float[Array, "*batch sample"], target: Float[Array, "*batch sample"], **sizes: Any
 ) -> Float[Array, ""]:
-    """`l1` plus `multi_resolution_stft_loss`, equally weighted, as the public recipe has them."""
-    spectral = multi_resolution_stft_loss(estimate, target, stft_n_fft=stft_n_fft, windows=windows, hop=hop)
-    return l1(estimate, target) + spectral
+    """`l1` plus `multi_resolution_stft_loss` (which gets `sizes`), equally weighted, as the public recipe has them."""
+    return l1(estimate, target) + multi_resolution_stft_loss(estimate, target, **sizes)
 
 
 def _modulus(real: Float[Array, "*shape"], imag: Float[Array, "*shape"]) -> Float[Array, "*shape"]:

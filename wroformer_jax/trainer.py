@@ -21,6 +21,7 @@ import optax
 from jaxtyping import Array, Float, Int
 
 from wroformer_jax import plots
+from wroformer_jax.bands import band_layout
 from wroformer_jax.data.batches import (
     TRAIN,
     VALIDATION,
@@ -130,8 +131,9 @@ def train(config: TrainingConfig, workdir: str | Path) -> dict[str, float]:
       InputError: the workdir cannot be written or holds a run with other settings, or the loss is no longer a number.
     """
     workdir = Path(workdir)
-    _claim(workdir, config)
     model = RoFormer(config.model)
+    band_layout(config.model)  # sizes that make no model are refused here, before the workdir is claimed
+    _claim(workdir, config)
     state = initial_state(config)
     with (
         disk_errors_named(workdir),
@@ -314,6 +316,6 @@ def _farewell(workdir: Path, scores: dict[str, float]) -> str:
             f"listen to {workdir / 'example'}, look at {workdir / 'spectrogram.png'} and {workdir / 'curve.png'}",
             "what to do next:",
             f"  wroformer separate song.wav --checkpoint {workdir} --output separated",
-            f"  tensorboard --logdir {workdir}",
+            f"  tensorboard --logdir {workdir}  (needs: pip install tensorboard)",
         ]
     )

@@ -116,13 +116,13 @@ def _line(record: dict) -> str:
 
 
 def _read(path: Path, last_step: int) -> list[dict]:
-    """The records up to a step; a line that a crash cut short belongs to a later one."""
+    """The records up to a step; a line that is none, because a crash cut it short, belongs to a later one."""
     records = []
-    for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else []:
+    for line in path.read_bytes().splitlines() if path.exists() else []:
         try:
             record = json.loads(line)
-        except ValueError:
+            if record["step"] <= last_step:
+                records.append(record)
+        except (ValueError, KeyError, TypeError):
             break
-        if record["step"] <= last_step:
-            records.append(record)
     return records
