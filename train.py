@@ -24,9 +24,8 @@ def parse(argv: list[str]) -> list[str]:
     """Parses the flags and loads the config; what is wrong is said in one sentence, with exit status 2."""
     try:
         rest = flags.FLAGS(argv)
-        settings = _CONFIG.value  # a file that is not there raises only when it is used
-    except FileNotFoundError as error:
-        sys.exit(_refuse(f"{error.filename}: no such file"))
+        settings = _CONFIG.value
+        getattr(settings, "to_dict", None)  # what stands for a file that is not there raises when it is used
     except (flags.Error, AttributeError, ImportError, KeyError, OSError, TypeError, ValueError, SyntaxError) as error:
         sys.exit(_refuse(_sentence(error)))
     if not isinstance(settings, ConfigDict):
@@ -60,6 +59,8 @@ def _sentence(error: Exception) -> str:
     if isinstance(error, AttributeError | KeyError) and (name := re.match(r"['\"]+(\w+)", text)):
         nearest = re.search(r'Did you mean "([^"]+)"', text)
         return f"unknown config field {name[1]!r}" + (f", did you mean {nearest[1]!r}?" if nearest else "")
+    if missing := re.search(r"No such file or directory: '([^']+)'", str(error)):
+        return f"{missing[1]}: no such file"
     return str(error).strip().splitlines()[-1].strip()
 
 

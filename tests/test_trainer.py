@@ -188,7 +188,7 @@ def test_a_finished_run_writes_its_report_again(whole, capsys):
     assert first_line.startswith("going on from step 8")
     assert lines[-2:] == [
         f"  wroformer separate song.wav --checkpoint {workdir} --output separated",
-        f"  tensorboard --logdir {workdir}",
+        f"  tensorboard --logdir {workdir}  (needs: pip install tensorboard)",
     ]
     assert (workdir / "curve.png").exists()
     assert (workdir / "metrics.jsonl").read_bytes() == metrics

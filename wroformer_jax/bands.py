@@ -10,6 +10,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import itertools
+import warnings
 
 import jax
 import jax.numpy as jnp
@@ -109,7 +110,9 @@ def _mel_bands(num_bands: int, sample_rate: int, n_fft: int) -> tuple[Int[np.nda
     """Bins in which a librosa mel filter is not zero, the first and the last bin added (arXiv 2310.01809)."""
     from librosa import filters
 
-    bank = filters.mel(sr=sample_rate, n_fft=n_fft, n_mels=num_bands) > 0
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of bands without a bin, which are refused below
+        bank = filters.mel(sr=sample_rate, n_fft=n_fft, n_mels=num_bands) > 0
     bank[0, 0] = bank[-1, -1] = True
     sizes = f"{num_bands} mel bands at {sample_rate} Hz with stft_n_fft = {n_fft}"
     if not bank.any(axis=1).all():

@@ -403,9 +403,14 @@ def init_params(model: RoFormer, seed: int) -> Params:
       model: the model.
       seed: the same seed gives the same parameters on the same kind of device.
     """
-    # Under jit the forward pass that `init` traces is dead code, so that only the parameters are computed. The
-    # default generator would be unrolled once a parameter and takes three times as long to compile.
-    return jax.jit(lambda key: meta.unbox(_init(model, key)))(jax.random.key(seed, impl="rbg"))
+    # The default generator would be unrolled once a parameter and takes three times as long to compile.
+    return _initial_params(model, jax.random.key(seed, impl="rbg"))
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _initial_params(model: RoFormer, key: Array) -> Params:
+    # Under jit the forward pass that `init` traces is dead code, so that only the parameters are computed.
+    return meta.unbox(_init(model, key))
 
 
 def abstract_params(model: RoFormer) -> Params:

@@ -70,14 +70,10 @@ def make_optimizer(config: TrainingConfig) -> optax.GradientTransformation:
 
 def initial_state(config: TrainingConfig) -> TrainState:
     """Step 0: random parameters from the seed."""
-    params = _initial_params(RoFormer(config.model), config.seed)
+    params = init_params(RoFormer(config.model), config.seed)
     state = TrainState(jnp.zeros((), jnp.int32), params, make_optimizer(config).init(params))
     # Bound to a device, as a restored state is: the same program then serves both, compiled once.
     return jax.device_put(state, jax.devices()[0])
-
-
-# Compiling takes longer than anything else here; several runs in one process need it once.
-_initial_params = jax.jit(init_params, static_argnums=(0, 1))
 
 
 @functools.cache
