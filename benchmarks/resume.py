@@ -1,10 +1,10 @@
 """A training run that is killed at random moments and restarted ends with the weights of one that is not.
 
-    python train.py --config=configs/quickstart.py --workdir=runs/quickstart
-    python benchmarks/resume.py --reference runs/quickstart
+    python benchmarks/resume.py
 
-Runs the reference's settings again in a workdir of its own, kills it (SIGKILL) at random moments, restarts it, and
-compares the final weights bit for bit and the record of the run byte for byte.
+Trains once without interruption (or takes the workdir of such a run, --reference, made by the same code on the same
+machine), and once killed (SIGKILL) at random moments and restarted; compares the final weights bit for bit and the
+records of the runs byte for byte.
 """
 
 import argparse
@@ -52,17 +52,21 @@ def weights_that_differ(a: Path, b: Path) -> int:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--reference", type=Path, required=True, help="workdir of a run that was never interrupted")
-    parser.add_argument("--config", default="configs/quickstart.py", help="the reference's config file")
+    parser.add_argument("--reference", type=Path, help="workdir of a run that was never interrupted")
+    parser.add_argument("--config", default="configs/quickstart.py")
     parser.add_argument("--kills", type=int, default=3)
     parser.add_argument("--seconds", type=float, nargs=2, default=[30, 150], help="least and most before a kill")
     parser.add_argument("--seed", type=int, default=0, help="of the moments")
-    args = parser.parse_args()
+    args, settings = parser.parse_known_args()  # the rest goes to train.py: --config.steps=120
     moments = random.Random(args.seed)
     rows = []
     with tempfile.TemporaryDirectory() as folder:
         workdir = Path(folder) / "run"
-        command = [sys.executable, "train.py", f"--config={args.config}", f"--workdir={workdir}"]
+        train = [sys.executable, "train.py", f"--config={args.config}", *settings]
+        if args.reference is None:
+            args.reference = Path(folder) / "reference"
+            run_until([*train, f"--workdir={args.reference}"], None)
+        command = [*train, f"--workdir={workdir}"]
         for kill in range(args.kills + 1):
             start = time.perf_counter()
             killed = run_until(command, moments.uniform(*args.seconds) if kill < args.kills else None)
@@ -76,8 +80,7 @@ def main() -> None:
     print_table(rows)
     print(f"arrays of weights that differ: {differ}; record of the run the same: {same_record}")
     rows.append({"arrays that differ": differ, "same record": same_record})
-    command = f"python benchmarks/resume.py --reference {args.reference} --kills {args.kills} --seed {args.seed}"
-    write_result("resume", command, rows)
+    write_result("resume", f"python {' '.join(sys.argv)}", rows)
     sys.exit(bool(differ) or not same_record)
 
 
