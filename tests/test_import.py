@@ -23,7 +23,9 @@ def test_the_import_loads_nothing_heavy():
     assert loaded_after("import wroformer_jax") == set()
 
 
-@pytest.mark.parametrize("arguments", [["--help"], ["separate", "--help"], ["--version"], ["models"]])
+@pytest.mark.parametrize(
+    "arguments", [["--help"], ["separate", "--help"], ["evaluate", "--help"], ["--version"], ["models"]]
+)
 def test_what_the_command_says_of_itself_loads_nothing_heavy(arguments):
     code = f"import contextlib, wroformer_jax.cli as cli\nwith contextlib.suppress(SystemExit): cli.main({arguments})"
     assert loaded_after(code) == set()

@@ -34,6 +34,14 @@ their place in it: OUTPUT/ALBUM/SONG/STEM.wav. The stems have the song's sample 
 Exit status: 0 all songs are done, 1 some could not be used and the rest is done, 2 nothing is done.
 """
 
+_EVALUATE_HELP = """
+DIR/test/SONG/STEM.wav or DIR/SONG/STEM.wav (MUSDB18-HQ's layout) are the references, any audio format; SONG/mixture.wav
+is what is separated, or else the sum of the stems. A stem that a song lacks is silence. The instrumental is the sum
+of all stems but the vocals. Results are kept song by song: the same command goes on where it stopped.
+
+Exit status: 0 all songs are scored, 1 some could not be and the rest is, 2 nothing is done.
+"""
+
 
 class Song(NamedTuple):
     """A file to separate and the folder that its stems go to."""
@@ -108,12 +116,59 @@ def _parser() -> argparse.ArgumentParser:
     add("--overwrite", action="store_true", help="replace stems that are there already")
     _add_verbose(separate)
 
+    _add_evaluate(commands)
+
     models = commands.add_parser(
         "models", help="list the known checkpoints", description="Lists the known checkpoints."
     )
     models.set_defaults(run=_models)
     _add_verbose(models)
     return parser
+
+
+def _add_evaluate(commands: Any) -> None:
+    evaluate = commands.add_parser(
+        "evaluate",
+        help="score separations against the true stems",
+        description="Separates songs whose stems are known, or takes what another tool made of them, and scores it.",
+        epilog=_EVALUATE_HELP,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    evaluate.set_defaults(run=_evaluate)
+    source = evaluate.add_mutually_exclusive_group(required=True)
+    source.add_argument("--checkpoint", metavar="SRC", help="the model to score, as for `wroformer separate`")
+    source.add_argument(
+        "--estimates", type=Path, metavar="DIR", help="score DIR/SONG/STEM.wav of any other tool instead of a model"
+    )
+    source.add_argument(
+        "--compare",
+        nargs=2,
+        type=Path,
+        metavar=("A.json", "B.json"),
+        help="paired differences, B minus A, of the songs that both results have",
+    )
+    add = evaluate.add_argument
+    add("--data", type=Path, metavar="DIR", help="the songs")
+    add("--config", type=Path, metavar="YAML", help="the checkpoint's settings, where it does not carry them")
+    add("--stems", type=_names, metavar="A,B", help="stems to score (default: all that there are estimates of)")
+    add(
+        "--chunk-seconds",
+        type=_seconds_or_whole,
+        default=8.0,
+        metavar="N",
+        help="seconds that the model hears at once, or 'whole' for a song in one pass (default: 8)",
+    )
+    add("--overlap", type=_count, default=2, metavar="N", help="chunks that each sample lies in (default: 2)")
+    add("--batch-size", type=_count, default=1, metavar="N", help="chunks separated at a time (default: 1)")
+    add("--save-stems", type=Path, metavar="DIR", help="keep the estimates as DIR/SONG/STEM.wav, 32-bit float")
+    add("--output", type=Path, metavar="RESULTS.json", help="keep the results here, and go on with those there are")
+    add("--csv", type=Path, metavar="RESULTS.csv", help="write a line for each song and stem, too")
+    add(
+        "--museval",
+        action="store_true",
+        help="let the museval package compute cSDR: the same number, in minutes a song (needs the extra 'eval')",
+    )
+    _add_verbose(evaluate)
 
 
 def _add_verbose(parser: argparse.ArgumentParser) -> None:
@@ -125,6 +180,111 @@ def _models(args: argparse.Namespace) -> int:
 
     _print(models_table())
     return EXIT_OK
+
+
+def _evaluate(args: argparse.Namespace) -> int:
+    """Everything that can fail early does: songs, then checkpoint, settings and earlier results; then the songs."""
+    if args.compare:
+        return _compare(args)
+    if args.output and args.csv and os.path.realpath(args.output) == os.path.realpath(args.csv):
+        raise InputError(f"--output and --csv are both {args.csv}: give one of them another name")
+    if args.data is None:
+        raise InputError("--data is missing: name the folder of the songs to evaluate on")
+    from wroformer_jax.metrics import import_museval
+    from wroformer_jax.results import LEGEND, Results, table, write_csv
+    from wroformer_jax.scoring import choose_stems, evaluate
+    from wroformer_jax.songs import find_songs
+
+    if args.museval:
+        import_museval()
+    songs = find_songs(args.data)
+    source, offered, settings = _estimates_found(args, songs) if args.estimates else _estimates_made(args)
+    stems = choose_stems(songs, offered, args.stems)
+    settings |= {
+        "data": os.path.abspath(args.data),
+        "stems": list(stems),
+        "csdr": "museval" if args.museval else "definition",
+    }
+    about = {"wroformer": __version__} | ({"checkpoint": args.checkpoint} if args.checkpoint else {})
+    results = Results.open(args.output, settings, about)
+    results.refuse_others(song.name for song in songs)
+    results.write()  # what cannot be written is found out now
+    if results.songs:
+        _say(f"{args.output}: goes on with the results of {len(results.songs)} of {len(songs)} songs")
+    failed = evaluate(
+        songs,
+        stems,
+        source,
+        results,
+        use_museval=args.museval,
+        say=_say,
+        report=lambda error: _report(error, verbose=args.verbose),
+    )
+    if not results.songs:
+        return EXIT_UNUSABLE
+    _print("\n\n".join([*(table(stem, results.rows(stem)) for stem in results.stems), LEGEND]))
+    if args.csv:
+        write_csv(args.csv, results)
+    if failed:
+        _say(f"wroformer: {failed} of {len(songs)} songs could not be scored (see above)")
+    return EXIT_SOME_FAILED if failed else EXIT_OK
+
+
+def _estimates_made(args: argparse.Namespace) -> tuple[Any, Sequence[str], dict[str, Any]]:
+    """Where estimates come from if a model is to make them, the stems it has, and the settings that matter."""
+    import jax
+
+    from wroformer_jax.scoring import Separator, fingerprint, offered_stems
+    from wroformer_jax.separation import chunk_samples
+    from wroformer_jax.sources import load
+
+    if args.save_stems and _is_inside(args.save_stems, args.data):
+        raise InputError(f"--save-stems {args.save_stems} is in --data: its stems would be taken for songs")
+    model, params = load(args.checkpoint, config=args.config)
+    _chosen_stems(model.config, None)  # their names become names of files
+    chunk_samples(model.config, args.chunk_seconds, args.overlap)
+    settings = {
+        "weights": fingerprint(model.config, params),
+        "chunk_seconds": args.chunk_seconds,
+        "overlap": args.overlap,
+    }
+    params = jax.device_put(params)  # once for all songs
+    source = Separator(model, params, args.chunk_seconds, args.overlap, args.batch_size, args.save_stems)
+    return source, offered_stems(model.config), settings
+
+
+def _estimates_found(args: argparse.Namespace, songs: Any) -> tuple[Any, Sequence[str], dict[str, Any]]:
+    """As `_estimates_made`, if another tool has made them."""
+    from wroformer_jax.scoring import FoundEstimates
+
+    if not os.path.isdir(args.estimates):
+        raise InputError(f"--estimates {args.estimates} is not a folder")
+    source = FoundEstimates(args.estimates)
+    offered = source.stems(songs)
+    if not offered:
+        raise InputError(f"{args.estimates} has no estimates of these songs: expected SONG/STEM.wav in it")
+    return source, offered, {"estimates": os.path.abspath(args.estimates)}
+
+
+def _compare(args: argparse.Namespace) -> int:
+    from wroformer_jax.results import LEGEND, differences, read, summarise, table, write_json
+
+    if args.output and os.path.realpath(args.output) in map(os.path.realpath, args.compare):
+        raise InputError(f"--output {args.output} is one of the results to compare: choose another")
+    first, second = (read(path) for path in args.compare)
+    paired = differences(first, second)
+    for path, ours, others in ((args.compare[0], first, second), (args.compare[1], second, first)):
+        if alone := sorted(set(ours.songs) - set(others.songs)):
+            _say(f"only in {path}: {', '.join(alone)}")
+    _print(f"{args.compare[1]} minus {args.compare[0]}\n")
+    _print("\n\n".join([*(table(stem, rows, signed=True) for stem, rows in paired.items()), LEGEND]))
+    if args.output:
+        write_json(args.output, {stem: summarise(rows) for stem, rows in paired.items()})
+    return EXIT_OK
+
+
+def _is_inside(path: Path, folder: Path) -> bool:
+    return Path(os.path.realpath(path)).is_relative_to(os.path.realpath(folder))
 
 
 def _separate(args: argparse.Namespace) -> int:

@@ -1,0 +1,301 @@
+"""What an evaluation found: kept on disk song by song, summed up, compared, and printed.
+
+The JSON file holds "format", "about", "settings", "songs" (for each its "seconds", "state", "notes" and "stems", for
+each stem its metrics) and "summary" (of each stem and metric); null stands for a value that is undefined.
+"""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+import json
+import math
+import os
+import unicodedata
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from wroformer_jax.errors import InputError
+from wroformer_jax.files import disk_errors_named, replacing
+
+Scores = dict[str, dict[str, float]]  # stem, metric
+
+FORMAT = 1
+# As they are called in files, and as they are printed.
+METRICS = {
+    "usdr": "uSDR",
+    "si_sdr": "SI-SDR",
+    "csdr": "cSDR",
+    "bleedless": "bleedless",
+    "fullness": "fullness",
+    "leakage": "leakage",
+}
+LEGEND = "uSDR, SI-SDR, cSDR and leakage in dB, bleedless and fullness from 0 to 100; '-' is undefined"
+RESAMPLES = 10_000
+_SEED = 0
+
+
+@dataclasses.dataclass
+class Results:
+    """The scores of songs, and the settings that they were made with."""
+
+    settings: dict[str, Any]  # what the scores depend on, the same for all songs
+    about: dict[str, Any] = dataclasses.field(default_factory=dict)  # what they do not depend on
+    songs: dict[str, dict[str, Any]] = dataclasses.field(default_factory=dict)  # as in the file
+    path: Path | None = None  # rewritten with every song that is added
+
+    @classmethod
+    def open(cls, path: Path | None, settings: dict[str, Any], about: dict[str, Any]) -> Results:
+        """The results at `path` if there are any, to go on with; else new ones.
+
+        Raises:
+          InputError: there are results of other settings, or something else.
+        """
+        if path is None or not os.path.lexists(path):
+            return cls(settings, about, {}, path)
+        earlier = read(path)
+        for name in [*settings, *earlier.settings]:
+            before, now = earlier.settings.get(name), settings.get(name)
+            if before != now:
+                raise InputError(
+                    f"{path} holds results of other settings ({name}: {_shown(before)} there, {_shown(now)} now): "
+                    "remove it, or choose another --output"
+                )
+        return dataclasses.replace(earlier, about=about, path=path)
+
+    def holds(self, song: str, state: str) -> bool:
+        """Whether the song is scored, from files in this state."""
+        return song in self.songs and self.songs[song]["state"] == state
+
+    def add(self, song: str, scores: Scores, *, seconds: float, state: str, notes: Sequence[str]) -> None:
+        """Keeps the scores of a song, on disk too."""
+        stems = {stem: {metric: _to_json(value) for metric, value in row.items()} for stem, row in scores.items()}
+        self.songs[song] = {"seconds": round(seconds, 3), "state": state, "notes": list(notes), "stems": stems}
+        self.write()
+
+    def drop(self, song: str) -> None:
+        """Forgets a song whose files have changed since and cannot be scored now."""
+        if self.songs.pop(song, None) is not None:
+            self.write()
+
+    def refuse_others(self, songs: Iterable[str]) -> None:
+        """Raises an InputError if there are results of songs that are not among these, which would be mixed in."""
+        if others := sorted(set(self.songs) - set(songs)):
+            raise InputError(
+                f"{self.path} holds results of songs that are not in the data now ({', '.join(others)}): "
+                "bring them back, remove the file, or choose another --output"
+            )
+
+    def write(self) -> None:
+        """Writes the file, if there is to be one.
+
+        Raises:
+          InputError: it cannot be written.
+        """
+        if self.path is None:
+            return
+        content = {
+            "format": FORMAT,
+            "about": self.about,
+            "settings": self.settings,
+            "songs": self.songs,
+            "summary": {stem: summarise(self.rows(stem)) for stem in self.stems},
+        }
+        write_json(self.path, content)
+
+    @property
+    def stems(self) -> list[str]:
+        return list(dict.fromkeys(stem for song in self.songs.values() for stem in song["stems"]))
+
+    def rows(self, stem: str) -> dict[str, dict[str, float]]:
+        """For each song the metrics of a stem, NaN where they are undefined, songs in alphabetical order."""
+        return {
+            name: {metric: _from_json(self.songs[name]["stems"][stem].get(metric)) for metric in METRICS}
+            for name in sorted(self.songs)
+            if stem in self.songs[name]["stems"]
+        }
+
+
+def read(path: str | os.PathLike) -> Results:
+    """Reads a file of results.
+
+    Raises:
+      InputError: there is no such file, it holds something else, or another version wrote it.
+    """
+    path = Path(path)
+    try:
+        content = json.loads(path.read_text(encoding="utf-8", errors="surrogateescape"))
+    except OSError as error:
+        raise InputError(f"{path} cannot be read: {error.strerror}") from error
+    except ValueError as error:
+        raise InputError(f"{path} is not a file of results of wroformer evaluate: {error}") from error
+    if not isinstance(content, dict) or "format" not in content:
+        raise InputError(f"{path} is not a file of results of wroformer evaluate: choose another")
+    if content["format"] != FORMAT:
+        raise InputError(f"{path} has the format {content['format']!r}, expected {FORMAT}: evaluate again")
+    if not _is_well_formed(content):
+        raise InputError(f"{path} is damaged: remove it and evaluate again")
+    return Results(content["settings"], content["about"], content["songs"])
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Writes JSON, whole or not at all.
+
+    Raises:
+      InputError: the file cannot be written.
+    """
+    with disk_errors_named(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with replacing(path) as temporary:
+            text = json.dumps(content, indent=1, ensure_ascii=False, allow_nan=False)
+            # surrogateescape: names of files that are not UTF-8
+            temporary.write_text(text + "\n", encoding="utf-8", errors="surrogateescape")
+
+
+def write_csv(path: Path, results: Results) -> None:
+    """Writes a line for each song and stem; undefined values are empty.
+
+    Raises:
+      InputError: the file cannot be written.
+    """
+    with disk_errors_named(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with (
+            replacing(path) as temporary,
+            temporary.open("w", newline="", encoding="utf-8", errors="surrogateescape") as file,
+        ):
+            writer = csv.writer(file)
+            writer.writerow(["song", "stem", *METRICS])
+            for stem in results.stems:
+                for song, row in results.rows(stem).items():
+                    values = ["" if math.isnan(value) else repr(value) for value in row.values()]
+                    writer.writerow([song, stem, *values])
+
+
+def summarise(rows: Mapping[str, Mapping[str, float]]) -> dict[str, dict[str, Any]]:
+    """Of each metric: the songs where it is defined, mean, median, and their 95 % bootstrap intervals; or None."""
+    summary = {}
+    for metric in METRICS:
+        values = np.array([row[metric] for row in rows.values() if not math.isnan(row[metric])])
+        summary[metric] = {"songs": len(values)}
+        for name, statistic in (("mean", np.mean), ("median", np.median)):
+            summary[metric][name] = float(statistic(values)) if len(values) else None
+            summary[metric][f"{name}_interval"] = bootstrap_interval(values, statistic)
+    return summary
+
+
+def bootstrap_interval(
+    values: np.ndarray, statistic: Callable[..., np.ndarray], *, seed: int = _SEED
+) -> list[float] | None:
+    """95 % interval of a statistic over songs, by the percentiles of RESAMPLES resamplings with replacement.
+
+    Efron's percentile bootstrap (Annals of Statistics 7, 1979); always the same for the same values.
+
+    Args:
+      values: one for each song, (song,).
+      statistic: np.mean or np.median, called with `axis=1`.
+      seed: of the resampling.
+
+    Returns:
+      [low, high], or None for fewer than two songs, which say nothing of others.
+    """
+    if len(values) < 2:
+        return None
+    rng = np.random.default_rng(seed)
+    resampled = np.concatenate(
+        [statistic(values[rng.integers(len(values), size=(RESAMPLES // 10, len(values)))], axis=1) for _ in range(10)]
+    )
+    low, high = np.percentile(resampled, [2.5, 97.5])
+    return [float(low), float(high)]
+
+
+def differences(first: Results, second: Results) -> dict[str, dict[str, dict[str, float]]]:
+    """For each stem and song that both have, each metric of the second minus the first; NaN if one is undefined.
+
+    Raises:
+      InputError: they have no song and stem in common.
+    """
+    paired = {}
+    for stem in first.stems:
+        before, after = first.rows(stem), second.rows(stem)
+        common = [song for song in before if song in after]
+        if common:
+            paired[stem] = {
+                song: {metric: after[song][metric] - before[song][metric] for metric in METRICS} for song in common
+            }
+    if not paired:
+        raise InputError("the two results have no song and stem in common: there is nothing to compare")
+    return paired
+
+
+def table(stem: str, rows: Mapping[str, Mapping[str, float]], *, signed: bool = False) -> str:
+    """The scores of a stem as aligned text: a song a line, then means and medians with their intervals.
+
+    Args:
+      stem: its name.
+      rows: of `Results.rows` or `differences`.
+      signed: writes the sign of positive numbers too, for differences.
+    """
+    sign = "+" if signed else ""
+    summary = summarise(rows)
+
+    def number(value: float | None) -> str:
+        return "-" if value is None or math.isnan(value) else format(value, f"{sign}.2f")
+
+    def interval(bounds: list[float] | None) -> str:
+        return "-" if bounds is None else f"{number(bounds[0])}..{number(bounds[1])}"
+
+    lines = [[stem, *METRICS.values()]]
+    lines += [[song, *(number(value) for value in row.values())] for song, row in rows.items()]
+    for statistic in ("mean", "median"):
+        lines.append([statistic, *(number(summary[metric][statistic]) for metric in METRICS)])
+        lines.append(["  95 % interval", *(interval(summary[metric][f"{statistic}_interval"]) for metric in METRICS)])
+    lines.append(["songs", *(str(summary[metric]["songs"]) for metric in METRICS)])
+    widths = [max(_width(line[column]) for line in lines) for column in range(len(lines[0]))]
+    texts = [_aligned(line, widths) for line in lines]
+    rule = "-" * _width(texts[0])
+    return "\n".join([texts[0], rule, *texts[1:-5], rule, *texts[-5:]])
+
+
+def _aligned(cells: Sequence[str], widths: Sequence[int]) -> str:
+    padding = [" " * (width - _width(cell)) for cell, width in zip(cells, widths, strict=True)]
+    return "  ".join([cells[0] + padding[0], *(p + cell for p, cell in zip(padding[1:], cells[1:], strict=True))])
+
+
+def _width(text: str) -> int:
+    """Columns of a terminal: letters of East Asia take two, combining marks none."""
+    return sum(0 if unicodedata.combining(c) else 1 + (unicodedata.east_asian_width(c) in "WF") for c in text)
+
+
+def _to_json(value: float) -> float | None:
+    return None if math.isnan(value) else value
+
+
+def _from_json(value: float | None) -> float:
+    return math.nan if value is None else float(value)
+
+
+def _shown(value: Any) -> str:
+    return ", ".join(map(str, value)) if isinstance(value, list) else "none" if value is None else str(value)
+
+
+def _is_well_formed(content: dict[str, Any]) -> bool:
+    songs = content.get("songs")
+    return (
+        isinstance(content.get("settings"), dict)
+        and isinstance(content.get("about"), dict)
+        and isinstance(songs, dict)
+        and all(
+            isinstance(song, dict)
+            and isinstance(song.get("state"), str)
+            and isinstance(song.get("stems"), dict)
+            and all(
+                isinstance(row, dict) and all(isinstance(value, int | float | None) for value in row.values())
+                for row in song["stems"].values()
+            )
+            for song in songs.values()
+        )
+    )
