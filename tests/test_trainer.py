@@ -12,7 +12,7 @@ import numpy as np
 import optax
 import pytest
 
-from wroformer_jax import evaluate, trainer
+from wroformer_jax import evaluate, files, trainer
 from wroformer_jax.checkpoint import load_model
 from wroformer_jax.data.batches import SongPool
 from wroformer_jax.errors import InputError
@@ -242,6 +242,16 @@ def test_a_workdir_that_cannot_be_made_is_named(tmp_path):
     for workdir in (tmp_path / "file", tmp_path / "file" / "below"):
         with pytest.raises(InputError, match=f"cannot write {workdir}: "):
             trainer.train(tiny(), workdir)
+
+
+def test_a_workdir_that_another_run_uses_is_left_alone(whole):
+    config, workdir = tiny(), whole[0]
+    before = (workdir / "metrics.jsonl").stat().st_ino
+    with files.locked(workdir), pytest.raises(InputError, match="in use by another run"):
+        trainer.train(config, workdir)
+    assert (workdir / "metrics.jsonl").stat().st_ino == before
+    with files.locked(workdir):
+        pass  # let go after an error too
 
 
 def test_a_disk_that_fills_up_is_named(whole, monkeypatch):

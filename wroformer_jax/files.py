@@ -76,6 +76,36 @@ def replacing(path: str | os.PathLike) -> Iterator[Path]:
         temporary.unlink(missing_ok=True)
 
 
+@contextlib.contextmanager
+def locked(directory: Path) -> Iterator[None]:
+    """Holds a directory for this process, so that a second one does not write into it; a killed process lets go.
+
+    Where the system or the file system has no such locks, nothing is held.
+
+    Raises:
+      InputError: another process holds it.
+    """
+    try:
+        import fcntl
+    except ImportError:  # not a POSIX system
+        yield
+        return
+    handle = os.open(directory, os.O_RDONLY)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        os.close(handle)
+        raise InputError(f"{directory} is in use by another run: wait for it, or choose another") from error
+    except OSError as error:
+        if error.errno not in (errno.ENOLCK, errno.ENOTSUP, errno.EINVAL):
+            os.close(handle)
+            raise
+    try:
+        yield
+    finally:
+        os.close(handle)
+
+
 def check_space(directory: Path, num_bytes: int) -> None:
     """Raises an OSError (ENOSPC) if so much does not fit on the disk of `directory`.
 

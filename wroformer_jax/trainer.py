@@ -31,7 +31,7 @@ from wroformer_jax.data.batches import (
 )
 from wroformer_jax.errors import InputError
 from wroformer_jax.evaluate import separate_song, validate
-from wroformer_jax.files import disk_errors_named, replacing
+from wroformer_jax.files import disk_errors_named, locked, replacing
 from wroformer_jax.losses import reconstruction_loss
 from wroformer_jax.metrics import usdr
 from wroformer_jax.model import Params, RoFormer, init_params, trainable_mask
@@ -124,7 +124,8 @@ def train(config: TrainingConfig, workdir: str | Path) -> dict[str, float]:
       The scores of the last validation, as `evaluate.validate` has them.
 
     Raises:
-      InputError: the workdir cannot be written or holds a run with other settings, or the loss is no longer a number.
+      InputError: the workdir cannot be written, is in use or holds a run with other settings, or the loss is no longer
+        a number.
     """
     workdir = Path(workdir)
     model = RoFormer(config.model)
@@ -133,6 +134,7 @@ def train(config: TrainingConfig, workdir: str | Path) -> dict[str, float]:
     state = initial_state(config)
     with (
         disk_errors_named(workdir),
+        locked(workdir),
         TrainingCheckpoints(workdir, config.model, max_to_keep=config.keep_checkpoints) as checkpoints,
     ):
         if restored := checkpoints.restore(state.params, state.opt_state):
