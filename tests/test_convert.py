@@ -235,7 +235,10 @@ def test_usage_errors(argv, capsys):
     with pytest.raises(SystemExit) as caught:
         main(argv)
     assert caught.value.code == 2
-    assert "usage: convert_torch_checkpoint.py" in capsys.readouterr().err
+    error = capsys.readouterr().err
+    assert error.startswith("convert_torch_checkpoint.py")
+    assert error.endswith("--help)\n")
+    assert len(error.splitlines()) == 1
 
 
 def test_script():

@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -40,3 +41,7 @@ def test_every_public_name_is_there():
     assert len(wroformer_jax.__all__) <= 12
     for name in wroformer_jax.__all__:
         assert getattr(wroformer_jax, name) is not None
+
+
+def test_the_readme_has_no_gaps():
+    assert "@@" not in (Path(__file__).parents[1] / "README.md").read_text()

@@ -143,11 +143,23 @@ def test_without_torch(tmp_path, model, params, source, target, said):
     )
     assert result.returncode == 0, result.stderr
     assert re.fullmatch(said, result.stdout.strip())
-    assert sorted(os.listdir(tmp_path)) == [source] + [target] * (said == "True")
+    weights = sorted(name for name in os.listdir(tmp_path) if not name.endswith(".yaml"))
+    assert weights == [source] + [target] * (said == "True")
+
+
+def test_settings_are_written_beside_pytorch_files(tmp_path, model, params):
+    wroformer_jax.save(tmp_path / "model.ckpt", model, params)
+    wroformer_jax.save(tmp_path / "model.safetensors", model, params)  # the same settings serve both
+    assert wroformer_jax.load(tmp_path / "model.ckpt")[0] == model
+    (tmp_path / "model.yaml").write_text("model: {dim: 1}")
+    with pytest.raises(InputError, match=r"model.yaml exists"):
+        wroformer_jax.save(tmp_path / "model.pth", model, params)
+    assert not (tmp_path / "model.pth").exists()
 
 
 @pytest.mark.parametrize("suffix", [".yaml", ".yml"])
 def test_yaml_beside_the_weights_is_used_and_said(torch_file, model, suffix, caplog):
+    torch_file.with_suffix(".yaml").unlink(missing_ok=True)  # written with the weights
     beside = torch_file.with_suffix(suffix)
     beside.write_text(YAML)
     with caplog.at_level(logging.INFO, logger="wroformer"):

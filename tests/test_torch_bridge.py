@@ -2,6 +2,7 @@
 
 import dataclasses
 import io
+import json
 import os
 import pickle
 import zipfile
@@ -15,6 +16,7 @@ from helpers import tiny_config
 from reference import make_reference
 from safetensors.torch import save_file
 
+from wroformer_jax import torch_settings
 from wroformer_jax.errors import InputError
 from wroformer_jax.model import RoFormer, abstract_params
 from wroformer_jax.torch_bridge import (
@@ -184,6 +186,23 @@ def test_the_yaml_says_the_rest(tmp_path, name):
     path = write_yaml(tmp_path / "model.yaml", config)
     assert "!!python/tuple" in path.read_text()
     assert load_torch(saved(tmp_path, state_dict(config)), path)[0] == config
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_settings_written_for_pytorch_are_read_back(tmp_path, name):
+    config = dataclasses.replace(CONFIGS[name], skip_connection=True, stft_hop_length=300)
+    yaml_path = tmp_path / "out.yaml"
+    yaml_path.write_text(torch_settings.public_yaml(config))
+    assert load_torch(saved(tmp_path, state_dict(config)), yaml_path)[0] == config
+
+
+def test_our_own_settings_are_read_too(tmp_path):
+    config = dataclasses.replace(CONFIG, window=6)
+    (tmp_path / "model.json").write_text(json.dumps({"format": 1, "model": config.to_dict()}))
+    assert load_torch(saved(tmp_path, state_dict(config)), tmp_path / "model.json")[0] == config
+    (tmp_path / "model.json").write_text(json.dumps({"model": {**config.to_dict(), "windw": 3}}))
+    with pytest.raises(InputError, match=r"model.json: unknown model field 'windw', did you mean 'window'\?"):
+        load_torch(tmp_path / "model.ckpt", tmp_path / "model.json")
 
 
 @pytest.mark.parametrize(("said", "layers"), [(1, 2), (2, 2), (2, 3), (3, 3)])

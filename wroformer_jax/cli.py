@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from wroformer_jax import __version__
+from wroformer_jax.arguments import ArgumentParser
 from wroformer_jax.errors import InputError
 
 if TYPE_CHECKING:
@@ -29,7 +30,7 @@ EXIT_OK, EXIT_SOME_FAILED, EXIT_UNUSABLE, EXIT_INTERRUPTED = 0, 1, 2, 130
 
 _SEPARATE_HELP = """
 Writes OUTPUT/SONG/STEM.wav for every song, SONG being the file's name without its ending; songs of a folder keep
-their place in it: OUTPUT/ALBUM/SONG/STEM.wav. The stems have the song's sample rate, channels and length.
+their place in it: OUTPUT/SUBFOLDER/SONG/STEM.wav. The stems have the song's sample rate, channels and length.
 
 Exit status: 0 all songs are done, 1 some could not be used and the rest is done, 2 nothing is done.
 """
@@ -73,7 +74,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="wroformer", description="Music source separation with band-split RoFormers.")
+    parser = ArgumentParser(prog="wroformer", description="Music source separation with band-split RoFormers.")
     parser.add_argument("--version", action="version", version=f"wroformer {__version__}")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 

@@ -11,6 +11,7 @@ import traceback
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+from wroformer_jax.arguments import ArgumentParser
 from wroformer_jax.config import ModelConfig
 from wroformer_jax.errors import InputError
 from wroformer_jax.files import CHECKPOINT_SUFFIXES, refuse_existing
@@ -80,7 +81,7 @@ def to_torch(arguments: argparse.Namespace) -> None:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog=PROGRAM, description=__doc__)
+    parser = ArgumentParser(prog=PROGRAM, description=__doc__)
     commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
 
     jax_parser = commands.add_parser("to-jax", help="PyTorch file to model directory", description=to_jax.__doc__)

@@ -139,6 +139,8 @@ def _download(place: HubFile) -> Path:
     import huggingface_hub
     from huggingface_hub import errors
 
+    # It reports each of its retries; we say once how it ended.
+    logging.getLogger("huggingface_hub").setLevel(logging.ERROR)
     try:
         return Path(huggingface_hub.hf_hub_download(place.repo, place.file, revision=place.revision))
     except errors.GatedRepoError as error:

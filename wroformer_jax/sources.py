@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from wroformer_jax import hub
 from wroformer_jax.config import ModelConfig, suggestion
 from wroformer_jax.errors import InputError
-from wroformer_jax.files import CHECKPOINT_SUFFIXES, check_space, disk_errors_named, exists, refuse_existing
+from wroformer_jax.files import CHECKPOINT_SUFFIXES, check_space, disk_errors_named, exists, refuse_existing, replacing
 
 if TYPE_CHECKING:
     from wroformer_jax.model import RoFormer
@@ -128,22 +128,28 @@ def write_torch(
     *,
     overwrite: bool = False,
 ) -> None:
-    """Writes a PyTorch file, as `torch_bridge.save_torch`, where nothing is unless `overwrite`.
+    """Writes a PyTorch file, as `torch_bridge.save_torch`, and its settings as a YAML file beside it.
 
     Raises:
-      InputError: `path` exists and `overwrite` is not set, or the disk is full or refuses.
+      InputError: the file, or other settings, exist and `overwrite` is not set, or the disk is full or refuses.
     """
     import jax
 
     from wroformer_jax.torch_bridge import save_torch
+    from wroformer_jax.torch_settings import public_yaml
 
+    settings, text = path.with_suffix(YAML_SUFFIXES[0]), public_yaml(config)
     if exists(path) and path.is_dir():
         raise InputError(f"{path} is a directory, expected the name of a file")
     refuse_existing(path, overwrite=overwrite)
+    if not settings.is_file() or settings.read_bytes() != text.encode():
+        refuse_existing(settings, overwrite=overwrite)
     with disk_errors_named(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         check_space(path.parent, sum(leaf.nbytes for leaf in jax.tree.leaves(params)))
         save_torch(path, config, params, layout)
+        with replacing(settings) as temporary:
+            temporary.write_text(text, encoding="utf-8")
 
 
 def _moved_to_jax(tree: Any) -> Any:

@@ -95,8 +95,37 @@ class YamlSettings:
     target: str | None = None
 
 
-def read_yaml(path: str | os.PathLike) -> YamlSettings:
-    """Reads a model's YAML file without running code from it.
+def public_yaml(config: ModelConfig) -> str:
+    """A model's settings in the public dialect, for the PyTorch code and for `read_yaml`."""
+    import yaml
+
+    mel = config.band_scheme == "mel"
+    fields = {key: getattr(config, field) for key, field in _SAME.items()}
+    if mel:
+        del fields["freqs_per_bands"]
+    else:
+        del fields["num_bands"], fields["sample_rate"]
+        fields["freqs_per_bands"] = list(config.freqs_per_bands)
+    if config.time_mixer == "full":
+        del fields["wsa_window_len"], fields["n_wsa_sinks"]
+    model = fields | {
+        "stereo": config.channels == 2,
+        "num_stems": config.num_stems,
+        "dim_freqs_in": config.num_bins,
+        # Mel-Band RoFormers are built with one Linear layer more than this says, BS-RoFormers with as many.
+        "mask_estimator_depth": config.mask_layers - 1 if mel else config.mask_layers,
+    }
+    training = {
+        "instruments": list(config.stems),
+        "target_instrument": config.stems[0] if config.num_stems == 1 else None,
+    }
+    audio = {"sample_rate": config.sample_rate, "num_channels": config.channels}
+    content = {"audio": audio, "model": model, "training": training}
+    return yaml.safe_dump(content, sort_keys=False, allow_unicode=True)
+
+
+def read_yaml(path: str | os.PathLike) -> YamlSettings | ModelConfig:
+    """Reads a model's YAML file without running code from it; our own model.json and config.json are read, too.
 
     Raises:
       InputError: the file is missing, not YAML of this dialect, or has a setting that is not supported.
@@ -121,6 +150,11 @@ def read_yaml(path: str | os.PathLike) -> YamlSettings:
     if not isinstance(content, dict) or not isinstance(content.get("model"), dict):
         raise InputError(f"{path}: no 'model:' section, is it the YAML that came with the checkpoint?")
     model, training = content["model"], content.get("training") or {}
+    if "band_scheme" in model:  # a field of ours that the public dialect does not have
+        try:
+            return ModelConfig.from_dict(model)
+        except InputError as error:
+            raise InputError(f"{path}: {error}") from error
     _check_known(model, path)
     instruments = training.get("instruments") or () if isinstance(training, dict) else None
     if not isinstance(instruments, list | tuple):

@@ -149,6 +149,8 @@ def train(config: TrainingConfig, workdir: str | Path) -> dict[str, float]:
             if log.last_validation() is None:
                 log.validation(int(state.step), validate(model, state.params, validation_songs))
             state = _loop(config, state, model, train_songs, validation_songs, checkpoints, log)
+            if log.curve("validation", "vocals_usdr")[-1][0] != int(state.step):  # its record was lost
+                log.validation(int(state.step), validate(model, state.params, validation_songs))
             _write_report(workdir, model, state.params, validation_songs, log)
             scores = log.last_validation()
             log.say(_farewell(workdir, scores))
