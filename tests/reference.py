@@ -48,7 +48,7 @@ def make_reference(config, *, seed=0):
         model.sink_tokens = nn.Parameter(torch.randn(config.num_sinks, config.num_bands, config.dim))
     with torch.no_grad():
         for name, parameter in model.named_parameters():
-            if parameter.ndim == 1 and "freqs" not in name:
+            if parameter.ndim == 1 and not name.endswith("rotary_embed.freqs"):
                 parameter.add_(0.1 * torch.randn_like(parameter))
     return patch(model, config).eval()
 

@@ -24,6 +24,7 @@ from wroformer_jax.torch_bridge import (
     add_windowed_sinks,
     from_state_dict,
     load_torch,
+    num_parameters,
     save_torch,
     slots,
     to_state_dict,
@@ -96,6 +97,8 @@ def test_the_slots_are_the_state_dict_and_fill_the_parameters(name):
         for part in slot.path:
             leaf = leaf[part]
         slot.view(leaf)[...] += 1
+    trained = [value for value in make_reference(config).parameters() if value.requires_grad]
+    assert num_parameters(config) == sum(value.numel() for value in trained)
     sizes = sum(int(np.prod(slot.shape)) for slot in table)
     assert sum(int(leaf.sum()) for leaf in jax.tree.leaves(covered)) == sizes
     shared = {("time_rotary", "freqs"), ("freq_rotary", "freqs")}

@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import contextlib
 import logging
-import math
 import sys
 import traceback
 from collections.abc import Iterator, Sequence
@@ -121,6 +120,8 @@ def _report(
     config: ModelConfig,
     notes: list[tuple[str, str]],
 ) -> None:
+    from wroformer_jax.torch_bridge import num_parameters
+
     bands = "Mel-Band" if config.band_scheme == "mel" else "Band-Split"
     attention = (
         "full" if config.time_mixer == "full" else f"windowed sink, window {config.window}, {config.num_sinks} sinks"
@@ -130,7 +131,7 @@ def _report(
         ("attention", attention),
         ("stems", ", ".join(config.stems)),
         ("audio", f"{'stereo' if config.channels == 2 else 'mono'}, {config.sample_rate} Hz"),
-        ("parameters", f"{_num_parameters(config):,}"),
+        ("parameters", f"{num_parameters(config):,}"),
         ("size", f"{_size_on_disk(arguments.dst) / 1e6:,.1f} MB in {arguments.dst}"),
         *notes,
     ]
@@ -138,13 +139,6 @@ def _report(
     print()
     for name, value in rows:
         print(f"  {name.ljust(width)}  {value}")
-
-
-def _num_parameters(config: ModelConfig) -> int:
-    """As PyTorch counts them: no padding of narrow bands, and without the constants of the rotary embedding."""
-    from wroformer_jax.torch_bridge import slots
-
-    return sum(math.prod(slot.shape) for slot in slots(config) if not slot.key.endswith("rotary_embed.freqs"))
 
 
 def _size_on_disk(path: Path) -> int:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import logging
+import math
 import os
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -32,6 +33,7 @@ log = logging.getLogger("wroformer")
 _WRAPPERS = ("state_dict", "state", "model_state_dict", "model")
 # What wrappers such as DistributedDataParallel, Lightning and torch.compile put before every key.
 _PREFIXES = ("module.", "model.", "_orig_mod.")
+_FREQS = "rotary_embed.freqs"  # ends the keys of the constants, which every layer of a file repeats
 # How torch's messages say that a pickle wanted more than tensors.
 _CODE_REFUSED = ("GLOBAL", "Unsupported global", "Unsupported class", "unrecognized function")
 _DTYPES = {
@@ -121,6 +123,11 @@ def slots(config: ModelConfig) -> Iterator[Slot]:
     if not mel:
         yield Slot("final_norm.gamma", (dim,), ("final_norm", "gamma"), lambda leaf: leaf)
     yield from _band_slots(config)
+
+
+def num_parameters(config: ModelConfig) -> int:
+    """Trained parameters of a model: no padding of narrow bands, and not the constants of the rotary embedding."""
+    return sum(math.prod(slot.shape) for slot in slots(config) if not slot.key.endswith(_FREQS))
 
 
 def _band_slots(config: ModelConfig) -> Iterator[Slot]:
@@ -243,7 +250,7 @@ def from_state_dict(config: ModelConfig, state: dict[str, Any]) -> Params:
     for slot in table:
         values = _to_float32(state.pop(slot.key))
         view = slot.view(_leaf(params, slot.path))
-        if slot.key.endswith("rotary_embed.freqs"):
+        if slot.key.endswith(_FREQS):
             if slot.path in filled and not np.array_equal(view, values):
                 raise InputError(f"{slot.key} differs from the other layers' frequencies, expected one set")
             filled.add(slot.path)

@@ -35,6 +35,7 @@ from wroformer_jax.files import disk_errors_named, locked, replacing
 from wroformer_jax.losses import reconstruction_loss
 from wroformer_jax.metrics import usdr
 from wroformer_jax.model import Params, RoFormer, init_params, trainable_mask
+from wroformer_jax.torch_bridge import num_parameters
 from wroformer_jax.training_checkpoints import TrainingCheckpoints
 from wroformer_jax.training_config import TrainingConfig
 from wroformer_jax.training_log import TrainingLog, describe, progress
@@ -300,11 +301,10 @@ def _write_report(workdir: Path, model: RoFormer, params: Params, songs: SongPoo
 
 
 def _greeting(config: TrainingConfig, state: TrainState, workdir: Path) -> str:
-    parameters = sum(leaf.size for leaf in jax.tree.leaves(state.params))
     step = int(state.step)
     start = f"going on from step {step}" if step else "starting"
     return (
-        f"{start}: {config.steps} steps, a model of {parameters / 1e6:.2f} M parameters, "
+        f"{start}: {config.steps} steps, a model of {num_parameters(config.model) / 1e6:.2f} M parameters, "
         f"{jax.device_count()} {jax.default_backend()} device(s), results in {workdir}"
     )
 
