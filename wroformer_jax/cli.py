@@ -95,17 +95,8 @@ def _parser() -> argparse.ArgumentParser:
         help="a .ckpt, .pt, .pth, .th or .safetensors file, a model folder, a training workdir, "
         "hf://owner/repo/file, or a name from `wroformer models`",
     )
-    add("--config", type=Path, metavar="YAML", help="the checkpoint's settings, where it does not carry them")
     add("--output", required=True, type=Path, metavar="DIR", help="folder for the stems")
-    add(
-        "--chunk-seconds",
-        type=_seconds_or_whole,
-        default=8.0,
-        metavar="N",
-        help="seconds that the model hears at once, or 'whole' for a song in one pass (default: 8)",
-    )
-    add("--overlap", type=_count, default=2, metavar="N", help="chunks that each sample lies in (default: 2)")
-    add("--batch-size", type=_count, default=1, metavar="N", help="chunks separated at a time (default: 1)")
+    _add_model_options(separate)
     add(
         "--stems",
         type=_names,
@@ -150,17 +141,8 @@ def _add_evaluate(commands: Any) -> None:
     )
     add = evaluate.add_argument
     add("--data", type=Path, metavar="DIR", help="the songs")
-    add("--config", type=Path, metavar="YAML", help="the checkpoint's settings, where it does not carry them")
     add("--stems", type=_names, metavar="A,B", help="stems to score (default: all that there are estimates of)")
-    add(
-        "--chunk-seconds",
-        type=_seconds_or_whole,
-        default=8.0,
-        metavar="N",
-        help="seconds that the model hears at once, or 'whole' for a song in one pass (default: 8)",
-    )
-    add("--overlap", type=_count, default=2, metavar="N", help="chunks that each sample lies in (default: 2)")
-    add("--batch-size", type=_count, default=1, metavar="N", help="chunks separated at a time (default: 1)")
+    _add_model_options(evaluate)
     add("--save-stems", type=Path, metavar="DIR", help="keep the estimates as DIR/SONG/STEM.wav, 32-bit float")
     add("--output", type=Path, metavar="RESULTS.json", help="keep the results here, and go on with those there are")
     add("--csv", type=Path, metavar="RESULTS.csv", help="write a line for each song and stem, too")
@@ -170,6 +152,21 @@ def _add_evaluate(commands: Any) -> None:
         help="let the museval package compute cSDR: the same number, in minutes a song (needs the extra 'eval')",
     )
     _add_verbose(evaluate)
+
+
+def _add_model_options(parser: argparse.ArgumentParser) -> None:
+    """How a checkpoint is read, and how the model is run on a song."""
+    add = parser.add_argument
+    add("--config", type=Path, metavar="YAML", help="the checkpoint's settings, where it does not carry them")
+    add(
+        "--chunk-seconds",
+        type=_seconds_or_whole,
+        default=8.0,
+        metavar="N",
+        help="seconds that the model hears at once, or 'whole' for a song in one pass (default: 8)",
+    )
+    add("--overlap", type=_count, default=2, metavar="N", help="chunks that each sample lies in (default: 2)")
+    add("--batch-size", type=_count, default=1, metavar="N", help="chunks separated at a time (default: 1)")
 
 
 def _add_verbose(parser: argparse.ArgumentParser) -> None:
