@@ -9,16 +9,14 @@ Writes synthetic recordings and separates each in a process of its own. Options 
 from __future__ import annotations
 
 import argparse
-import os
 import shlex
-import subprocess
 import sys
 import tempfile
-import time
 from pathlib import Path
 
 import numpy as np
 import soundfile
+from processes import measure, wroformer
 from report import print_table, write_result
 
 RATE = 44100  # Hz
@@ -37,19 +35,6 @@ def write_recording(path: Path, seconds: int) -> None:
             file.write(0.05 * chord[:, None] + 0.02 * rng.standard_normal((RATE, 2)))
 
 
-def measure(recording: Path, output: Path, checkpoint: str, arguments: list[str]) -> dict[str, int]:
-    """Separates a recording; gives the time it took and the largest resident memory of its process."""
-    command = [sys.executable, "-m", "wroformer_jax.cli", "separate", str(recording)]
-    command += ["--checkpoint", checkpoint, "--output", str(output), *arguments]
-    start = time.perf_counter()
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
-    _, status, usage = os.wait4(process.pid, 0)
-    if status:
-        sys.exit(f"separation failed with status {os.waitstatus_to_exitcode(status)}")
-    kibibytes = usage.ru_maxrss / (1024 if sys.platform == "darwin" else 1)
-    return {"wall s": round(time.perf_counter() - start), "peak MiB": round(kibibytes / 1024)}
-
-
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--checkpoint", required=True)
@@ -62,7 +47,10 @@ def main() -> int:
         with tempfile.TemporaryDirectory(dir=args.scratch) as folder:
             recording = Path(folder) / "recording.wav"
             write_recording(recording, seconds)
-            measured = measure(recording, Path(folder) / "out", args.checkpoint, arguments)
+            output = Path(folder) / "out"
+            measured = measure(
+                wroformer("separate", recording, "--checkpoint", args.checkpoint, "--output", output, *arguments)
+            )
         print(f"{seconds} s of audio: {measured['wall s']} s, {measured['peak MiB']} MiB", file=sys.stderr, flush=True)
         first = rows[0]["peak MiB"] if rows else measured["peak MiB"]
         speed, growth = seconds / measured["wall s"], measured["peak MiB"] / first

@@ -34,12 +34,31 @@ def get_config() -> ConfigDict:
     model.num_sinks = 8  # learned tokens that see, and are seen by, every frame
     model.remat = False  # memory is no concern at this size, and recomputing costs time
 
-    # Songs, see wroformer_jax/data/synthetic.py.
-    config.train_songs = 64  # a pool that crops are cut from
-    config.validation_songs = 8  # never trained on
-    config.song_seconds = 10.0  # length of each song
-    config.crop_seconds = 1.0  # length of a training example
-    config.remix = 0.5  # probability that voice and band of an example come from different songs
+    # Songs. Without a set made by `wroformer prepare`, they are synthesised (wroformer_jax/data/synthetic.py) and kept
+    # in the workdir.
+    config.data = ""  # path of a set, local or gs://
+    config.train_songs = 64  # synthesised songs to train on
+    config.song_seconds = 10.0  # length of each
+    config.validation_songs = 8  # whole songs, never trained on; with a set, the first of its validation or test songs
+    config.validation_chunk_seconds = 0.0  # what the model hears at once of them; 0 is whole songs
+
+    # Training examples: random crops of all stems, changed at random, and their sum, the mixture. See
+    # wroformer_jax/data/augment.py for what there is and for the values of the public recipes.
+    config.seconds = 1.0  # length of a crop
+    config.stems = ()  # what the mixture is made of; () is all stems of the set
+    augment = config.augment = ConfigDict()
+    augment.remix = 0.5  # probability that the stems of an example come from different songs
+    augment.gain = 1.0  # probability that a stem is made louder or softer
+    augment.gain_range = (0.63, 1.58)  # the least and the largest factor: 4 dB down and up
+    augment.mixup = ()  # probabilities that one, and one more, crop of the same stem is mixed in
+    augment.mixup_range = (0.5, 1.5)  # factors of each of them
+    augment.channel_swap = 0.0  # probabilities of left and right changing places, of a change of sign,
+    augment.polarity = 0.0  # which teach a small model little that it would need
+    augment.time_inversion = 0.0  # of playing backwards
+    augment.silence = 0.0  # that the target is silent
+    augment.skip_silence = 0.0  # that a crop without sound is drawn again
+    config.workers = 1  # processes that load; 0 loads in the training process
+    config.prefetch = 4  # batches that each keeps ready
 
     # Optimisation.
     config.steps = 900  # optimiser steps

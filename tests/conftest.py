@@ -5,8 +5,9 @@ from pathlib import Path
 
 import jaxtyping
 
-# Not the two configs: what users may put into them by mistake is their own matter, and has tests of its own.
-unchecked = ("wroformer_jax.config", "wroformer_jax.training_config")
+# Not the settings: what users may put into them by mistake is their own matter, and has tests of its own.
+unchecked = tuple(f"wroformer_jax.{name}" for name in ("config", "training_config", "data.augment", "data.loading"))
 package = Path(__file__).parents[1] / "wroformer_jax"
-modules = [name for _, name, _ in pkgutil.walk_packages([str(package)], "wroformer_jax.") if name not in unchecked]
+found = pkgutil.walk_packages([str(package)], "wroformer_jax.")
+modules = [name for _, name, is_package in found if not is_package and name not in unchecked]  # a package is all in it
 jaxtyping.install_import_hook(modules, "beartype.beartype")

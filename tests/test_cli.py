@@ -13,6 +13,7 @@ from separation_models import GainModel, limited_file_size, noise, tiny_real_mod
 
 import wroformer_jax
 from wroformer_jax import audio, cli, sources
+from wroformer_jax.commands.separate import FORMATS
 from wroformer_jax.errors import InputError
 
 RATE = 1000
@@ -86,7 +87,7 @@ def test_lossy_songs_too(tmp_path, model, name):
     assert read(tmp_path / "out" / "song" / "vocals.wav").shape == mixture.shape
 
 
-@pytest.mark.parametrize("spelling", cli.FORMATS)
+@pytest.mark.parametrize("spelling", FORMATS)
 def test_every_format(tmp_path, model, spelling):
     mixture = make_song(tmp_path / "song.wav")
     assert separate(tmp_path, tmp_path / "song.wav", "--format", spelling) == 0
@@ -97,7 +98,7 @@ def test_every_format(tmp_path, model, spelling):
 
 
 def test_the_formats_offered_are_those_there_are():
-    assert tuple(audio.ENCODINGS) == cli.FORMATS
+    assert tuple(audio.ENCODINGS) == FORMATS
 
 
 def test_the_command_and_the_function_agree(tmp_path, model):

@@ -84,6 +84,8 @@ def test_space_on_the_disk(tmp_path):
         (ValueError("RESOURCE_EXHAUSTED: Failed to write 9 bytes [os_error_code='28']"), "the disk is full"),
         (RuntimeError("Error while serializing: I/O error: No space left on device (os error 28)"), "the disk is full"),
         (RuntimeError("[enforce fail at inline_container.cc:672] . unexpected pos 576 vs 534"), "the disk is full"),
+        (RuntimeError("write() failed: No space left on device; writing a; at byte 9"), "the disk is full"),
+        (RuntimeError("write() failed: File too large; writing a; at byte 9"), "File too large"),
         (PermissionError(errno.EACCES, "Permission denied"), "Permission denied"),
         (RuntimeError("I/O error: File too large (os error 27)"), "File too large"),
     ],

@@ -28,6 +28,35 @@ def test_usdr_is_the_ratio_of_energies(decibels):
     assert si_sdr(reference, estimate) == pytest.approx(decibels, abs=1e-3)
 
 
+# The definitions, in one piece and in float64.
+
+
+def plain_usdr(reference, estimate):
+    return 10 * np.log10(np.sum(reference**2) / np.sum((estimate - reference) ** 2))
+
+
+def plain_si_sdr(reference, estimate):
+    target = np.sum(reference * estimate) / np.sum(reference**2) * reference
+    return 10 * np.log10(np.sum(target**2) / np.sum((estimate - target) ** 2))
+
+
+@pytest.mark.parametrize("seconds", [0.01, 1.0, 3.7])
+@pytest.mark.parametrize("channels", [1, 2])
+@pytest.mark.parametrize("error", [1e-5, 0.03, 3.0])
+@pytest.mark.parametrize("scale", [1.0, 0.3, -2.0])
+def test_usdr_and_si_sdr_are_as_defined_within_1e_4_db(seconds, channels, error, scale):
+    """For loud and quiet seconds, pauses and recordings that end within a second."""
+    samples = round(seconds * 44100)
+    rng = np.random.default_rng(0)
+    envelope = np.interp(np.arange(samples), [0, 50_000, 90_000, 200_000], [0.01, 1, 0, 0.1])
+    reference = (0.1 * envelope * rng.standard_normal((channels, samples))).astype(np.float32)
+    reference[:, samples // 3 : samples // 2] = 0
+    estimate = (scale * reference + 0.1 * error * rng.standard_normal((channels, samples))).astype(np.float32)
+    pair = (reference.astype(np.float64), estimate.astype(np.float64))
+    assert usdr(reference, estimate) == pytest.approx(plain_usdr(*pair), abs=1e-4)
+    assert si_sdr(reference, estimate) == pytest.approx(plain_si_sdr(*pair), abs=1e-4)
+
+
 def test_usdr_counts_all_channels_and_samples_together():
     reference = np.array([[3.0, 0.0], [0.0, 1.0]], np.float32)
     estimate = np.array([[3.0, 1.0], [0.0, 1.0]], np.float32)

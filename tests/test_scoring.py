@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import textwrap
+import tracemalloc
 
 import numpy as np
 import pytest
@@ -15,7 +16,7 @@ from museval_package import museval
 from separation_models import GainModel, limited_file_size, noise
 
 import wroformer_jax
-from wroformer_jax import cli, metrics, results, scoring, sources
+from wroformer_jax import cli, estimates, metrics, results, scoring, songs, sources
 from wroformer_jax.errors import InputError
 
 RATE = 1000
@@ -163,19 +164,28 @@ def test_the_mixture_is_the_file_where_there_is_one(tmp_path, model, data):
     np.testing.assert_allclose(read, 0.25 * (sound(10) + sound(11) + sound(12)), atol=1e-6)
 
 
-def test_a_stem_that_a_song_lacks_is_silence_and_is_not_averaged(tmp_path, model, data, capsys):
-    (data / "test" / "Song 1" / "vocals.wav").unlink()
-    assert evaluate(tmp_path, "--stems", "vocals") == 0
+@pytest.mark.parametrize("is_there", [False, True])
+def test_a_silent_reference_is_undefined_and_is_not_averaged(tmp_path, model, data, capsys, is_there):
+    vocals = data / "test" / "Song 1" / "vocals.wav"
+    if is_there:
+        write(vocals, np.zeros((2, SECONDS * RATE), np.float32))
+    else:
+        vocals.unlink()
+    assert evaluate(tmp_path, "--stems", "vocals", "--csv", tmp_path / "results.csv") == 0
     row = kept(tmp_path)["songs"]["Song 1"]["stems"]["vocals"]
     assert [row[name] for name in ("usdr", "si_sdr", "csdr", "bleedless", "fullness")] == [None] * 5
     assert row["leakage"] == pytest.approx(20 * np.log10(0.25), abs=1e-3)
     summary = kept(tmp_path)["summary"]["vocals"]
+    others = [kept(tmp_path)["songs"][song]["stems"]["vocals"]["usdr"] for song in ("Song 0", "Song 2")]
     assert summary["usdr"]["songs"] == 2
+    assert summary["usdr"]["mean"] == pytest.approx(np.mean(others))
     assert summary["leakage"]["songs"] == 1
     assert summary["leakage"]["mean_interval"] is None
     out, err = capsys.readouterr()
     assert next(line for line in out.splitlines() if line.startswith("Song 1")).split()[2:7] == ["-"] * 5
     assert "Song 1: vocals undefined" in err
+    line = (tmp_path / "results.csv").read_text().splitlines()[2]
+    assert line.startswith("Song 1,vocals,,,,,,-12.04")
 
 
 def test_an_instrumental_of_its_own_is_not_counted_twice(tmp_path, model):
@@ -186,9 +196,20 @@ def test_an_instrumental_of_its_own_is_not_counted_twice(tmp_path, model):
 
 
 def test_the_rest_of_a_model_of_another_stem_is_not_scored():
-    assert scoring.offered_stems(GainModel(stems=("drums",)).config) == ("drums",)
-    assert scoring.offered_stems(GainModel(stems=("instrumental",)).config) == ("instrumental", "vocals")
-    assert scoring.offered_stems(GainModel(stems=("vocals", "drums")).config) == ("vocals", "drums")
+    assert estimates.offered_stems(GainModel(stems=("drums",)).config) == ("drums",)
+    assert estimates.offered_stems(GainModel(stems=("instrumental",)).config) == ("instrumental", "vocals")
+    assert estimates.offered_stems(GainModel(stems=("vocals", "drums")).config) == ("vocals", "drums")
+
+
+def test_a_model_of_vocals_and_other_may_mean_all_but_the_vocals(tmp_path, capsys):
+    make_song(tmp_path / "data" / "Song", stems=("vocals", "drums", "other"))
+    make_song(tmp_path / "estimates" / "Song", 3, stems=("vocals", "other"))
+    assert score(tmp_path) == 0
+    assert "warning: the songs have drums, too, and the estimates vocals and other" in capsys.readouterr().err
+    assert score(tmp_path, "--stems", "vocals", "--output", tmp_path / "vocals.json") == 0
+    (tmp_path / "data" / "Song" / "drums.wav").unlink()
+    assert score(tmp_path, "--output", tmp_path / "both.json") == 0
+    assert "warning" not in capsys.readouterr().err
 
 
 def test_names_with_spaces_letters_of_all_kinds_and_songs_of_one_name(tmp_path, model, capsys):
@@ -215,6 +236,39 @@ def test_mono_stems_stand_on_both_channels(tmp_path, model):
     assert evaluate(tmp_path, "--save-stems", tmp_path / "stems") == 0
     read = soundfile.read(tmp_path / "stems" / "Song" / "vocals.wav", dtype="float32")[0].T
     np.testing.assert_allclose(read, 0.25 * (mono + sound(1) + sound(2)), atol=1e-6)
+
+
+def test_links_to_folders_are_followed_and_links_in_circles_are_not(tmp_path, model):
+    make_song(tmp_path / "elsewhere" / "Song")
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "A link").symlink_to(tmp_path / "elsewhere" / "Song")
+    (tmp_path / "elsewhere" / "Song" / "back").symlink_to(tmp_path / "elsewhere")
+    assert evaluate(tmp_path) == 0
+    assert [*kept(tmp_path)["songs"]][:1] == ["A link"]
+
+
+def test_a_name_is_the_same_in_composed_and_decomposed_letters(tmp_path):
+    """As Linux and as a Mac write it."""
+    composed, decomposed = "Ame\u0301lie", "Am\u00e9lie"
+    make_song(tmp_path / "data" / composed)
+    make_song(tmp_path / "estimates" / composed, 3)
+    assert score(tmp_path) == 0
+    assert list(kept(tmp_path)["songs"]) == [decomposed]
+
+
+def test_memory_does_not_grow_with_the_length_of_a_song(tmp_path):
+    rate, peaks = 4 * RATE, []
+    for seconds in (120, 240):
+        reference, estimate = (tmp_path / f"{seconds} s" / name / "vocals.wav" for name in ("song", "estimate"))
+        for seed, path in enumerate((reference, estimate)):
+            write(path, sound(seed, seconds * rate), rate=rate)
+        (song,) = songs.find_songs(reference.parent)
+        metrics.bleedless_fullness(sound(0), sound(1), sample_rate=rate)  # what is kept for all songs
+        tracemalloc.start()
+        scoring.score_song(song, {"vocals": estimate})
+        peaks.append(tracemalloc.get_traced_memory()[1])
+        tracemalloc.stop()
+    assert peaks[1] - peaks[0] < 120 * 2000  # bytes: a few sums are kept of each second, whose samples are 32,000
 
 
 def test_nothing_is_left_in_the_temporary_folder(tmp_path, model, data, monkeypatch):
@@ -244,6 +298,17 @@ def test_a_rerun_scores_only_what_is_missing(tmp_path, model, data, scored, caps
     assert evaluate(tmp_path) == 2
     assert "songs that are not in the data now (Song 4)" in capsys.readouterr().err
     assert kept(tmp_path) == after
+
+
+def test_stems_that_are_to_be_kept_are_made_of_songs_that_are_scored_already(tmp_path, model, data, scored):
+    assert evaluate(tmp_path) == 0
+    before = kept(tmp_path)
+    assert evaluate(tmp_path, "--save-stems", tmp_path / "stems") == 0
+    assert sorted(path.parent.name for path in (tmp_path / "stems").rglob("vocals.wav")) == list(before["songs"])
+    assert kept(tmp_path) == before
+    del scored[:]
+    assert evaluate(tmp_path, "--save-stems", tmp_path / "stems") == 0
+    assert scored == []
 
 
 def test_interrupted_and_gone_on_with_equals_done_at_once(tmp_path, model, data, monkeypatch):
@@ -372,20 +437,33 @@ def test_estimates_of_another_tool(tmp_path, data, capsys):
 
 
 @pytest.mark.parametrize("use_museval", [False, True])
-def test_csdr_is_that_of_musevals_own_command(tmp_path, use_museval):
-    package = museval()
-    stems = ("vocals", "drums")
-    references = make_song(tmp_path / "data" / "Song", stems=stems, rate=8000, subtype="PCM_16")
+def test_csdr_is_that_of_musevals_own_command(tmp_path, use_museval, monkeypatch):
+    """benchmarks/museval_command.py does the same with the command `museval`, which takes longer and needs ffmpeg."""
+    museval()
+    from museval import TrackStore, cli, glob
+
+    rate, stems = 8000, ("vocals", "drums")
     for index, stem in enumerate(stems):
-        write(tmp_path / "estimates" / "Song" / f"{stem}.wav", 0.7 * references[stem] + sound(5 + index), rate=8000)
+        reference, error = (sound(seed, round(4.6 * rate)) for seed in (index, 5 + index))
+        reference[:, : 2 * rate] *= 0.3  # seconds differ
+        if stem == "vocals":
+            reference[:, rate : 2 * rate] = 0  # counts for no stem
+        write(tmp_path / "data" / "Song" / f"{stem}.wav", reference, rate=rate, subtype="PCM_16")
+        write(tmp_path / "estimates" / "Song" / f"{stem}.wav", 0.7 * reference + 0.2 * error, rate=rate)
     assert score(tmp_path, *(["--museval"] if use_museval else [])) == 0
-    # What the command `bsseval` does.
-    store = package.eval_dir(str(tmp_path / "data" / "Song"), str(tmp_path / "estimates" / "Song"))
-    for target in store.scores["targets"]:
-        stem = target["name"].removesuffix(".wav")
-        expected = np.nanmedian([float(frame["metrics"]["SDR"]) for frame in target["frames"]])
-        # museval rounds to 1e-5 dB
-        assert kept(tmp_path)["songs"]["Song"]["stems"][stem]["csdr"] == pytest.approx(expected, abs=1.1e-5)
+
+    stores, glob_of_any_order = [], glob.glob
+    # It pairs references and estimates by the order in which the file system gives them.
+    monkeypatch.setattr(glob, "glob", lambda pattern: sorted(glob_of_any_order(pattern)))
+    monkeypatch.setattr(TrackStore, "__repr__", lambda store: stores.append(store.scores) or "")  # it prints 3 digits
+    cli.bsseval([str(tmp_path / "data" / "Song"), str(tmp_path / "estimates" / "Song")])
+    assert [target["name"] for target in stores[0]["targets"]] == ["drums.wav", "vocals.wav"]
+    for target in stores[0]["targets"]:
+        frames = [float(frame["metrics"]["SDR"]) for frame in target["frames"]]
+        assert len(frames) == 4
+        assert np.isnan(frames[1])
+        found = kept(tmp_path)["songs"]["Song"]["stems"][target["name"].removesuffix(".wav")]["csdr"]
+        assert found == pytest.approx(np.nanmedian(frames), abs=1.1e-5)  # museval rounds to 1e-5 dB
 
 
 def test_missing_estimates_are_named_and_the_other_songs_scored(tmp_path, data, capsys):
@@ -456,6 +534,24 @@ def test_compare_gives_paired_differences(tmp_path, model, data, capsys):
     assert summary["leakage"]["mean"] is None
     row = next(line.split() for line in out.splitlines() if line.startswith("Song 0"))
     assert row[2] == f"{each[0]:+.2f}"
+    assert "cSDR" not in err
+
+
+def test_compare_writes_a_csv_and_says_if_csdr_is_of_other_stems(tmp_path, model, data, capsys):
+    assert evaluate(tmp_path, "--output", tmp_path / "a.json") == 0
+    assert evaluate(tmp_path, "--output", tmp_path / "b.json", "--stems", "vocals", "--overlap", 3) == 0
+    assert run("--compare", tmp_path / "a.json", tmp_path / "b.json", "--csv", tmp_path / "c.csv") == 0
+    assert "cSDR depends on which stems are scored together" in capsys.readouterr().err
+    a, b = (json.loads((tmp_path / name).read_text())["songs"] for name in ("a.json", "b.json"))
+    with (tmp_path / "c.csv").open(newline="") as file:
+        lines = list(csv.DictReader(file))
+    assert [(line["song"], line["stem"]) for line in lines] == [(song, "vocals") for song in a]
+    for line in lines:
+        before, after = (content[line["song"]]["stems"]["vocals"]["si_sdr"] for content in (a, b))
+        assert float(line["si_sdr"]) == pytest.approx(after - before)
+    assert run("--compare", tmp_path / "a.json", tmp_path / "b.json", "--csv", tmp_path / "a.json") == 2
+    assert "--csv" in capsys.readouterr().err
+    assert json.loads((tmp_path / "a.json").read_text())["songs"] == a
 
 
 def test_compare_of_what_has_nothing_in_common(tmp_path, model, data, capsys):
@@ -576,6 +672,10 @@ def test_arguments_that_do_not_fit(tmp_path, model, data, capsys):
     assert "--data is missing" in capsys.readouterr().err
     assert evaluate(tmp_path, "--save-stems", data / "stems") == 2
     assert "is in --data" in capsys.readouterr().err
+    assert run("--compare", tmp_path / "a.json", tmp_path / "b.json", "--stems", "vocals") == 2
+    assert "--stems does not go with --compare: leave it out" in capsys.readouterr().err
+    assert score(tmp_path, "--save-stems", tmp_path / "stems") == 2
+    assert "--save-stems does not go with --estimates" in capsys.readouterr().err
     assert evaluate(tmp_path, "--csv", tmp_path / "results.json") == 2
     assert "--output and --csv are both" in capsys.readouterr().err
     assert evaluate(tmp_path, "--chunk-seconds", 0.001) == 2

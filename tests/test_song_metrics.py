@@ -168,6 +168,12 @@ def test_leakage_counts_dither_as_silence_and_quiet_music_not():
         assert leakage == pytest.approx(expected, abs=1e-4, nan_ok=True)
 
 
+def test_leakage_counts_the_shorter_half_second_at_the_end():
+    reference, mixture = noise(0, 2.7), noise(1, 2.7)
+    reference[:, round(2.5 * RATE) :] = 0
+    assert leakage_db(reference, 0.1 * mixture, mixture, sample_rate=RATE) == pytest.approx(-20, abs=1e-4)
+
+
 def test_leakage_at_its_ends():
     silence, mixture = np.zeros_like(noise(0)), noise(1)
     assert leakage_db(silence, mixture, mixture, sample_rate=RATE) == pytest.approx(0)
@@ -179,8 +185,17 @@ def test_leakage_at_its_ends():
 
 
 @pytest.mark.parametrize(
-    "metric", [bleedless_fullness, lambda a, b: leakage_db(a, b, a), lambda a, b: leakage_db(a, a, b)]
+    ("metric", "name"),
+    [
+        (bleedless_fullness, "estimate"),
+        (lambda a, b: leakage_db(a, b, a), "estimate"),
+        (lambda a, b: leakage_db(a, a, b), "mixture"),
+    ],
 )
-def test_bad_input_is_named(metric):
-    with pytest.raises(InputError, match="shapes"):
+def test_bad_input_is_named(metric, name):
+    with pytest.raises(InputError, match=rf"the shapes of reference \(2, 24000\) and {name} \(2, 23999\) differ"):
         metric(noise(0), noise(0)[:, 1:])
+    broken = noise(0)
+    broken[1, 17] = math.inf
+    with pytest.raises(InputError, match=f"the {name} holds samples that are NaN or infinite"):
+        metric(noise(0), broken)

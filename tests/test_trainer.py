@@ -1,6 +1,7 @@
 """Training: what it leaves, that it resumes exactly, and what it refuses."""
 
 import errno
+import itertools
 import json
 import os
 import signal
@@ -14,7 +15,6 @@ import pytest
 
 from wroformer_jax import evaluate, files, trainer
 from wroformer_jax.checkpoint import load_model
-from wroformer_jax.data.batches import SongPool
 from wroformer_jax.errors import InputError
 from wroformer_jax.model import RoFormer
 from wroformer_jax.training_config import TrainingConfig
@@ -40,11 +40,16 @@ TRAINING = {
     "seed": 3,
     "steps": 8,
     "batch_size": 2,
-    "crop_seconds": 0.1,
-    "train_songs": 2,
+    "data": "",
+    "stems": (),
+    "seconds": 0.1,
+    "augment": {"remix": 0.5},
     "validation_songs": 2,
+    "validation_chunk_seconds": 0,
+    "workers": 0,
+    "prefetch": 2,
+    "train_songs": 2,
     "song_seconds": 0.5,
-    "remix": 0.5,
     "learning_rate": 3e-3,
     "warmup": 0.1,
     "weight_decay": 0.01,
@@ -68,6 +73,17 @@ def assert_same_weights(one, other):
     jax.tree.map(np.testing.assert_array_equal, params, others)
 
 
+def with_batches(change):
+    """A stand-in for `trainer.make_train_step`; each batch goes through `change(batch, its number in this run)`."""
+    make = trainer.make_train_step
+
+    def make_changed(config):
+        step, numbers = make(config), itertools.count()
+        return lambda state, batch: step(state, change(batch, next(numbers)))
+
+    return make_changed
+
+
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory):
     """A run that nothing interrupted, and its scores."""
@@ -82,7 +98,7 @@ def test_leaves_what_it_promises(whole):
     names = {path.name for path in workdir.iterdir()}
     assert names == {
         "checkpoints", "config.json", "curve.png", "events", "example", "metrics.jsonl", "model.json",
-        "spectrogram.png",
+        "songs", "spectrogram.png",
     }  # fmt: skip
     assert TrainingConfig.from_dict(json.loads((workdir / "config.json").read_text())) == tiny()
     assert list((workdir / "events").iterdir())
@@ -130,15 +146,12 @@ def test_same_seed_same_numbers(whole, tmp_path):
 
 @pytest.mark.parametrize("steps_before_the_crash", [1, 5])
 def test_resumes_exactly(whole, tmp_path, monkeypatch, capsys, steps_before_the_crash):
-    batches = trainer.training_batches
+    def crash(batch, number):
+        if number == steps_before_the_crash:
+            raise MemoryError
+        return batch
 
-    def crash(*args, **kwargs):
-        source = batches(*args, **kwargs)
-        for _ in range(steps_before_the_crash):
-            yield next(source)
-        raise MemoryError
-
-    monkeypatch.setattr(trainer, "training_batches", crash)
+    monkeypatch.setattr(trainer, "make_train_step", with_batches(crash))
     with pytest.raises(MemoryError):
         trainer.train(tiny(), tmp_path)
     monkeypatch.undo()
@@ -151,19 +164,23 @@ def test_resumes_exactly(whole, tmp_path, monkeypatch, capsys, steps_before_the_
 
 
 KILLED_ON_THE_WAY = """
-import json, os, signal, sys
+import itertools, json, os, signal, sys
 from wroformer_jax import trainer
 from wroformer_jax.training_config import TrainingConfig
 
-batches = trainer.training_batches
+make = trainer.make_train_step
 
-def kill(*args, **kwargs):
-    source = batches(*args, **kwargs)
-    for _ in range(5):
-        yield next(source)
-    os.kill(os.getpid(), signal.SIGKILL)
+def make_killing(config):
+    step, numbers = make(config), itertools.count()
 
-trainer.training_batches = kill
+    def kill(state, batch):
+        if next(numbers) == 5:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return step(state, batch)
+
+    return kill
+
+trainer.make_train_step = make_killing
 trainer.train(TrainingConfig.from_dict(json.loads(sys.argv[1])), sys.argv[2])
 """
 
@@ -272,13 +289,10 @@ def test_a_workdir_that_is_read_only_is_named(tmp_path):
 
 @pytest.mark.parametrize("bad_step", [1, 6])
 def test_divergence_is_named_and_never_saved(tmp_path, monkeypatch, bad_step):
-    batches = trainer.training_batches
+    def diverge(batch, number):
+        return {name: audio * np.float32(np.nan if number == bad_step - 1 else 1) for name, audio in batch.items()}
 
-    def diverge(*args, **kwargs):
-        for step, batch in enumerate(batches(*args, **kwargs), start=1):
-            yield {name: audio * np.float32(np.nan if step == bad_step else 1) for name, audio in batch.items()}
-
-    monkeypatch.setattr(trainer, "training_batches", diverge)
+    monkeypatch.setattr(trainer, "make_train_step", with_batches(diverge))
     with pytest.raises(InputError, match=r"the loss is nan at step \d: training diverged, choose a lower"):
         trainer.train(tiny(), tmp_path)
     saved = sorted(path.name for path in (tmp_path / "checkpoints").iterdir())
@@ -289,7 +303,7 @@ def one_batch(config, seed=0):
     rng = np.random.default_rng(seed)
     shape = (config.batch_size, 2, config.crop_samples)
     vocals = 0.1 * rng.standard_normal(shape, dtype=np.float32)
-    return {"mixture": vocals + 0.1 * rng.standard_normal(shape, dtype=np.float32), "vocals": vocals}
+    return {"mixture": vocals + 0.1 * rng.standard_normal(shape, dtype=np.float32), "targets": vocals[:, None]}
 
 
 def test_step_is_pure_learns_and_leaves_the_constants():
@@ -326,7 +340,7 @@ def test_loss_is_that_of_the_public_recipe():
         estimate = model.apply({"params": params}, mixture)[:, 0]
         return reconstruction_loss(estimate, vocals, stft_n_fft=256, windows=(256, 64), hop=64)
 
-    expected = loss_of(state.params, batch["mixture"], batch["vocals"])
+    expected = loss_of(state.params, batch["mixture"], batch["targets"][:, 0])
     _, metrics = trainer.make_train_step(config)(state, batch)
     assert float(metrics["loss"]) == pytest.approx(float(expected), rel=1e-5)
 
@@ -367,12 +381,26 @@ def test_learning_rate_rises_and_falls():
     assert float(trainer._schedule(tiny(steps=1, warmup=0.0))(0)) == pytest.approx(3e-3)
 
 
-def test_validation_pads_and_cuts_to_the_song(monkeypatch):
-    model, params = RoFormer(tiny().model), trainer.initial_state(tiny()).params
+def test_validation_scores_each_stem(monkeypatch):
+    config = tiny(model={"stems": ["vocals", "drums"]}).model
     rng = np.random.default_rng(0)
-    songs = SongPool(*(0.1 * rng.standard_normal((2, 1, 2, 7999), dtype=np.float32)))
-    assert evaluate.separate_song(model, params, songs.vocals[0]).shape == (2, 7999)
-    monkeypatch.setattr(evaluate, "separate_song", lambda _model, _params, mixture: 0 * mixture)
-    scores = evaluate.validate(model, params, songs)
-    assert scores["vocals_usdr"] == pytest.approx(0)
-    assert scores["improvement"] == pytest.approx(-scores["mixture_usdr"])
+    songs = [
+        evaluate.WholeSong(*np.split(0.1 * rng.standard_normal((3, 2, 7999), dtype=np.float32), [1])) for _ in range(2)
+    ]
+    songs = [evaluate.WholeSong(song.mixture[0], song.targets) for song in songs]
+    songs[1].targets[1] = 0
+    halved = lambda *args, **kwargs: 0.5 * next(targets)  # noqa: E731
+    targets = (song.targets for song in songs)
+    monkeypatch.setattr(evaluate, "separate_song", halved)
+    scores = evaluate.validate(RoFormer(config), None, songs, chunk_seconds=None)
+    assert scores.keys() == {"vocals_usdr", "drums_usdr", "usdr", "mixture_usdr", "improvement"}
+    for name in ("vocals_usdr", "drums_usdr", "usdr"):
+        assert scores[name] == pytest.approx(20 * np.log10(2), abs=1e-4)
+    assert scores["improvement"] == pytest.approx(scores["usdr"] - scores["mixture_usdr"])
+
+
+@pytest.mark.parametrize("chunk_seconds", [None, 0.2])
+def test_validation_separates_songs_of_any_length(chunk_seconds):
+    model, params = RoFormer(tiny().model), trainer.initial_state(tiny()).params
+    mixture = 0.1 * np.random.default_rng(0).standard_normal((2, 7999), dtype=np.float32)
+    assert evaluate.separate_song(model, params, mixture, chunk_seconds=chunk_seconds).shape == (1, 2, 7999)

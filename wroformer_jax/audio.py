@@ -125,6 +125,21 @@ def read_blocks(
         raise InputError(f"{path} has no samples: there is nothing to separate")
 
 
+def read_whole(path: str | os.PathLike[str]) -> Iterator[Float32[np.ndarray, "channel block"]]:
+    """`read_blocks`, of a file that must hold as many samples as its header says.
+
+    Raises:
+      InputError: as `read_blocks`, and at its end if a file ends early; the header of an mp3 may be an estimate.
+    """
+    path = Path(path)
+    expected, done = inspect(path), 0
+    for block in read_blocks(path):
+        done += block.shape[-1]
+        yield block
+    if done < expected.samples and path.suffix.lower() != ".mp3":
+        raise InputError(f"{path} is damaged: it ends after {done} of its {expected.samples} samples; get a whole copy")
+
+
 def resample_blocks(
     blocks: Iterable[Float32[np.ndarray, "channel _"]], in_rate: int, out_rate: int
 ) -> Iterator[Float32[np.ndarray, "channel _"]]:

@@ -1,52 +1,62 @@
-"""Validation: whole unseen songs through the model, in one pass each, and their SDR."""
+"""Validation: whole unseen songs through the model, and their SDR."""
 
 from __future__ import annotations
 
-import functools
-from typing import Any
+from collections.abc import Iterable
+from typing import Any, NamedTuple
 
-import jax
 import numpy as np
-from jaxtyping import Array, Float, Float32
+from jaxtyping import Float32
 
-from wroformer_jax.data.batches import SongPool
 from wroformer_jax.metrics import mean_defined, usdr
 from wroformer_jax.model import RoFormer
+from wroformer_jax.separation import separate
 
 
-def validate(model: RoFormer, params: Any, songs: SongPool) -> dict[str, float]:
-    """Mean uSDR of the vocals over the songs, in dB.
+class WholeSong(NamedTuple):
+    """A song and what is to be found in it."""
+
+    mixture: Float32[np.ndarray, "channel sample"]
+    targets: Float32[np.ndarray, "stem channel sample"]  # in the order of the model's stems
+
+
+def validate(
+    model: RoFormer, params: Any, songs: Iterable[WholeSong], *, chunk_seconds: float | None
+) -> dict[str, float]:
+    """Mean uSDR over the songs, in dB; NaN for a stem that is silent in every song.
+
+    Args:
+      model: the model.
+      params: its parameters.
+      songs: at the model's rate; one at a time is looked at.
+      chunk_seconds: what the model hears at once, None for whole songs.
 
     Returns:
-      "vocals_usdr" of the estimates, "mixture_usdr" of the mixtures taken as estimates (what doing nothing gives),
-      and "improvement", their difference; NaN if the vocals of every song are silent.
+      "STEM_usdr" for each stem of the model; "usdr", their mean; "mixture_usdr", that of the mixtures taken as
+      estimates (what doing nothing gives); and "improvement", the difference of these two.
     """
-    mixtures = songs.vocals + songs.instrumental
-    estimated = [
-        usdr(vocals, separate_song(model, params, mixture))
-        for vocals, mixture in zip(songs.vocals, mixtures, strict=True)
-    ]
-    vocals_usdr = mean_defined(estimated)
-    mixture_usdr = mean_defined(map(usdr, songs.vocals, mixtures))
+    stems = model.config.stems
+    estimated: dict[str, list[float]] = {stem: [] for stem in stems}
+    untouched: dict[str, list[float]] = {stem: [] for stem in stems}
+    for song in songs:
+        for stem, target, estimate in zip(
+            stems, song.targets, separate_song(model, params, song.mixture, chunk_seconds=chunk_seconds), strict=True
+        ):
+            estimated[stem].append(usdr(target, estimate))
+            untouched[stem].append(usdr(target, song.mixture))
+    by_stem = {stem: mean_defined(values) for stem, values in estimated.items()}
+    mean, mixture = mean_defined(by_stem.values()), mean_defined(map(mean_defined, untouched.values()))
     return {
-        "vocals_usdr": vocals_usdr,
-        "mixture_usdr": mixture_usdr,
-        "improvement": vocals_usdr - mixture_usdr,
+        **{f"{stem}_usdr": value for stem, value in by_stem.items()},
+        "usdr": mean,
+        "mixture_usdr": mixture,
+        "improvement": mean - mixture,
     }
 
 
 def separate_song(
-    model: RoFormer, params: Any, mixture: Float32[np.ndarray, "channel sample"]
-) -> Float32[np.ndarray, "channel sample"]:
-    """The model's first stem of a song that fits in memory, of the song's own length."""
-    samples = mixture.shape[1]
-    missing = -samples % model.config.stft_hop_length
-    padded = np.pad(mixture, ((0, 0), (0, missing)))
-    return np.asarray(_first_stem(model, params, padded[None]))[0, :, :samples]
-
-
-@functools.partial(jax.jit, static_argnums=0)
-def _first_stem(
-    model: RoFormer, params: Any, mixtures: Float[Array, "batch channel sample"]
-) -> Float[Array, "batch channel sample"]:
-    return model.apply({"params": params}, mixtures)[:, 0]
+    model: RoFormer, params: Any, mixture: Float32[np.ndarray, "channel sample"], *, chunk_seconds: float | None
+) -> Float32[np.ndarray, "stem channel sample"]:
+    """The model's stems of a song at the model's rate."""
+    stems = separate(model, params, mixture, sample_rate=model.config.sample_rate, chunk_seconds=chunk_seconds)
+    return np.stack([stems[stem] for stem in model.config.stems])

@@ -77,25 +77,29 @@ def replacing(path: str | os.PathLike) -> Iterator[Path]:
 
 
 @contextlib.contextmanager
-def locked(directory: Path) -> Iterator[None]:
-    """Holds a directory for this process, so that a second one does not write into it; a killed process lets go.
+def locked(path: Path, *, wait: bool = False) -> Iterator[None]:
+    """Holds a directory or a file, so that no other process writes into it; a killed process lets go.
 
     Where the system or the file system has no such locks, nothing is held.
 
+    Args:
+      path: what to hold, which must exist.
+      wait: until whoever holds it lets go.
+
     Raises:
-      InputError: another process holds it.
+      InputError: another process holds it, and we do not wait.
     """
     try:
         import fcntl
     except ImportError:  # not a POSIX system
         yield
         return
-    handle = os.open(directory, os.O_RDONLY)
+    handle = os.open(path, os.O_RDONLY)
     try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        fcntl.flock(handle, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
     except BlockingIOError as error:
         os.close(handle)
-        raise InputError(f"{directory} is in use by another run: wait for it, or choose another") from error
+        raise InputError(f"{path} is in use by another run: wait for it, or choose another") from error
     except OSError as error:
         if error.errno not in (errno.ENOLCK, errno.ENOTSUP, errno.EINVAL):
             os.close(handle)
@@ -119,7 +123,7 @@ def check_space(directory: Path, num_bytes: int) -> None:
 def disk_errors_named(path: str | os.PathLike) -> Iterator[None]:
     """Turns what a full or refusing disk raises into an InputError that names `path`.
 
-    TensorStore, safetensors and torch have errors of their own, which are known by their text.
+    TensorStore, safetensors, torch and ArrayRecord have errors of their own, which are known by their text.
     """
     try:
         yield
@@ -140,6 +144,9 @@ def _disk_reason(error: Exception) -> str | None:
         return f"the disk is full ({error.strerror})" if isinstance(error, OSError) else "the disk is full"
     if number is not None:
         return os.strerror(number)
+    # As in "write() failed: No space left on device; writing a.array_record; at byte 2097152" (ArrayRecord).
+    if call := re.match(r"\w+\(\) failed: ([^;]+)", text):
+        return "the disk is full" if call[1] == os.strerror(errno.ENOSPC) else call[1]
     if "inline_container" in text:  # torch's writer says no more than that a write went wrong
         return "the disk is full, or refuses"
     return text if isinstance(error, OSError) else None

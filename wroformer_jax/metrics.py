@@ -1,31 +1,24 @@
 """Numbers that say how good a separation is, computed on the host, ratios in float64.
 
-A stem that is silent throughout has no signal-to-distortion ratio: the functions return NaN, which means
-"undefined" here, and `mean_defined` leaves such songs out. Infinities are never returned, so never averaged.
+These are functions of arrays, with their definitions and sources; framewise.py and mel.py compute the same numbers
+from streams, in bounded memory. A stem that is silent throughout has no signal-to-distortion ratio: the functions
+return NaN, which means "undefined" here, and `mean_defined` leaves such songs out. Infinities are never returned, so
+never averaged.
 """
 
 from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 import numpy as np
 from jaxtyping import Float
 
+from wroformer_jax import framewise, mel
 from wroformer_jax.errors import InputError
 
-# Ratios are clamped to +-140 dB: float32 audio holds about 138 dB, so more than that says "equal".
-_FLOOR = 1e-14
-
-_MEL_WINDOW, _MEL_HOP, _MEL_BANDS = 4096, 1024, 512  # samples, samples, bands of bleedless and fullness
-_MEL_FLOOR = 1e-10  # a magnitude of zero counts as this, -200 dB
-_MEL_RANGE = 80.0  # dB below the loudest point that are looked at
-_MEL_FRAMES_AT_ONCE = 256
-
-_LEAKAGE_SECONDS = 0.5  # a frame
-# Above the dither of 16 bits (-96 dB), and so low that what a reference itself holds there cannot pass for leakage.
-_SILENT = 1e-8  # mean square, -80 dB of full scale
+_RATE = 44100  # Hz, for metrics that do not depend on it
 
 
 def usdr(reference: Float[np.ndarray, "*channel sample"], estimate: Float[np.ndarray, "*shape"]) -> float:
@@ -40,14 +33,14 @@ def usdr(reference: Float[np.ndarray, "*channel sample"], estimate: Float[np.nda
     Raises:
       InputError: the shapes differ, or a sample is not finite.
     """
-    reference, estimate = _checked(reference, estimate)
-    if not np.any(reference):
-        return math.nan
-    return _decibels(np.sum(reference**2), np.sum((reference - estimate) ** 2))
+    return framewise.usdr(_frames(reference, estimate, _RATE))
 
 
 def si_sdr(reference: Float[np.ndarray, "*channel sample"], estimate: Float[np.ndarray, "*shape"]) -> float:
     """Scale-invariant SDR (Le Roux et al., arXiv 1811.02508), all channels together with one scale, in dB.
+
+    10 log10(sum target² / sum (estimate - target)²), target = reference * sum reference estimate / sum reference².
+    Means are not subtracted.
 
     Returns:
       dB between -140 and 140, or NaN ("undefined") for a silent reference or a silent estimate.
@@ -55,11 +48,7 @@ def si_sdr(reference: Float[np.ndarray, "*channel sample"], estimate: Float[np.n
     Raises:
       InputError: the shapes differ, or a sample is not finite.
     """
-    reference, estimate = _checked(reference, estimate)
-    if not np.any(reference) or not np.any(estimate):
-        return math.nan
-    projection = np.sum(reference * estimate) / np.sum(reference**2) * reference
-    return _decibels(np.sum(projection**2), np.sum((estimate - projection) ** 2))
+    return framewise.si_sdr(_frames(reference, estimate, _RATE))
 
 
 def csdr(
@@ -91,20 +80,10 @@ def csdr(
     Raises:
       InputError: the shapes differ, or a sample is not finite.
     """
-    heard = _heard(references, estimates)
-    frames: dict[int, list[float]] = {index: [] for index in heard}
-    samples = references[0].shape[-1]
-    for start in range(0, max(samples - sample_rate, 0) + 1, sample_rate):
-        frame = slice(start, min(start + sample_rate, samples))
-        pairs = {
-            index: (references[index][:, frame].astype(np.float64), estimates[index][:, frame].astype(np.float64))
-            for index in heard
-        }
-        if any(not np.any(audio.sum(axis=0)) for pair in pairs.values() for audio in pair):
-            continue
-        for index, (reference, estimate) in pairs.items():
-            frames[index].append(_decibels(np.sum(reference**2), np.sum((estimate - reference) ** 2)))
-    return [float(np.median(frames[index])) if frames.get(index) else math.nan for index in range(len(references))]
+    for reference in references:
+        _check(**{"first reference": references[0], "reference": reference})
+    pairs = zip(references, estimates, strict=True)
+    return framewise.csdr([_frames(reference, estimate, sample_rate) for reference, estimate in pairs])
 
 
 def museval_csdr(
@@ -173,14 +152,9 @@ def bleedless_fullness(
     Raises:
       InputError: the shapes differ, or a sample is not finite.
     """
-    reference, estimate = _checked(reference, estimate)
-    if not np.any(reference):
-        return math.nan, math.nan
-    difference = _mel_decibels(estimate, sample_rate) - _mel_decibels(reference, sample_rate)
-    more, less = difference[difference > 0], difference[difference < 0]
-    excess = float(np.mean(more, dtype=np.float64)) if more.size else 0.0
-    loss = -float(np.mean(less, dtype=np.float64)) if less.size else 0.0
-    return 100 / (1 + excess), 100 / (1 + loss)
+    _check(reference=reference, estimate=estimate)
+    streams = (functools.partial(_seconds, audio, sample_rate) for audio in (reference, estimate))
+    return mel.bleedless_fullness(*streams, sample_rate=sample_rate)
 
 
 def leakage_db(
@@ -193,9 +167,8 @@ def leakage_db(
     """The level of the estimate where the reference is silent, relative to the mixture's there, in dB.
 
     10 log10(sum estimate² / sum mixture²), the sums over all the frames of half a second in which the reference is
-    silent (below -80 dB of full scale, root mean square over the channels) and the mixture is not. 0 dB lets
-    everything through; the lower, the better; at least -140 dB. The incomplete frame at the end is left out,
-    unless it is the only one.
+    silent (below -80 dB of full scale, root mean square over the channels) and the mixture is not; the last frame
+    may be shorter. 0 dB lets everything through; the lower, the better; at least -140 dB.
 
     Returns:
       dB, or NaN ("undefined") where no frame is like that.
@@ -203,15 +176,9 @@ def leakage_db(
     Raises:
       InputError: the shapes differ, or a sample is not finite.
     """
-    reference, estimate = _checked(reference, estimate)
-    _, mixture = _checked(reference, mixture)
-    length = min(round(_LEAKAGE_SECONDS * sample_rate), reference.shape[-1])
-    power, leaked, offered = (_frame_power(audio, length) for audio in (reference, estimate, mixture))
-    is_counted = (power < _SILENT) & (offered >= _SILENT)
-    if not np.any(is_counted):
-        return math.nan
-    let_through = float(np.sum(leaked[is_counted]) / np.sum(offered[is_counted]))
-    return 10 * math.log10(max(let_through, _FLOOR))
+    _check(reference=reference, mixture=mixture)
+    offered = framewise.halves(_seconds(mixture, sample_rate), sample_rate=sample_rate)
+    return framewise.leakage(_frames(reference, estimate, sample_rate), offered)
 
 
 def mean_defined(decibels: Iterable[float]) -> float:
@@ -220,62 +187,28 @@ def mean_defined(decibels: Iterable[float]) -> float:
     return math.fsum(defined) / len(defined) if defined else math.nan
 
 
-def _checked(reference: np.ndarray, estimate: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    if reference.shape != estimate.shape:
-        raise InputError(
-            f"the shapes of reference {reference.shape} and estimate {estimate.shape} differ: make them equal"
-        )
-    for name, audio in (("reference", reference), ("estimate", estimate)):
+def _frames(reference: np.ndarray, estimate: np.ndarray, sample_rate: int) -> list[framewise.Frame]:
+    _check(reference=reference, estimate=estimate)
+    return framewise.frames(_seconds(reference, sample_rate), _seconds(estimate, sample_rate), sample_rate=sample_rate)
+
+
+def _seconds(audio: np.ndarray, sample_rate: int) -> Iterator[np.ndarray]:
+    return (audio[..., start : start + sample_rate] for start in range(0, audio.shape[-1], sample_rate))
+
+
+def _check(**pair: np.ndarray) -> None:
+    (name, audio), (other_name, other) = pair.items()
+    if audio.shape != other.shape:
+        raise InputError(f"the shapes of {name} {audio.shape} and {other_name} {other.shape} differ: make them equal")
+    for name, audio in pair.items():
         if not np.all(np.isfinite(audio)):
             raise InputError(f"the {name} holds samples that are NaN or infinite")
-    return reference.astype(np.float64), estimate.astype(np.float64)
 
 
 def _heard(references: Sequence[np.ndarray], estimates: Sequence[np.ndarray]) -> list[int]:
     """Checks the arrays; the stems of which neither reference nor estimate is silent, as museval sees silence."""
     for reference, estimate in zip(references, estimates, strict=True):
-        _checked(reference, estimate)
-        _checked(references[0], reference)
+        _check(reference=reference, estimate=estimate)
+        _check(**{"first reference": references[0], "reference": reference})
     pairs = zip(references, estimates, strict=True)
     return [index for index, pair in enumerate(pairs) if all(np.any(audio.sum(axis=0)) for audio in pair)]
-
-
-def _mel_decibels(audio: np.ndarray, sample_rate: int) -> np.ndarray:
-    """Mel spectrogram (channel, frame, band) in dB, with nothing more than 80 dB below its maximum."""
-    bands = _mel_bands(sample_rate)
-    padded = np.pad(audio, ((0, 0), (_MEL_WINDOW // 2, _MEL_WINDOW // 2)))
-    windows = np.lib.stride_tricks.sliding_window_view(padded, _MEL_WINDOW, axis=-1)[:, ::_MEL_HOP]
-    hann = 0.5 - 0.5 * np.cos(2 * np.pi * np.arange(_MEL_WINDOW) / _MEL_WINDOW)
-    mel = np.empty((*windows.shape[:2], _MEL_BANDS), np.float32)
-    for channel in range(windows.shape[0]):
-        for start in range(0, windows.shape[1], _MEL_FRAMES_AT_ONCE):
-            frames = slice(start, start + _MEL_FRAMES_AT_ONCE)
-            mel[channel, frames] = np.abs(np.fft.rfft(windows[channel, frames] * hann)) @ bands
-    decibels = 20 * np.log10(np.maximum(mel, np.float32(_MEL_FLOOR)))
-    return np.maximum(decibels, decibels.max() - np.float32(_MEL_RANGE))
-
-
-@functools.cache
-def _mel_bands(sample_rate: int):
-    """librosa's filters as a sparse matrix (bin, band): each band sums a few bins only."""
-    import warnings
-
-    import librosa
-    from scipy import sparse
-
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # some of so many bands lie between two bins and stay empty
-        filters = librosa.filters.mel(sr=sample_rate, n_fft=_MEL_WINDOW, n_mels=_MEL_BANDS)
-    return sparse.csr_array(filters.T.astype(np.float64))
-
-
-def _frame_power(audio: np.ndarray, length: int) -> np.ndarray:
-    """Mean square of each whole frame, over its samples and all channels."""
-    count = audio.shape[-1] // length
-    frames = audio[:, : count * length].reshape(audio.shape[0], count, length)
-    return np.mean(frames**2, axis=(0, 2))
-
-
-def _decibels(signal: float, noise: float) -> float:
-    floor = _FLOOR * (signal + noise)
-    return float(10 * np.log10(max(signal, floor) / max(noise, floor)))

@@ -102,21 +102,17 @@ class Results:
             "about": self.about,
             "settings": self.settings,
             "songs": self.songs,
-            "summary": {stem: summarise(self.rows(stem)) for stem in self.stems},
+            "summary": {stem: summarise(rows) for stem, rows in self.by_stem().items()},
         }
         write_json(self.path, content)
 
-    @property
-    def stems(self) -> list[str]:
-        return list(dict.fromkeys(stem for song in self.songs.values() for stem in song["stems"]))
-
-    def rows(self, stem: str) -> dict[str, dict[str, float]]:
-        """For each song the metrics of a stem, NaN where they are undefined, songs in alphabetical order."""
-        return {
-            name: {metric: _from_json(self.songs[name]["stems"][stem].get(metric)) for metric in METRICS}
-            for name in sorted(self.songs)
-            if stem in self.songs[name]["stems"]
-        }
+    def by_stem(self) -> dict[str, dict[str, dict[str, float]]]:
+        """The metrics of each stem and song, NaN where they are undefined; songs in alphabetical order."""
+        rows: dict[str, dict[str, dict[str, float]]] = {}
+        for name in sorted(self.songs):
+            for stem, scores in self.songs[name]["stems"].items():
+                rows.setdefault(stem, {})[name] = {metric: _from_json(scores.get(metric)) for metric in METRICS}
+        return rows
 
 
 def read(path: str | os.PathLike) -> Results:
@@ -155,8 +151,8 @@ def write_json(path: Path, content: Any) -> None:
             temporary.write_text(text + "\n", encoding="utf-8", errors="surrogateescape")
 
 
-def write_csv(path: Path, results: Results) -> None:
-    """Writes a line for each song and stem; undefined values are empty.
+def write_csv(path: Path, rows_of_stems: Mapping[str, Mapping[str, Mapping[str, float]]]) -> None:
+    """Writes a line for each stem and song, of what `Results.by_stem` or `differences` gives; undefined is empty.
 
     Raises:
       InputError: the file cannot be written.
@@ -169,8 +165,8 @@ def write_csv(path: Path, results: Results) -> None:
         ):
             writer = csv.writer(file)
             writer.writerow(["song", "stem", *METRICS])
-            for stem in results.stems:
-                for song, row in results.rows(stem).items():
+            for stem, rows in rows_of_stems.items():
+                for song, row in rows.items():
                     values = ["" if math.isnan(value) else repr(value) for value in row.values()]
                     writer.writerow([song, stem, *values])
 
@@ -219,8 +215,9 @@ def differences(first: Results, second: Results) -> dict[str, dict[str, dict[str
       InputError: they have no song and stem in common.
     """
     paired = {}
-    for stem in first.stems:
-        before, after = first.rows(stem), second.rows(stem)
+    all_after = second.by_stem()
+    for stem, before in first.by_stem().items():
+        after = all_after.get(stem, {})
         common = [song for song in before if song in after]
         if common:
             paired[stem] = {
@@ -236,7 +233,7 @@ def table(stem: str, rows: Mapping[str, Mapping[str, float]], *, signed: bool = 
 
     Args:
       stem: its name.
-      rows: of `Results.rows` or `differences`.
+      rows: of `Results.by_stem` or `differences`.
       signed: writes the sign of positive numbers too, for differences.
     """
     sign = "+" if signed else ""

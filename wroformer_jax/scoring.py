@@ -1,124 +1,25 @@
-"""Scores of separated songs, one song at a time: memory is that of one song, disk that of its estimates.
+"""Scores of separated songs, one song at a time, one stem at a time, in memory that does not grow with their length.
 
-One song's way: its mixture is separated as a stream into float files, or the files of another tool are taken; then
-each stem's reference and estimate are read and compared (metrics.py), and what was found is kept (results.py).
+One song's way: its mixture is separated as a stream into float files, or the files of another tool are taken
+(estimates.py); then each stem's reference (songs.py) and estimate are read side by side, second by second, and compared
+(framewise.py, mel.py); what was found is kept (results.py).
 """
 
 from __future__ import annotations
 
-import contextlib
-import dataclasses
-import hashlib
-import json
-import os
-import tempfile
+import functools
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
-import jax
 import numpy as np
 
-from wroformer_jax.audio import ENCODINGS, SongWriter
-from wroformer_jax.config import ModelConfig
+from wroformer_jax import framewise, mel
 from wroformer_jax.errors import InputError
-from wroformer_jax.metrics import bleedless_fullness, csdr, leakage_db, museval_csdr, si_sdr, usdr
+from wroformer_jax.estimates import FoundEstimates, Separator, check_estimate, read_estimate
+from wroformer_jax.metrics import museval_csdr
 from wroformer_jax.results import Results, Scores
-from wroformer_jax.separation import separate_blocks, stem_names, with_progress
-from wroformer_jax.songs import (
-    INSTRUMENTAL,
-    VOCALS,
-    Shape,
-    Song,
-    check_estimate,
-    files_state,
-    find_estimates,
-    mixture_blocks,
-    read_stem,
-    read_sum,
-    shape_of,
-)
-
-
-@dataclasses.dataclass(frozen=True)
-class Separator:
-    """A model, how to separate with it, and where to leave the stems."""
-
-    model: Any
-    params: Any
-    chunk_seconds: float | None
-    overlap: int
-    batch_size: int
-    save_stems: Path | None = None  # by default they are deleted when they are scored
-
-    @contextlib.contextmanager
-    def estimates(self, song: Song, shape: Shape, stems: Sequence[str]) -> Iterator[dict[str, Path]]:
-        """Separates a song; yields the files of its stems, 32-bit float wav."""
-        with contextlib.ExitStack() as stack:
-            if self.save_stems is None:
-                folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="wroformer-")))
-            else:
-                folder = self.save_stems / song.name
-            yield self._separate(song, shape, {stem: folder / f"{stem}.wav" for stem in stems})
-
-    def files(self, song: Song) -> list[Path]:
-        """What the scores of a song depend on, apart from the settings."""
-        return song.files
-
-    def _separate(self, song: Song, shape: Shape, paths: dict[str, Path]) -> dict[str, Path]:
-        blocks = separate_blocks(
-            self.model,
-            self.params,
-            mixture_blocks(song, shape),
-            sample_rate=shape.sample_rate,
-            chunk_seconds=self.chunk_seconds,
-            overlap=self.overlap,
-            batch_size=self.batch_size,
-        )
-        with SongWriter(
-            paths,
-            sample_rate=shape.sample_rate,
-            channels=shape.channels,
-            samples=shape.samples,
-            encoding=ENCODINGS["wav32f"],
-        ) as writer:
-            for block in with_progress(
-                blocks, samples=shape.samples, sample_rate=shape.sample_rate, label=f"separate {song.name}"
-            ):
-                writer.write({stem: block[stem] for stem in paths})
-        return paths
-
-
-@dataclasses.dataclass(frozen=True)
-class FoundEstimates:
-    """Estimates that another tool made: FOLDER/SONG/STEM.wav."""
-
-    folder: Path
-
-    @contextlib.contextmanager
-    def estimates(self, song: Song, shape: Shape, stems: Sequence[str]) -> Iterator[dict[str, Path]]:
-        """Yields the files of a song's stems."""
-        yield self._files(song, stems)
-
-    def files(self, song: Song) -> list[Path]:
-        """What the scores of a song depend on, apart from the settings."""
-        return [*song.files, *find_estimates(self.folder, song).values()]
-
-    def stems(self, songs: Sequence[Song]) -> list[str]:
-        """All stems that there are estimates of for some song."""
-        names: dict[str, None] = {}
-        for song in songs:
-            with contextlib.suppress(InputError):  # of this song alone, and reported when it is its turn
-                names.update(dict.fromkeys(find_estimates(self.folder, song)))
-        return list(names)
-
-    def _files(self, song: Song, stems: Sequence[str]) -> dict[str, Path]:
-        there = find_estimates(self.folder, song)
-        for stem in stems:
-            if stem.lower() not in there:
-                raise InputError(f"{self.folder / song.name} has no estimate of {stem}: expected {stem}.wav")
-        return {stem: there[stem.lower()] for stem in stems}
+from wroformer_jax.songs import Song
 
 
 def choose_stems(songs: Sequence[Song], offered: Sequence[str], wanted: Sequence[str] | None) -> tuple[str, ...]:
@@ -138,55 +39,35 @@ def choose_stems(songs: Sequence[Song], offered: Sequence[str], wanted: Sequence
     return tuple(in_songs)
 
 
-def offered_stems(config: ModelConfig) -> tuple[str, ...]:
-    """The stems that a model can be scored on.
-
-    The rest of a model of one stem counts only where it is the vocals or all but the vocals: the rest of a
-    drums model is no stem of its own, though `separate` calls it instrumental.
-    """
-    names = stem_names(config)
-    return names if {name.lower() for name in names} >= {VOCALS, INSTRUMENTAL} else config.stems
-
-
-def fingerprint(config: ModelConfig, params: Any) -> str:
-    """A short text that is the same for the same settings and weights, wherever they were loaded from."""
-    digest = hashlib.sha256(json.dumps(config.to_dict(), sort_keys=True, default=str).encode())
-    for path, leaf in jax.tree_util.tree_leaves_with_path(params):
-        digest.update(jax.tree_util.keystr(path).encode())
-        digest.update(np.ascontiguousarray(leaf).tobytes())
-    return digest.hexdigest()[:16]
-
-
-def score_song(song: Song, shape: Shape, estimates: dict[str, Path], *, use_museval: bool) -> Scores:
+def score_song(song: Song, estimates: Mapping[str, Path], *, use_museval: bool = False) -> Scores:
     """All metrics of each stem of a song; NaN for those that are undefined.
 
     Args:
       song: the references.
-      shape: what all audio is brought to.
       estimates: the file of each stem to score.
-      use_museval: lets the museval package compute cSDR.
+      use_museval: lets the museval package compute cSDR, which takes gigabytes.
 
     Raises:
-      InputError: a file cannot be decoded to its end.
+      InputError: something cannot be decoded to its end.
     """
-    mixture = read_sum(song.mixture_parts, shape)
-    references = {stem: read_stem(song, stem, shape) for stem in estimates}
-    estimated = {stem: read_sum([path], shape) for stem, path in estimates.items()}
-    framewise = (museval_csdr if use_museval else csdr)(
-        list(references.values()), list(estimated.values()), sample_rate=shape.sample_rate
-    )
+    shape, rate = song.shape, song.shape.sample_rate
+    mixture = framewise.halves(song.mixture(), sample_rate=rate)
+    frames = {}
     scores: Scores = {}
-    for (stem, reference), frames in zip(references.items(), framewise, strict=True):
-        estimate = estimated[stem]
-        bleedless, fullness = bleedless_fullness(reference, estimate, sample_rate=shape.sample_rate)
+    for stem, path in estimates.items():
+        reference, estimate = functools.partial(song.reference, stem), functools.partial(read_estimate, path, shape)
+        frames[stem] = framewise.frames(reference(), estimate(), sample_rate=rate)
+        bleedless, fullness = mel.bleedless_fullness(reference, estimate, sample_rate=rate)
         scores[stem] = {
-            "usdr": usdr(reference, estimate),
-            "si_sdr": si_sdr(reference, estimate),
-            "csdr": frames,
+            "usdr": framewise.usdr(frames[stem]),
+            "si_sdr": framewise.si_sdr(frames[stem]),
             "bleedless": bleedless,
             "fullness": fullness,
-            "leakage": leakage_db(reference, estimate, mixture, sample_rate=shape.sample_rate),
+            "leakage": framewise.leakage(frames[stem], mixture),
         }
+    medians = _museval_csdr(song, estimates) if use_museval else framewise.csdr(list(frames.values()))
+    for row, median in zip(scores.values(), medians, strict=True):
+        row["csdr"] = median
     return scores
 
 
@@ -203,7 +84,7 @@ def evaluate(
     """Scores the songs that `results` does not hold yet, one at a time, and keeps each as it is done.
 
     Args:
-      songs: of `find_songs`.
+      songs: of `find_songs` or `find_set_songs`.
       stems: to score.
       source: of the estimates.
       results: of earlier runs; each song is added to them.
@@ -218,43 +99,54 @@ def evaluate(
       InputError: the results cannot be written.
     """
     begun, done, failed = time.perf_counter(), 0, 0
-    for index, song in enumerate(songs):
+    to_do = [song for song in songs if not _is_done(song, stems, source, results)]
+    for left, song in zip(range(len(to_do) - 1, -1, -1), to_do, strict=True):
         try:
-            state = files_state(source.files(song))
-            if results.holds(song.name, state):
-                continue
-            shape = shape_of(song)
-            with source.estimates(song, shape, stems) as paths:
-                notes = [*shape.notes]
-                notes += [note for path in paths.values() if (note := check_estimate(path, shape))]
-                scores = score_song(song, shape, paths, use_museval=use_museval)
+            state = source.state(song)
+            with source.estimates(song, stems) as paths:
+                notes = [*song.shape.notes]
+                notes += [note for path in paths.values() if (note := check_estimate(path, song.shape))]
+                scores = score_song(song, paths, use_museval=use_museval)
         except InputError as error:
             report(_about(song, error))
             results.drop(song.name)
             failed += 1
             continue
-        results.add(song.name, scores, seconds=shape.seconds, state=state, notes=notes)
+        results.add(song.name, scores, seconds=song.shape.seconds, state=state, notes=notes)
         for note in notes:
             say(f"{song.name}: {note}")
         done += 1
-        seconds_left = (time.perf_counter() - begun) / done * (len(songs) - index - 1)
-        say(_line(song, index, len(songs), scores, seconds_left))
+        seconds_left = (time.perf_counter() - begun) / done * left
+        say(_line(f"[{len(songs) - left}/{len(songs)}] {song.name}", scores, seconds_left))
     return failed
 
 
-def _line(song: Song, index: int, count: int, scores: Scores, seconds_left: float) -> str:
+def _museval_csdr(song: Song, estimates: Mapping[str, Path]) -> list[float]:
+    references = [np.concatenate(list(song.reference(stem)), axis=-1) for stem in estimates]
+    estimated = [np.concatenate(list(read_estimate(path, song.shape)), axis=-1) for path in estimates.values()]
+    return museval_csdr(references, estimated, sample_rate=song.shape.sample_rate)
+
+
+def _is_done(song: Song, stems: Sequence[str], source: Separator | FoundEstimates, results: Results) -> bool:
+    try:
+        return results.holds(song.name, source.state(song)) and source.has_left(song, stems)
+    except InputError:  # reported when it is the song's turn
+        return False
+
+
+def _line(about: str, scores: Scores, seconds_left: float) -> str:
     """'[3/50] Artist - Title: vocals 8.12 dB, instrumental 14.90 dB uSDR (12 min left)'."""
     values = ", ".join(
         f"{stem} {'undefined' if np.isnan(of_stem['usdr']) else format(of_stem['usdr'], '.2f') + ' dB'}"
         for stem, of_stem in scores.items()
     )
     left = f"{seconds_left / 60:.0f} min" if seconds_left >= 60 else f"{seconds_left:.0f} s"
-    return f"[{index + 1}/{count}] {song.name}: {values} uSDR" + (f" ({left} left)" if index + 1 < count else "")
+    return f"{about}: {values} uSDR" + (f" ({left} left)" if seconds_left else "")
 
 
 def _about(song: Song, error: InputError) -> InputError:
-    """The error with the song's name in front, unless it says which of the song's files is meant."""
-    if os.fspath(song.folder) in str(error):
+    """The error with the song's name in front, unless it says what it is about."""
+    if song.place in str(error):
         return error
     named = InputError(f"{song.name}: {error}")
     named.__cause__ = error

@@ -1,71 +1,33 @@
-"""Songs to evaluate on: folders that hold a file for each stem, and how they are read.
+"""Songs whose stems are known: what they are to those who score them, and songs that are folders of audio files.
 
-A song is a folder with audio files in it, each named after its stem: SONG/vocals.wav, SONG/drums.flac, and
+A folder with audio files in it is a song, each file named after its stem: SONG/vocals.wav, SONG/drums.flac, and
 SONG/mixture.wav if there is one. This is the layout of MUSDB18-HQ, whose test songs are found in its `test`.
+Songs of prepared sets are in data/set_songs.py.
 """
 
 from __future__ import annotations
 
+import abc
 import dataclasses
+import functools
 import hashlib
 import itertools
+import operator
 import os
-from collections.abc import Iterator, Mapping
-from pathlib import Path
+import unicodedata
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path, PurePath
 
 import numpy as np
 from jaxtyping import Float32
 
-from wroformer_jax.audio import AUDIO_SUFFIXES, BLOCK_SAMPLES, AudioInfo, inspect, read_blocks
+from wroformer_jax.audio import AUDIO_SUFFIXES, inspect, read_whole
 from wroformer_jax.errors import InputError
 
 MIXTURE = "mixture"
 VOCALS = "vocals"
 INSTRUMENTAL = "instrumental"  # all but the vocals
-_SUMS = (INSTRUMENTAL, "accompaniment")  # names of files that are the sum of other stems
-
-
-@dataclasses.dataclass(frozen=True)
-class Song:
-    """A song and its files."""
-
-    name: str  # its folder's place in the data, with / between the parts: "Artist - Title", "album/Title"
-    folder: Path
-    stems: Mapping[str, Path]
-    mixture: Path | None
-
-    @property
-    def files(self) -> list[Path]:
-        return [*self.stems.values(), *([self.mixture] if self.mixture else [])]
-
-    def has(self, stem: str) -> bool:
-        """Whether the stem is there, as a file or as the sum of the files of other stems."""
-        return bool(self.parts_of(stem))
-
-    def parts_of(self, stem: str) -> list[Path]:
-        """The files whose sum is the stem; none for a stem that is not there, which is silence.
-
-        The instrumental is the sum of all stems but the vocals where it has no file of its own.
-        """
-        if stem.lower() in self.stems:
-            return [self.stems[stem.lower()]]
-        if stem.lower() == INSTRUMENTAL:
-            return self._instrumental
-        return []
-
-    @property
-    def mixture_parts(self) -> list[Path]:
-        """The files whose sum is the mixture: its own, or else the stems'."""
-        if self.mixture:
-            return [self.mixture]
-        return self.parts_of(VOCALS) + self._instrumental
-
-    @property
-    def _instrumental(self) -> list[Path]:
-        for name in _SUMS:
-            if name in self.stems:
-                return [self.stems[name]]
-        return [path for name, path in self.stems.items() if name != VOCALS]
+SUMS = (INSTRUMENTAL, "accompaniment")  # names of files that are the sum of other stems
 
 
 @dataclasses.dataclass(frozen=True)
@@ -74,7 +36,7 @@ class Shape:
 
     sample_rate: int  # Hz
     channels: int  # 1 or 2
-    samples: int  # for each channel, of its longest file
+    samples: int  # for each channel, of what is longest
     notes: tuple[str, ...]  # what had to be done for it, to be reported
 
     @property
@@ -82,10 +44,125 @@ class Shape:
         return self.samples / self.sample_rate
 
 
-def find_songs(data: str | os.PathLike) -> list[Song]:
+class Song(abc.ABC):
+    """A song and its stems, which are streams of seconds: blocks (channel, sample) of `sample_rate` samples each but
+    for the last one, `shape.samples` in all.
+
+    Reading them raises an InputError where something is missing or damaged.
+    """
+
+    name: str  # its place in the data, with / between the parts: "Artist - Title", "album/Title"
+    place: str  # where it is stored, which errors about it name
+
+    @property
+    @abc.abstractmethod
+    def stored(self) -> Sequence[str]:
+        """The names of its stems, and "mixture" if it has one of its own."""
+
+    @property
+    @abc.abstractmethod
+    def shape(self) -> Shape:
+        """Raises an InputError if something that is stored cannot be used."""
+
+    @abc.abstractmethod
+    def state(self) -> str:
+        """A short text that changes when what is stored of the song does."""
+
+    @abc.abstractmethod
+    def blocks(self, stored: str) -> Iterator[Float32[np.ndarray, "channel _"]]:
+        """A stored stem as it is: blocks of any length, on one channel or on all."""
+
+    @property
+    def stems(self) -> list[str]:
+        return [name for name in self.stored if name != MIXTURE]
+
+    def has(self, stem: str) -> bool:
+        """Whether the stem is there, by itself or as the sum of other stems."""
+        return bool(self._parts(stem))
+
+    def reference(self, stem: str) -> Iterator[Float32[np.ndarray, "channel _"]]:
+        """A stem; silence if the song has none of that name.
+
+        The instrumental is the sum of all stems but the vocals where it is not stored itself.
+        """
+        return self._sum(self._parts(stem))
+
+    def mixture(self) -> Iterator[Float32[np.ndarray, "channel _"]]:
+        """The song's own mixture, or else the sum of its stems."""
+        return self._sum([MIXTURE] if MIXTURE in self.stored else self._parts(VOCALS) + self._parts(INSTRUMENTAL))
+
+    def _parts(self, stem: str) -> list[str]:
+        """The stored stems whose sum it is."""
+        of_name = [name for name in self.stems if name.lower() == stem.lower()]
+        if of_name or stem.lower() != INSTRUMENTAL:
+            return of_name
+        sums = [name for name in self.stems if name.lower() in SUMS]
+        return sums[:1] or [name for name in self.stems if name.lower() != VOCALS]
+
+    def _sum(self, parts: list[str]) -> Iterator[Float32[np.ndarray, "channel _"]]:
+        streams = [in_seconds(self.blocks(part), self.shape) for part in parts] or [in_seconds((), self.shape)]
+        for together in zip(*streams, strict=True):
+            yield functools.reduce(operator.add, together)
+
+
+def in_seconds(
+    blocks: Iterable[Float32[np.ndarray, "channel _"]], shape: Shape
+) -> Iterator[Float32[np.ndarray, "channel _"]]:
+    """Cuts a stream into seconds and gives it a song's shape: mono on all channels, the end padded or cut off."""
+    silence = np.zeros((shape.channels, shape.sample_rate), np.float32)
+    blocks = itertools.chain(blocks, itertools.repeat(silence))
+    waiting = silence[:, :0]
+    for start in range(0, shape.samples, shape.sample_rate):
+        samples = min(shape.sample_rate, shape.samples - start)
+        while waiting.shape[-1] < samples:
+            block = next(blocks)
+            waiting = np.concatenate([waiting, np.broadcast_to(block, (shape.channels, block.shape[-1]))], axis=-1)
+        yield waiting[:, :samples]
+        waiting = waiting[:, samples:]
+
+
+@dataclasses.dataclass(frozen=True)
+class FolderSong(Song):
+    """A song and its files."""
+
+    name: str
+    folder: Path
+    files: Mapping[str, Path]  # by stem, in lower case; "mixture" among them if there is one
+
+    @property
+    def place(self) -> str:
+        return os.fspath(self.folder)
+
+    @property
+    def stored(self) -> Sequence[str]:
+        return list(self.files)
+
+    @functools.cached_property
+    def shape(self) -> Shape:
+        infos = {path: inspect(path) for path in self.files.values()}
+        first, info = next(iter(infos.items()))
+        for path, other in infos.items():
+            if other.sample_rate != info.sample_rate:
+                raise InputError(
+                    f"{path} has {other.sample_rate} Hz and {first.name} {info.sample_rate} Hz: "
+                    "bring all the files of a song to one rate"
+                )
+        samples = max(info.samples for info in infos.values())
+        short = [f"{path.name} {samples - info.samples}" for path, info in infos.items() if info.samples < samples]
+        notes = (f"padded with silence at the end (samples): {', '.join(short)}",) if short else ()
+        return Shape(info.sample_rate, max(info.channels for info in infos.values()), samples, notes)
+
+    def state(self) -> str:
+        return files_state(self.files.values())
+
+    def blocks(self, stored: str) -> Iterator[Float32[np.ndarray, "channel _"]]:
+        return read_whole(self.files[stored])
+
+
+def find_songs(data: str | os.PathLike) -> list[FolderSong]:
     """The songs in DATA/test if there is such a folder, else in DATA, in alphabetical order, at any depth.
 
-    Names that begin with a dot are passed over.
+    Names that begin with a dot are passed over, and links to folders are followed.
 
     Raises:
       InputError: there is no such folder, it cannot be read or holds no song, or a song has two files for a stem.
@@ -95,13 +172,10 @@ def find_songs(data: str | os.PathLike) -> list[Song]:
         raise InputError(f"{data} is not a folder: expected one with a folder of stems for each song")
     root = data / "test" if os.path.isdir(data / "test") else data
     songs = []
-    for folder, folders, files in os.walk(root, onerror=_refuse_folder):
-        folders[:] = sorted(name for name in folders if name[0] != ".")
-        found = [Path(folder, name) for name in sorted(files) if name[0] != "."]
-        if stems := _by_stem([path for path in found if path.suffix.lower() in AUDIO_SUFFIXES]):
-            place = Path(folder).relative_to(root).as_posix()
-            name = Path(folder).resolve().name if place == "." else place
-            songs.append(Song(name, Path(folder), stems, stems.pop(MIXTURE, None)))
+    for place, paths in itertools.groupby(audio_files(root), key=lambda path: path.parent):
+        files = by_stem([root / path for path in paths])
+        name = place.as_posix() if place.parts else root.resolve().name
+        songs.append(FolderSong(unicodedata.normalize("NFC", name), root / place, files))
     songs = [song for song in songs if song.stems]
     if not songs:
         raise InputError(
@@ -111,108 +185,37 @@ def find_songs(data: str | os.PathLike) -> list[Song]:
     return songs
 
 
-def find_estimates(estimates: str | os.PathLike, song: Song) -> dict[str, Path]:
-    """The files of ESTIMATES/SONG, or else ESTIMATES/test/SONG, by their stems.
+def audio_files(root: Path) -> list[PurePath]:
+    """The audio files below a folder, relative to it, folder by folder in the order of their names.
+
+    Names that begin with a dot are passed over, and links to folders are followed.
 
     Raises:
-      InputError: there is no such folder, or it has two files for a stem.
+      InputError: a folder cannot be read.
     """
-    for folder in (Path(estimates, song.name), Path(estimates, "test", song.name)):
-        if os.path.isdir(folder):
-            files = sorted(path for path in folder.iterdir() if path.name[0] != ".")
-            return _by_stem([path for path in files if path.suffix.lower() in AUDIO_SUFFIXES])
-    raise InputError(f"{Path(estimates, song.name)} is missing: expected the estimates of this song, a file a stem")
+    found = []
+    for folder, folders, files in os.walk(root, onerror=_refuse_folder, followlinks=True):
+        folders[:] = [name for name in folders if name[0] != "." and not _leads_back(Path(folder, name))]
+        place = PurePath(folder).relative_to(root)
+        found += [place / name for name in files if name[0] != "." and Path(name).suffix.lower() in AUDIO_SUFFIXES]
+    return sorted(found, key=lambda path: (path.parent, path.name))
 
 
-def shape_of(song: Song) -> Shape:
-    """Inspects the files of a song.
+def by_stem(paths: Iterable[Path]) -> dict[str, Path]:
+    """Files by the stems that they are named after, in lower case.
 
     Raises:
-      InputError: a file cannot be used, or the sample rates differ.
+      InputError: there are two files for a stem.
     """
-    infos = {path: inspect(path) for path in song.files}
-    first, info = next(iter(infos.items()))
-    for path, other in infos.items():
-        if other.sample_rate != info.sample_rate:
-            raise InputError(
-                f"{path} has {other.sample_rate} Hz and {first.name} {info.sample_rate} Hz: "
-                "bring all the files of a song to one rate"
-            )
-    samples = max(info.samples for info in infos.values())
-    short = [f"{path.name} {samples - info.samples}" for path, info in infos.items() if info.samples < samples]
-    notes = (f"padded with silence at the end (samples): {', '.join(short)}",) if short else ()
-    return Shape(info.sample_rate, max(info.channels for info in infos.values()), samples, notes)
-
-
-def read_stem(song: Song, stem: str, shape: Shape) -> Float32[np.ndarray, "channel sample"]:
-    """The whole reference of a stem; zeros if the song has no such stem.
-
-    Raises:
-      InputError: a file cannot be decoded to its end.
-    """
-    return read_sum(song.parts_of(stem), shape)
-
-
-def read_sum(paths: list[Path], shape: Shape) -> Float32[np.ndarray, "channel sample"]:
-    """The sum of whole files, each brought to `shape`: mono on both channels, padded or cut at the end.
-
-    Raises:
-      InputError: a file cannot be decoded to its end.
-    """
-    total = np.zeros((shape.channels, shape.samples), np.float32)
+    stems: dict[str, Path] = {}
     for path in paths:
-        done = 0
-        for block in _checked_blocks(path):
-            place = total[:, done : done + block.shape[-1]]
-            place += block[:, : place.shape[-1]]
-            done += block.shape[-1]
-    return total
+        stem = path.stem.lower()
+        if (other := stems.setdefault(stem, path)) is not path:
+            raise InputError(f"{other} and {path.name} are both the stem {stem}: keep one of them")
+    return stems
 
 
-def mixture_blocks(song: Song, shape: Shape) -> Iterator[Float32[np.ndarray, "channel block"]]:
-    """The mixture as a stream of blocks, `shape.samples` in all.
-
-    Raises:
-      InputError: a file cannot be decoded to its end.
-    """
-    streams = [_regular(_checked_blocks(path), shape.channels) for path in song.mixture_parts]
-    done = 0
-    for blocks in itertools.zip_longest(*streams):
-        heard = [block for block in blocks if block is not None]
-        longest = max(block.shape[-1] for block in heard)
-        total = np.zeros((shape.channels, min(longest, shape.samples - done)), np.float32)
-        for block in heard:
-            place = total[:, : block.shape[-1]]
-            place += block[:, : place.shape[-1]]
-        done += total.shape[-1]
-        if total.shape[-1]:
-            yield total
-    for start in range(done, shape.samples, BLOCK_SAMPLES):
-        yield np.zeros((shape.channels, min(BLOCK_SAMPLES, shape.samples - start)), np.float32)
-
-
-def check_estimate(path: Path, shape: Shape) -> str | None:
-    """Holds an estimate's header against its song.
-
-    Returns:
-      What has to be done to its length, to be reported, or None.
-
-    Raises:
-      InputError: it cannot be used, or has another sample rate or more channels than the song.
-    """
-    info: AudioInfo = inspect(path)
-    if info.sample_rate != shape.sample_rate:
-        raise InputError(f"{path} has {info.sample_rate} Hz and its song {shape.sample_rate} Hz: they must be equal")
-    if info.channels > shape.channels:
-        raise InputError(f"{path} has {info.channels} channels and its song {shape.channels}: mix it down first")
-    missing = shape.samples - info.samples
-    if missing == 0:
-        return None
-    what = f"padded by {missing} samples" if missing > 0 else f"cut by {-missing} samples"
-    return f"the estimate {path.name} {what} at the end"
-
-
-def files_state(paths: list[Path]) -> str:
+def files_state(paths: Iterable[Path]) -> str:
     """A short text that changes when one of the files is replaced or written to."""
     digest = hashlib.sha256()
     for path in paths:
@@ -224,38 +227,9 @@ def files_state(paths: list[Path]) -> str:
     return digest.hexdigest()[:16]
 
 
-def _by_stem(paths: list[Path]) -> dict[str, Path]:
-    stems: dict[str, Path] = {}
-    for path in paths:
-        other = stems.setdefault(path.stem.lower(), path)
-        if other != path:
-            raise InputError(f"{other} and {path.name} are both the stem {path.stem.lower()}: keep one of them")
-    return stems
-
-
-def _checked_blocks(path: Path) -> Iterator[Float32[np.ndarray, "channel block"]]:
-    """The blocks of a file, which must be as many samples as its header says."""
-    expected, done = inspect(path), 0
-    for block in read_blocks(path):
-        done += block.shape[-1]
-        yield block
-    # The header of an mp3 may give an estimate.
-    if done < expected.samples and path.suffix.lower() != ".mp3":
-        raise InputError(f"{path} is damaged: it ends after {done} of its {expected.samples} samples; get a whole copy")
-
-
-def _regular(
-    blocks: Iterator[Float32[np.ndarray, "channel _"]], channels: int
-) -> Iterator[Float32[np.ndarray, "channel _"]]:
-    """Blocks of BLOCK_SAMPLES each but for the last one, mono on all `channels`."""
-    waiting = np.zeros((channels, 0), np.float32)
-    for block in blocks:
-        waiting = np.concatenate([waiting, np.broadcast_to(block, (channels, block.shape[-1]))], axis=-1)
-        while waiting.shape[-1] >= BLOCK_SAMPLES:
-            yield waiting[:, :BLOCK_SAMPLES]
-            waiting = waiting[:, BLOCK_SAMPLES:]
-    if waiting.shape[-1]:
-        yield waiting
+def _leads_back(folder: Path) -> bool:
+    """Whether a folder is a link to one that it lies in."""
+    return folder.is_symlink() and Path(os.path.realpath(folder.parent)).is_relative_to(os.path.realpath(folder))
 
 
 def _refuse_folder(error: OSError) -> None:

@@ -1,16 +1,17 @@
 """Training: one pure step, jitted once, and the loop around it that validates, saves, and resumes exactly.
 
-The quickstart's way through this file: `train` claims the workdir, restores or initialises a `TrainState`,
-synthesises the songs, and runs `train_step` on batches that are a pure function of (seed, step). The weights after
-the last step are therefore the same bit for bit whether a run was killed on the way or not.
+The quickstart's way through this file: `train` claims the workdir, opens the set of songs or has one synthesised,
+restores or initialises a `TrainState`, and runs `train_step` on batches that are a pure function of (seed, step). The
+weights after the last step are therefore the same bit for bit whether a run was killed on the way or not.
 """
 
 from __future__ import annotations
 
 import functools
+import itertools
 import json
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -22,26 +23,30 @@ from jaxtyping import Array, Float, Int
 
 from wroformer_jax import plots
 from wroformer_jax.bands import band_layout
-from wroformer_jax.data.batches import (
-    TRAIN,
-    VALIDATION,
-    SongPool,
-    synthesise_pool,
-    training_batches,
-)
+from wroformer_jax.data.crops import whole_song
+from wroformer_jax.data.loading import Batches, Loading, batches
+from wroformer_jax.data.prepare import prepare_synthetic
+from wroformer_jax.data.record_set import RecordSet, is_set
 from wroformer_jax.errors import InputError
-from wroformer_jax.evaluate import separate_song, validate
+from wroformer_jax.evaluate import WholeSong, separate_song, validate
 from wroformer_jax.files import disk_errors_named, locked, replacing
 from wroformer_jax.losses import reconstruction_loss
 from wroformer_jax.metrics import usdr
 from wroformer_jax.model import Params, RoFormer, init_params, trainable_mask
+from wroformer_jax.separation import stem_names
 from wroformer_jax.torch_bridge import num_parameters
 from wroformer_jax.training_checkpoints import TrainingCheckpoints
 from wroformer_jax.training_config import TrainingConfig
-from wroformer_jax.training_log import TrainingLog, describe, progress
+from wroformer_jax.training_log import TrainingLog, describe
 
 # Settings that do not change what is learnt, so that a resumed run may have them otherwise.
-_FREE_TO_CHANGE = ("log_every", "validate_every", "checkpoint_every", "keep_checkpoints")
+_FREE_TO_CHANGE = ("workers", "prefetch", "log_every", "validate_every", "checkpoint_every", "keep_checkpoints")
+
+TRAIN = "train"
+UNSEEN = ("validation", "test")  # the split to validate on: the first that a set has
+
+# Where the songs of a run without a data set are kept, in its workdir.
+_SYNTHETIC = "songs"
 
 
 class TrainState(NamedTuple):
@@ -52,7 +57,7 @@ class TrainState(NamedTuple):
     opt_state: optax.OptState
 
 
-Batch = dict[str, Float[Array, "batch channel sample"]]
+Batch = dict[str, Float[Array, "batch *stem channel sample"]]
 Metrics = dict[str, Float[Array, ""]]
 TrainStep = Callable[[TrainState, Batch], tuple[TrainState, Metrics]]
 
@@ -81,14 +86,14 @@ def initial_state(config: TrainingConfig) -> TrainState:
 def make_train_step(config: TrainingConfig) -> TrainStep:
     """The jitted step: (state, batch) to (state, metrics). The state given to it is donated: use it no more.
 
-    The batch has "mixture" and "vocals", (batch, channel, sample); the metrics are "loss", "gradient_norm"
-    (before clipping) and "learning_rate".
+    The batch has "mixture", (batch, channel, sample), and "targets", (batch, stem, channel, sample); the metrics are
+    "loss", "gradient_norm" (before clipping) and "learning_rate".
     """
     model, optimizer, schedule = RoFormer(config.model), make_optimizer(config), _schedule(config)
 
     def loss_of(params: Params, batch: Batch) -> Float[Array, ""]:
-        estimate = model.apply({"params": params}, batch["mixture"])[:, 0]
-        target = batch["vocals"][..., : estimate.shape[-1]]
+        estimate = model.apply({"params": params}, batch["mixture"])
+        target = batch["targets"][..., : estimate.shape[-1]]
         return reconstruction_loss(
             estimate,
             target,
@@ -114,92 +119,135 @@ def make_train_step(config: TrainingConfig) -> TrainStep:
 
 
 def train(config: TrainingConfig, workdir: str | Path) -> dict[str, float]:
-    """Trains on synthesised songs, or goes on from the newest checkpoint in `workdir`, and writes its report.
+    """Trains on a set of songs, or goes on from the newest checkpoint in `workdir`, and writes its report.
 
     Args:
       config: the settings of the run.
       workdir: made if need be. Gets checkpoints/, model.json, config.json, metrics.jsonl, events/ (TensorBoard),
-        example/ (wavs of a validation song), spectrogram.png and curve.png.
+        example/ (wavs of a validation song), spectrogram.png, curve.png and, without `config.data`, songs/.
 
     Returns:
-      The scores of the last validation, as `evaluate.validate` has them.
+      The scores of the last validation, as `evaluate.validate` has them; nothing if there are no validation songs.
 
     Raises:
-      InputError: the workdir cannot be written, is in use or holds a run with other settings, or the loss is no longer
-        a number.
+      InputError: the workdir cannot be written, is in use or holds a run with other settings, the songs cannot be
+        used, or the loss is no longer a number.
     """
     workdir = Path(workdir)
-    model = RoFormer(config.model)
     band_layout(config.model)  # sizes that make no model are refused here, before the workdir is claimed
+    songs = _open(config) if config.data else None
     _claim(workdir, config)
-    state = initial_state(config)
     with (
         disk_errors_named(workdir),
         locked(workdir),
         TrainingCheckpoints(workdir, config.model, max_to_keep=config.keep_checkpoints) as checkpoints,
     ):
-        if restored := checkpoints.restore(state.params, state.opt_state):
-            step, params, opt_state = restored
-            state = TrainState(jax.device_put(jnp.int32(step), jax.devices()[0]), params, opt_state)
-        with TrainingLog(workdir, int(state.step), config.steps) as log:
-            log.say(_greeting(config, state, workdir))
-            began = time.perf_counter()
-            train_songs = _pool(config, TRAIN, config.train_songs)
-            validation_songs = _pool(config, VALIDATION, config.validation_songs)
-            log.say(f"synthesised the songs in {time.perf_counter() - began:.1f} s")
-            if log.last_validation() is None:
-                log.validation(int(state.step), validate(model, state.params, validation_songs))
-            state = _loop(config, state, model, train_songs, validation_songs, checkpoints, log)
-            if log.curve("validation", "vocals_usdr")[-1][0] != int(state.step):  # its record was lost
-                log.validation(int(state.step), validate(model, state.params, validation_songs))
-            _write_report(workdir, model, state.params, validation_songs, log)
-            scores = log.last_validation()
-            log.say(_farewell(workdir, scores))
+        songs = songs or _synthesised(config, workdir)
+        with batches(songs, TRAIN, _loading(config)) as loader:
+            state = _restored(config, checkpoints, loader)
+            with TrainingLog(workdir, int(state.step), config.steps) as log:
+                return _run(config, state, loader, _Validation(config, songs), checkpoints, log, workdir)
+
+
+class _Validation:
+    """The songs that are validated on, read anew each time: whole songs are too much to keep."""
+
+    def __init__(self, config: TrainingConfig, songs: RecordSet) -> None:
+        split = next((split for split in UNSEEN if split in songs.splits), None)
+        self._set, self._config = songs, config
+        self._songs = songs.songs(split)[: config.validation_songs] if split else ()
+
+    def __bool__(self) -> bool:
+        return bool(self._songs)
+
+    def __iter__(self) -> Iterator[WholeSong]:
+        model = self._config.model
+        for song in self._songs:
+            yield WholeSong(*whole_song(self._set, song, model.stems, model.channels, self._config.stems))
+
+    def score(self, params: Params) -> dict[str, float]:
+        return validate(
+            RoFormer(self._config.model), params, self, chunk_seconds=self._config.validation_chunk_seconds or None
+        )
+
+
+def _run(
+    config: TrainingConfig,
+    state: TrainState,
+    loader: Batches,
+    validation: _Validation,
+    checkpoints: TrainingCheckpoints,
+    log: TrainingLog,
+    workdir: Path,
+) -> dict[str, float]:
+    """The steps that are left, and the report."""
+    log.say(_greeting(config, state, workdir))
+    if validation and log.last_validation() is None:
+        log.validation(int(state.step), validation.score(state.params))
+    state = _loop(config, state, loader, validation, checkpoints, log)
+    if validation and log.curve("validation", "usdr")[-1][0] != int(state.step):  # its record was lost
+        log.validation(int(state.step), validation.score(state.params))
+    _write_report(workdir, config, state.params, validation, log)
+    scores = log.last_validation() or {}
+    log.say(_farewell(workdir, scores))
     return scores
 
 
 def _loop(
     config: TrainingConfig,
     state: TrainState,
-    model: RoFormer,
-    train_songs: SongPool,
-    validation_songs: SongPool,
+    loader: Batches,
+    validation: _Validation,
     checkpoints: TrainingCheckpoints,
     log: TrainingLog,
 ) -> TrainState:
     """Steps until the last one. Log, validation and checkpoint of a step are written in this order."""
     train_step = make_train_step(config)
     first = int(state.step)
-    batches = training_batches(
-        train_songs,
-        config.seed,
-        first,
-        batch_size=config.batch_size,
-        crop_samples=config.crop_samples,
-        remix=config.remix,
-    )
     pending: list[Metrics] = []
-    began, timed_from = time.perf_counter(), first
+    clock = _Clock(loader)
     for step in range(first + 1, config.steps + 1):
-        state, metrics = train_step(state, next(batches))
+        state, metrics = train_step(state, next(loader))
         pending.append(metrics)
+        clock.steps += 1
         if step == first + 1:
             jax.block_until_ready(metrics)
-            log.say(f"compiled and took the first step in {time.perf_counter() - began:.1f} s")
-            began, timed_from = time.perf_counter(), step
+            log.say(f"compiled and took the first step in {clock.seconds:.1f} s")
+            clock.restart()
         last = step == config.steps
         if step % config.log_every == 0 or last:
             means = _means(pending, step)
-            seconds = (time.perf_counter() - began) / max(1, step - timed_from)
-            log.train(step, **means, seconds_per_step=seconds)
+            log.train(step, **means, **clock.rates())
             pending.clear()
-        if step % config.validate_every == 0 or last:
-            log.validation(step, validate(model, state.params, validation_songs))
+        if validation and (step % config.validate_every == 0 or last):
+            log.validation(step, validation.score(state.params))
         if step % config.checkpoint_every == 0 or last:
-            checkpoints.save(step, state.params, state.opt_state)
+            checkpoints.save(step, state.params, _training_tree(state, loader))
         if not pending:
-            began, timed_from = time.perf_counter(), step
+            clock.restart()
     return state
+
+
+class _Clock:
+    """Time since the last restart, the steps counted in it, and how much of it was spent waiting for data."""
+
+    def __init__(self, loader: Batches) -> None:
+        self._loader = loader
+        self.restart()
+
+    def restart(self) -> None:
+        self.steps, self._began, self._waited = 0, time.perf_counter(), self._loader.seconds_waited
+
+    @property
+    def seconds(self) -> float:
+        return time.perf_counter() - self._began
+
+    def rates(self) -> dict[str, float]:
+        seconds = self.seconds
+        return {
+            "seconds_per_step": seconds / max(1, self.steps),
+            "data_wait": (self._loader.seconds_waited - self._waited) / seconds,
+        }
 
 
 def _schedule(config: TrainingConfig) -> optax.Schedule:
@@ -223,17 +271,65 @@ def _means(pending: list[Metrics], step: int) -> dict[str, float]:
     return means
 
 
-def _pool(config: TrainingConfig, split: int, num_songs: int) -> SongPool:
-    what = {TRAIN: "synthesising songs", VALIDATION: "synthesising unseen songs"}[split]
-    return synthesise_pool(
-        config.seed,
-        split,
-        num_songs=num_songs,
-        seconds=config.song_seconds,
-        sample_rate=config.model.sample_rate,
+def _open(config: TrainingConfig) -> RecordSet:
+    """The set of songs to train on.
+
+    Raises:
+      InputError: it cannot be used, or does not go with the model.
+    """
+    songs = RecordSet.open(config.data)
+    if songs.sample_rate != config.model.sample_rate:
+        raise InputError(
+            f"{config.data} has {songs.sample_rate} Hz and the model {config.model.sample_rate}: prepare the songs "
+            f"with --sample-rate {config.model.sample_rate}"
+        )
+    return songs
+
+
+def _synthesised(config: TrainingConfig, workdir: Path) -> RecordSet:
+    """The set in the workdir, synthesised if it is not there yet."""
+    path = workdir / _SYNTHETIC
+    if not is_set(path):
+        print(f"synthesising {config.train_songs + config.validation_songs} songs", flush=True)
+        prepare_synthetic(
+            path,
+            train_songs=config.train_songs,
+            test_songs=config.validation_songs,
+            seconds=config.song_seconds,
+            sample_rate=config.model.sample_rate,
+            seed=config.seed,
+            say=functools.partial(print, flush=True),
+        )
+    return RecordSet.open(path)
+
+
+def _loading(config: TrainingConfig) -> Loading:
+    return Loading(
+        crop_samples=config.crop_samples,
+        batch_size=config.batch_size,
+        targets=config.model.stems,
+        stems=config.stems,
         channels=config.model.channels,
-        progress=functools.partial(progress, what=what),
+        seed=config.seed,
+        workers=config.workers,
+        prefetch=config.prefetch,
+        augmentation=config.augment,
     )
+
+
+def _restored(config: TrainingConfig, checkpoints: TrainingCheckpoints, loader: Batches) -> TrainState:
+    """The newest saved state, the loader set to go on from there; or the initial one."""
+    state = initial_state(config)
+    if restored := checkpoints.restore(state.params, _training_tree(state, loader)):
+        step, params, training = restored
+        loader.set_state(json.loads(training["data"]))
+        state = TrainState(jax.device_put(jnp.int32(step), jax.devices()[0]), params, training["opt_state"])
+    return state
+
+
+def _training_tree(state: TrainState, loader: Batches) -> dict[str, Any]:
+    """What resuming needs besides the parameters."""
+    return {"opt_state": state.opt_state, "data": json.dumps(loader.get_state())}
 
 
 def _claim(workdir: Path, config: TrainingConfig) -> None:
@@ -259,8 +355,8 @@ def _read_config(path: Path) -> dict[str, Any]:
 
 def _check_same(workdir: Path, there: dict[str, Any], here: dict[str, Any], prefix: str = "") -> None:
     for name, value in here.items():
-        if name == "model":
-            _check_same(workdir, there[name], value, prefix="model.")
+        if isinstance(value, dict):
+            _check_same(workdir, there[name], value, prefix=f"{prefix}{name}.")
         elif name not in _FREE_TO_CHANGE and there[name] != value:
             raise InputError(
                 f"{workdir} holds a run with {prefix}{name} = {there[name]!r}, not {value!r}: set it back to go on "
@@ -268,36 +364,40 @@ def _check_same(workdir: Path, there: dict[str, Any], here: dict[str, Any], pref
             )
 
 
-def _write_report(workdir: Path, model: RoFormer, params: Params, songs: SongPool, log: TrainingLog) -> None:
+def _write_report(
+    workdir: Path, config: TrainingConfig, params: Params, validation: _Validation, log: TrainingLog
+) -> None:
     """The first validation song, to hear and to see, and the curves of the run."""
+    for song in itertools.islice(validation, 1):
+        _write_example(workdir, RoFormer(config.model), params, song, config.validation_chunk_seconds or None)
+    plots.save_curves(
+        workdir / "curve.png",
+        loss=log.curve("train", "loss"),
+        sdr=log.curve("validation", "usdr"),
+        mixture_sdr=(log.last_validation() or {}).get("mixture_usdr"),
+    )
+
+
+def _write_example(
+    workdir: Path, model: RoFormer, params: Params, song: WholeSong, chunk_seconds: float | None
+) -> None:
     import soundfile
 
     sample_rate = model.config.sample_rate
-    reference = songs.vocals[0]
-    mixture = reference + songs.instrumental[0]
-    estimate = separate_song(model, params, mixture)
-    wavs = {
-        "mixture": mixture,
-        "vocals": estimate,
-        "instrumental": mixture - estimate,
-        "vocals_reference": reference,
-    }
+    estimates = separate_song(model, params, song.mixture, chunk_seconds=chunk_seconds)
+    wavs, panels = {"mixture": song.mixture}, {"Mixture of an unseen song": song.mixture}
+    for stem, target, estimate in zip(model.config.stems, song.targets, estimates, strict=True):
+        wavs |= {stem: estimate, f"{stem}_reference": target}
+        panels[f"{stem.capitalize()}, reference"] = target
+        panels[f"{stem.capitalize()}, estimate: SDR {usdr(target, estimate):.1f} dB"] = estimate
+    if len(estimates) == 1:
+        _, rest = stem_names(model.config)
+        wavs[rest] = song.mixture - estimates[0]
     (workdir / "example").mkdir(exist_ok=True)
     for name, audio in wavs.items():
         with replacing(workdir / "example" / f"{name}.wav") as temporary:
             soundfile.write(temporary, audio.T, sample_rate, subtype="FLOAT")  # a difference may exceed full scale
-    panels = {
-        "Mixture of an unseen song": mixture,
-        "Vocals, reference": reference,
-        f"Vocals, estimate: SDR {usdr(reference, estimate):.1f} dB": estimate,
-    }
     plots.save_spectrograms(workdir / "spectrogram.png", panels, sample_rate=sample_rate)
-    plots.save_curves(
-        workdir / "curve.png",
-        loss=log.curve("train", "loss"),
-        sdr=log.curve("validation", "vocals_usdr"),
-        mixture_sdr=log.last_validation()["mixture_usdr"],
-    )
 
 
 def _greeting(config: TrainingConfig, state: TrainState, workdir: Path) -> str:
@@ -312,8 +412,10 @@ def _greeting(config: TrainingConfig, state: TrainState, workdir: Path) -> str:
 def _farewell(workdir: Path, scores: dict[str, float]) -> str:
     return "\n".join(
         [
-            f"done: {describe(scores)}",
-            f"listen to {workdir / 'example'}, look at {workdir / 'spectrogram.png'} and {workdir / 'curve.png'}",
+            f"done: {describe(scores)}" if scores else "done",
+            f"listen to {workdir / 'example'}, look at {workdir / 'spectrogram.png'} and {workdir / 'curve.png'}"
+            if scores
+            else f"look at {workdir / 'curve.png'}",
             "what to do next:",
             f"  wroformer separate song.wav --checkpoint {workdir} --output separated",
             f"  tensorboard --logdir {workdir}  (needs: pip install tensorboard)",

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from wroformer_jax.config import ModelConfig, suggestion
+from wroformer_jax.data.augment import Augmentation
 from wroformer_jax.errors import InputError
 
 
@@ -21,13 +22,18 @@ class TrainingConfig:
 
     model: ModelConfig
     seed: int
+    data: str
+    stems: tuple[str, ...]
+    seconds: float
+    augment: Augmentation
+    validation_songs: int
+    validation_chunk_seconds: float
+    workers: int
+    prefetch: int
+    train_songs: int
+    song_seconds: float
     steps: int
     batch_size: int
-    crop_seconds: float
-    train_songs: int
-    validation_songs: int
-    song_seconds: float
-    remix: float
     learning_rate: float
     warmup: float
     weight_decay: float
@@ -42,21 +48,20 @@ class TrainingConfig:
     def __post_init__(self) -> None:
         for name in _COUNTS:
             _check(name, getattr(self, name), int, minimum=1)
-        _check("seed", self.seed, int, minimum=0)
-        for name in ("crop_seconds", "song_seconds", "learning_rate", "clip_norm"):
+        for name in ("seed", "validation_songs", "workers"):
+            _check(name, getattr(self, name), int, minimum=0)
+        for name in ("seconds", "song_seconds", "learning_rate", "clip_norm"):
             _check(name, getattr(self, name), float, above=0)
-        _check("weight_decay", self.weight_decay, float, minimum=0)
-        for name in ("remix", "warmup"):
-            _check(name, getattr(self, name), float, minimum=0, maximum=1)
+        for name in ("validation_chunk_seconds", "weight_decay"):
+            _check(name, getattr(self, name), float, minimum=0)
+        _check("warmup", self.warmup, float, minimum=0, maximum=1)
         for window in self.loss_windows:
             _check("loss_windows", window, int, minimum=1)
         if not self.loss_windows:
             raise InputError("loss_windows is empty, expected at least one length in samples")
-        if self.model.stems != ("vocals",):
-            raise InputError(
-                f"model.stems is {', '.join(self.model.stems)}, but this training knows one stem only: vocals"
-            )
-        if self.model.sample_rate < 16000:
+        if not isinstance(self.data, str):
+            raise InputError(f"data is {self.data!r}, expected the path of a set made by `wroformer prepare`")
+        if not self.data and self.model.sample_rate < 16000:
             raise InputError(
                 f"model.sample_rate is {self.model.sample_rate}, expected at least 16000 Hz: songs are synthesised "
                 "at no lower rate"
@@ -64,11 +69,11 @@ class TrainingConfig:
         needed = max(*self.loss_windows, self.model.stft_n_fft) // 2 + 1
         if self.crop_samples < needed:
             raise InputError(
-                f"crop_seconds is {self.crop_seconds}, which is {self.crop_samples} samples in whole hops; "
+                f"seconds is {self.seconds}, which is {self.crop_samples} samples in whole hops; "
                 f"the longest window of the loss or the model needs {needed}"
             )
-        if self.song_seconds < self.crop_seconds:
-            raise InputError(f"song_seconds is {self.song_seconds}, shorter than a crop of {self.crop_seconds} s")
+        if not self.data and self.song_seconds < self.seconds:
+            raise InputError(f"song_seconds is {self.song_seconds}, shorter than a crop of {self.seconds} s")
         if self.checkpoint_every % self.log_every:
             raise InputError(
                 f"checkpoint_every is {self.checkpoint_every}, expected a multiple of log_every, {self.log_every}"
@@ -78,16 +83,17 @@ class TrainingConfig:
     def crop_samples(self) -> int:
         """Length of a training crop in samples: whole hops, so that the model's output is as long."""
         hop = self.model.stft_hop_length
-        return round(self.crop_seconds * self.model.sample_rate) // hop * hop
+        return round(self.seconds * self.model.sample_rate) // hop * hop
 
     def to_dict(self) -> dict[str, Any]:
         """A dict of plain JSON types; `from_dict` reads it back."""
         fields = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
-        return {**fields, "model": self.model.to_dict(), "loss_windows": list(self.loss_windows)}
+        lists = {name: list(fields[name]) for name in ("stems", "loss_windows")}
+        return {**fields, **lists, "model": self.model.to_dict(), "augment": self.augment.to_dict()}
 
     @classmethod
     def from_dict(cls, fields: Mapping[str, Any]) -> TrainingConfig:
-        """Builds a config from plain values, `model` being a mapping of ModelConfig's fields.
+        """Builds a config from plain values, `model` and `augment` being mappings of the fields of their own classes.
 
         Raises:
           InputError: a field is unknown (the nearest known name is suggested), missing or impossible.
@@ -99,25 +105,31 @@ class TrainingConfig:
         for name in known:
             if name not in fields:
                 raise InputError(f"the config has no field {name!r}; configs/quickstart.py shows them all")
-        if not isinstance(fields["model"], Mapping):
-            raise InputError(f"model is {fields['model']!r}, expected the fields of a model")
-        if not isinstance(fields["loss_windows"], list | tuple):
-            raise InputError(f"loss_windows is {fields['loss_windows']!r}, expected a list of lengths in samples")
-        # A whole number is as good as any where a fraction is expected (--config.song_seconds=4).
+        for name, what in (("model", "a model"), ("augment", "the augmentation")):
+            if not isinstance(fields[name], Mapping):
+                raise InputError(f"{name} is {fields[name]!r}, expected the fields of {what}")
+        for name, what in (("loss_windows", "lengths in samples"), ("stems", "names of stems")):
+            if not isinstance(fields[name], list | tuple):
+                raise InputError(f"{name} is {fields[name]!r}, expected a list of {what}")
+        # A whole number is as good as any where a fraction is expected (--config.seconds=4).
         floats = {
             field.name: float(fields[field.name])
             for field in dataclasses.fields(cls)
             if field.type == "float" and type(fields[field.name]) is int
         }
-        windows, model = tuple(fields["loss_windows"]), ModelConfig.from_dict(fields["model"])
-        return cls(**{**fields, **floats, "loss_windows": windows, "model": model})
+        tuples = {name: tuple(fields[name]) for name in ("stems", "loss_windows")}
+        parts = {
+            "model": ModelConfig.from_dict(fields["model"]),
+            "augment": Augmentation.from_dict(fields["augment"]),
+        }
+        return cls(**{**fields, **floats, **tuples, **parts})
 
 
 _COUNTS = (
     "steps",
     "batch_size",
+    "prefetch",
     "train_songs",
-    "validation_songs",
     "loss_hop",
     "log_every",
     "validate_every",

@@ -36,17 +36,27 @@ class TrainingLog:
         self._steps = steps
 
     def train(
-        self, step: int, *, loss: float, gradient_norm: float, learning_rate: float, seconds_per_step: float
+        self,
+        step: int,
+        *,
+        loss: float,
+        gradient_norm: float,
+        learning_rate: float,
+        seconds_per_step: float,
+        data_wait: float,
     ) -> None:
-        """Records means over the steps since the last record."""
+        """Records means over the steps since the last record; `data_wait` is the share of the time spent waiting."""
         scalars = {"loss": loss, "gradient_norm": gradient_norm, "learning_rate": learning_rate}
         self._record("train", step, scalars)
         self._events.add_scalar("train/seconds_per_step", seconds_per_step, step)
+        self._events.add_scalar("train/data_wait", data_wait, step)
         if on_terminal():
-            self._bar.set_postfix(loss=f"{loss:.3f}", refresh=False)
+            self._bar.set_postfix(loss=f"{loss:.3f}", data_wait=f"{data_wait:.0%}", refresh=False)
             self._bar.update(step - self._bar.n)
         else:
-            self.say(f"step {step}/{self._steps}: loss {loss:.4f}, {seconds_per_step:.2f} s a step")
+            self.say(
+                f"step {step}/{self._steps}: loss {loss:.4f}, {seconds_per_step:.2f} s a step, {data_wait:.0%} waiting for data"
+            )
 
     def validation(self, step: int, scores: dict[str, float]) -> None:
         """Records what `evaluate.validate` returns."""
@@ -93,9 +103,11 @@ class TrainingLog:
 
 def describe(scores: dict[str, float]) -> str:
     """One line for people of what `evaluate.validate` returns."""
+    stems = [name.removesuffix("_usdr") for name in scores if name.endswith("_usdr") and name != "mixture_usdr"]
+    each = ", ".join(f"{stem} {scores[f'{stem}_usdr']:.2f} dB" for stem in stems)
     return (
-        f"vocals uSDR {scores['vocals_usdr']:.2f} dB on unseen songs, {scores['improvement']:.2f} dB above the "
-        f"mixture's own {scores['mixture_usdr']:.2f} dB"
+        f"uSDR on unseen songs: {each}; {scores['improvement']:.2f} dB above the mixture's own "
+        f"{scores['mixture_usdr']:.2f} dB"
     )
 
 

@@ -15,6 +15,8 @@ from wroformer_jax.data import voice
 from wroformer_jax.errors import InputError
 
 STEMS = ("vocals", "drums", "bass", "other")
+TRAIN, VALIDATION = 0, 1  # the songs of a set are those of the seeds (seed, TRAIN or VALIDATION, index)
+MIN_SAMPLE_RATE = 16000  # Hz: consonants and cymbals need room
 
 _SCALES = {"major": (0, 2, 4, 5, 7, 9, 11), "minor": (0, 2, 3, 5, 7, 8, 10)}
 # Degrees of the scale that chords are built on, one chord a bar.
@@ -45,16 +47,16 @@ def synthesise_song(
     Args:
       seed: a whole number, or several (`(seed, split, index)` names one song of a set).
       seconds: length; the first phrase of the voice begins within the first beat.
-      sample_rate: Hz, at least 16000.
+      sample_rate: Hz, at least MIN_SAMPLE_RATE.
 
     Raises:
-      InputError: a length that is not positive or a sample rate under 16 kHz.
+      InputError: a length that is not positive or a sample rate that is too low.
     """
     num_samples = round(seconds * sample_rate)
     if num_samples <= 0:
         raise InputError(f"seconds is {seconds!r}, expected a length above zero")
-    if sample_rate < 16000:
-        raise InputError(f"sample_rate is {sample_rate!r}, expected at least 16000 Hz")
+    if sample_rate < MIN_SAMPLE_RATE:
+        raise InputError(f"sample_rate is {sample_rate!r}, expected at least {MIN_SAMPLE_RATE} Hz")
     rng = np.random.default_rng(seed)
     beat = 60 / rng.uniform(72, 138)  # seconds
     scale = np.array(_SCALES["major" if rng.random() < 0.6 else "minor"])

@@ -1,0 +1,137 @@
+"""`wroformer prepare`: stems on disk, or synthesised ones, into a set to train and evaluate on."""
+
+from __future__ import annotations
+
+import argparse
+import os
+from typing import Any
+
+from wroformer_jax.commands.shared import EXIT_OK, EXIT_SOME_FAILED, add_verbose, count, print_out, say
+from wroformer_jax.errors import InputError
+
+# As in data/stem_sources.py and data/segments.py, which it would take numpy to look up.
+LAYOUTS = ("songs", "stems", "csv")
+ENCODINGS = ("lossless", "int16", "float32")
+
+_SYNTHETIC = {"seconds": 30.0, "seed": 0, "test_songs": None}  # options that only --synthetic has
+
+_HELP = """
+layouts of SOURCE, found out by its names or told by --layout:
+  songs   [train|valid|test/]SONG/STEM.wav, as MUSDB18-HQ has it; SONG/mixture.wav is kept for validation and test
+  stems   [train|valid|test/]STEM/SONG.wav; files of one name in several folders belong to one song
+  csv     a table with the columns instrum and path, and song and split if you like
+Files are wav, flac, ogg, mp3 or aiff of any sample rate, mono or stereo. Without splits all songs are to train on. A
+stem that a song lacks is silence. docs/data.md says it all.
+
+encodings:
+  lossless  FLAC: 16- and 24-bit files bit for bit; other sound (float, mp3, resampled) rounded to 24 bits
+  int16     no compression, rounded to 16 bits
+  float32   no compression, nothing rounded
+
+The same command goes on where it was stopped or killed. DIR is a set once all of it is there.
+
+Exit status: 0 all songs are in the set, 1 some were skipped and the rest is, 2 there is no set, 130 interrupted.
+"""
+
+
+def add_to(commands: Any) -> None:
+    """Adds the command to the parser's."""
+    prepare = commands.add_parser(
+        "prepare",
+        help="make a set of stems to train and evaluate on",
+        description="Stores stems as a set: sharded records that any crop can be read from quickly.",
+        epilog=_HELP,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    prepare.set_defaults(run=run)
+    add = prepare.add_argument
+    add("source", nargs="?", metavar="SOURCE", help="a folder of stems, or a .csv file")
+    add("--synthetic", type=count, metavar="N", help="synthesise N songs instead")
+    add("--output", required=True, metavar="DIR", help="where the set is to be, a local folder or gs://...")
+    add("--layout", choices=LAYOUTS, help="of SOURCE (default: find out)")
+    add("--sample-rate", type=count, default=44100, metavar="HZ", help="of the set (default: 44100)")
+    add("--segment-seconds", type=count, default=12, metavar="N", help="length of a record (default: 12)")
+    add("--encoding", choices=ENCODINGS, default="lossless", help="of the audio (default: lossless)")
+    add("--workers", type=count, default=_cores(), metavar="N", help="processes (default: one for each core)")
+    add("--skip-bad", action="store_true", help="leave out songs that have a file that cannot be used")
+    add("--overwrite", action="store_true", help="replace a set that is there")
+    synthetic = prepare.add_argument_group("with --synthetic")
+    synthetic.add_argument("--seconds", type=_seconds, metavar="N", help="length of a song (default: 30)")
+    synthetic.add_argument("--seed", type=_whole, metavar="N", help="other songs for every seed (default: 0)")
+    synthetic.add_argument(
+        "--test-songs", type=_whole, metavar="N", help="how many of them are to test on (default: one in ten)"
+    )
+    add_verbose(prepare)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Prepares the set and prints what is in it."""
+    from wroformer_jax.data.prepare import BadFiles, prepare, prepare_synthetic
+
+    common = {
+        "sample_rate": args.sample_rate,
+        "segment_seconds": args.segment_seconds,
+        "encoding": args.encoding,
+        "workers": args.workers,
+        "overwrite": args.overwrite,
+        "say": say,
+    }
+    _check_options(args)
+    try:
+        if args.synthetic:
+            prepared = prepare_synthetic(args.output, **_synthetic_songs(args), **common)
+        else:
+            prepared = prepare(args.source, args.output, layout=args.layout, skip_bad=args.skip_bad, **common)
+    except BadFiles as error:
+        for reason in error.reasons:
+            say(f"wroformer: error: {reason}")
+        raise
+    for song, reason in prepared.skipped:
+        say(f"wroformer: warning: {song} is skipped: {reason}")
+    print_out(prepared.table())
+    return EXIT_SOME_FAILED if prepared.skipped else EXIT_OK
+
+
+def _check_options(args: argparse.Namespace) -> None:
+    if (args.source is None) == (args.synthetic is None):
+        raise InputError("name either a SOURCE or --synthetic N songs")
+    if not args.synthetic:
+        for name in _SYNTHETIC:
+            if getattr(args, name) is not None:
+                raise InputError(f"--{name.replace('_', '-')} goes with --synthetic only")
+    elif args.layout or args.skip_bad:
+        raise InputError(f"--{'layout' if args.layout else 'skip-bad'} goes with a SOURCE only")
+
+
+def _synthetic_songs(args: argparse.Namespace) -> dict[str, Any]:
+    """The options of the synthetic songs for `prepare_synthetic`."""
+    chosen = {
+        name: default if getattr(args, name) is None else getattr(args, name) for name, default in _SYNTHETIC.items()
+    }
+    test_songs = chosen.pop("test_songs")
+    if test_songs is None:
+        test_songs = max(1, args.synthetic // 10) if args.synthetic > 1 else 0
+    if test_songs > args.synthetic:
+        raise InputError(f"--test-songs {test_songs} are more than the {args.synthetic} songs in all")
+    return {"train_songs": args.synthetic - test_songs, "test_songs": test_songs, **chosen}
+
+
+def _cores() -> int:
+    """How many cores this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _seconds(text: str) -> float:
+    try:
+        seconds = float(text)
+    except ValueError:
+        seconds = 0.0
+    if not 0 < seconds < float("inf"):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a positive number of seconds")
+    return seconds
+
+
+def _whole(text: str) -> int:
+    if not text.isdecimal():
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number")
+    return int(text)

@@ -1,0 +1,146 @@
+"""What a set in a bucket (gs://) needs beside a local one: errors that name the place, copies up, a cache of copies.
+
+Paths are `etils.epath.Path`s, which are ordinary ones for local places.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import logging
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from wroformer_jax.errors import InputError
+from wroformer_jax.files import check_space, disk_errors_named, locked, replacing
+
+_BLOCK_BYTES = 1 << 22
+
+_log = logging.getLogger(__name__)
+
+
+def is_remote(path: str | os.PathLike) -> bool:
+    return "://" in os.fspath(path)
+
+
+@contextlib.contextmanager
+def access(path: str | os.PathLike) -> Iterator[None]:
+    """Turns whatever keeps `path` from being used into an InputError, but not that there is nothing.
+
+    Only calls to the file system or the bucket belong inside: there any exception can come from the bucket's client.
+    """
+    # It prints a traceback for each refusal, whose reason we say.
+    logging.getLogger("gcsfs").setLevel(logging.CRITICAL)
+    try:
+        yield
+    except (InputError, FileNotFoundError, NotADirectoryError):
+        raise
+    except Exception as error:
+        if not is_remote(path) and not isinstance(error, OSError):
+            raise
+        if isinstance(error, ImportError):
+            raise InputError(f"{path} is in a bucket, which needs gcsfs: pip install 'wroformer-jax[gcs]'") from error
+        raise InputError(f"cannot use {path}: {_reason(error)}") from error
+
+
+def write_whole(path: Any, text: str) -> None:
+    """Writes a text file that appears under its name when it is whole.
+
+    Raises:
+      InputError: it cannot be written.
+    """
+    if is_remote(path):  # an object appears when it is closed
+        with _writing(path):
+            path.write_text(text)
+        return
+    with disk_errors_named(path), replacing(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+
+
+def upload(local: Path, remote: Any) -> None:
+    """Copies a file into a bucket, block by block.
+
+    Raises:
+      InputError: it does not get there, or not whole.
+    """
+    with local.open("rb") as source, _writing(remote):
+        with remote.open("wb") as target:
+            while block := source.read(_BLOCK_BYTES):
+                target.write(block)
+        arrived = remote.stat().length
+    if arrived != local.stat().st_size:
+        raise InputError(f"{remote} has {arrived:,} bytes of the {local.stat().st_size:,} of {local}: copy it again")
+
+
+def fetch(remote: Any, num_bytes: int, version: str) -> Path:
+    """A local copy of a file in a bucket, made when it is first asked for.
+
+    It lies in the folder `sets` of WROFORMER_CACHE, or else of ~/.cache/wroformer_jax, and stays there. Processes
+    that ask for a file at the same time wait for one that copies it.
+
+    Args:
+      remote: the file.
+      num_bytes: its size.
+      version: of what it belongs to; copies of other versions are not used.
+
+    Raises:
+      InputError: the file is not there, of another size, or cannot be reached; the disk is full.
+    """
+    cache = Path(os.environ.get("WROFORMER_CACHE") or Path.home() / ".cache" / "wroformer_jax")
+    folder = cache / "sets" / hashlib.sha256(f"{remote.parent}\0{version}".encode()).hexdigest()[:16]
+    local = folder / remote.name
+    with disk_errors_named(local):
+        if _has_size(local, num_bytes):
+            return local
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = folder / f".{remote.name}.lock"
+        lock.touch()
+        with locked(lock, wait=True):
+            if not _has_size(local, num_bytes):
+                _download(remote, num_bytes, local)
+    return local
+
+
+@contextlib.contextmanager
+def _writing(remote: Any) -> Iterator[None]:
+    try:
+        with access(remote):
+            yield
+    except FileNotFoundError as error:
+        raise InputError(f"cannot use {remote}: there is no such bucket") from error
+
+
+def _download(remote: Any, num_bytes: int, local: Path) -> None:
+    check_space(local.parent, num_bytes)
+    _log.info("copying %s (%.0f MB) to %s", remote, num_bytes / 1e6, local)
+    with replacing(local) as temporary:
+        with temporary.open("wb") as target:
+            try:
+                for block in _blocks(remote):
+                    target.write(block)
+            except FileNotFoundError as error:
+                raise InputError(f"{remote} is missing: bring it back, or prepare the set again") from error
+        if (arrived := temporary.stat().st_size) != num_bytes:
+            raise InputError(
+                f"{remote} has {arrived:,} bytes instead of {num_bytes:,}: bring it back, or prepare the set again"
+            )
+
+
+def _blocks(remote: Any) -> Iterator[bytes]:
+    with access(remote), remote.open("rb") as file:
+        while block := file.read(_BLOCK_BYTES):
+            yield block
+
+
+def _has_size(path: Path, num_bytes: int) -> bool:
+    try:
+        return path.stat().st_size == num_bytes
+    except FileNotFoundError:
+        return False
+
+
+def _reason(error: Exception) -> str:
+    text = (isinstance(error, OSError) and error.strerror) or str(error) or type(error).__name__
+    return " ".join(text.split())[:300]

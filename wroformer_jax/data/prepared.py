@@ -1,0 +1,79 @@
+"""What a prepared set has in it, as people want to see it."""
+
+from __future__ import annotations
+
+import collections
+import dataclasses
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any
+
+from wroformer_jax.data.record_writer import MIXTURE, Storage
+from wroformer_jax.data.stem_sources import counted
+
+# What notes on songs begin with, and what is told of the songs that have one.
+_NOTES = {
+    "padded": "had stems of different lengths: the shorter are padded with silence",
+    "resampled": "had files of another sample rate: they are resampled",
+    "left out": "had a file that is the sum of other stems: it is left out",
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Prepared:
+    """A set that is whole."""
+
+    directory: str
+    storage: Storage
+    splits: Mapping[str, Sequence[Mapping[str, Any]]]  # for each shard what `write_shard` says of it
+    skipped: tuple[tuple[str, str], ...]  # (song, reason) of each file for which its song was left out
+
+    def songs(self, split: str) -> Iterator[Mapping[str, Any]]:
+        for part in self.splits[split]:
+            yield from part["songs"]
+
+    def table(self) -> str:
+        """Songs, hours and silence of each stem of each split, and what was done to them."""
+        lines = [("split", "stem", "songs", "hours", "silent")]
+        for split in self.splits:
+            songs = list(self.songs(split))
+            samples = sum(song["samples"] for song in songs)
+            lines.append((split, "", str(len(songs)), f"{samples / self.storage.sample_rate / 3600:.2f}", ""))
+            stems = sorted({stem for song in songs for stem in song["stems"]}, key=lambda stem: (stem == MIXTURE, stem))
+            lines += [("", *self._stem(songs, stem)) for stem in stems]
+        return "\n".join([*_aligned(lines), "", *self._summary()])
+
+    def _stem(self, songs: Iterable[Mapping[str, Any]], stem: str) -> tuple[str, ...]:
+        stored = [song["stems"][stem] for song in songs if stem in song["stems"]]
+        hours = sum(entry["samples"] for entry in stored) / self.storage.sample_rate / 3600
+        marks = "".join(entry["active"] for entry in stored)
+        return stem, str(len(stored)), f"{hours:.2f}", f"{marks.count('0') / max(len(marks), 1):.1%}"
+
+    def _summary(self) -> Iterator[str]:
+        parts = [part for parts in self.splits.values() for part in parts]
+        songs = [song for split in self.splits for song in self.songs(split)]
+        size = sum(part["bytes"] for part in parts) / 1e6
+        amount = f"{size / 1e3:,.2f} GB" if size >= 1e3 else f"{size:,.1f} MB"
+        yield (
+            f"{self.directory}: {amount} in {counted(len(parts), 'shard')}; {self.storage.encoding}, "
+            f"{self.storage.sample_rate} Hz, segments of {self.storage.segment_seconds} s"
+        )
+        kinds = collections.Counter(note.split(":")[0] for song in songs for note in song["notes"])
+        for kind, what in _NOTES.items():
+            if count := kinds[kind]:
+                yield f"{counted(count, 'song')} {what}"
+        names = list(dict.fromkeys(name for name, _ in self.skipped))
+        if names:
+            yield f"{counted(len(names), 'song')} skipped for bad files: {', '.join(names)}"
+
+
+def _aligned(lines: Sequence[Sequence[str]]) -> list[str]:
+    """Columns of equal width, the first two to the left; a rule below the head."""
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    texts = []
+    for line in lines:
+        cells = [
+            cell.ljust(width) if column < 2 else cell.rjust(width)
+            for column, (cell, width) in enumerate(zip(line, widths, strict=True))
+        ]
+        texts.append("  ".join(cells).rstrip())
+    return [texts[0], "-" * len(texts[0]), *texts[1:]]

@@ -1,0 +1,304 @@
+"""Sets of stored songs: what is in them, and any crop of any stem, by reading only the segments that it lies in.
+
+data/record_writer.py writes them and says what they consist of.
+"""
+
+from __future__ import annotations
+
+import bisect
+import dataclasses
+import hashlib
+import itertools
+import json
+import math
+import os
+import threading
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float32
+
+from wroformer_jax.data import segments
+from wroformer_jax.data.buckets import access, fetch, is_remote
+from wroformer_jax.data.examples import unpack
+from wroformer_jax.data.record_writer import DATASET, FORMAT, INDEX
+from wroformer_jax.errors import InputError
+
+_MOST_OPEN_FILES = 256  # of a set in a process; many systems allow 1,024 in all
+
+
+@dataclasses.dataclass(frozen=True)
+class StoredStem:
+    """A stem of a stored song."""
+
+    first: int  # number of its first record in the split
+    samples: int  # its own length, for each channel
+    levels: tuple[float, ...]  # RMS of each segment in dB of full scale, -inf for digital silence
+    active: str  # for each second that has begun, "1" where its RMS is above -60 dB of full scale, else "0"
+
+
+@dataclasses.dataclass(frozen=True)
+class StoredSong:
+    """A song of a set."""
+
+    name: str
+    split: str
+    samples: int  # of its longest stem, for each channel
+    stems: Mapping[str, StoredStem]  # also "mixture", where that is stored
+    notes: tuple[str, ...]  # what was done to it when the set was prepared, to be reported
+
+
+@dataclasses.dataclass(frozen=True)
+class _Shard:
+    name: str
+    bytes: int
+    records: int
+
+
+class RecordSet:
+    """A prepared set, opened by `RecordSet.open`.
+
+    It can be pickled, and read from by several threads and processes: each process opens the files for itself, when
+    it first reads from them. Files in a bucket are copied to a local cache then (`data.buckets.fetch`).
+
+    Attributes:
+      path: where it is, a local path or gs://.
+      sample_rate: of all of it, in Hz.
+      channels: of all of it, 1 or 2.
+      segment_samples: length of a segment; the last one of a stem may be shorter.
+      encoding: how it is stored, "lossless", "int16" or "float32" (data/segments.py).
+      stems: the names of all stems in it, in alphabetical order, without "mixture".
+      splits: the names of its splits.
+      fingerprint: a short text that is another one for a set of other contents.
+    """
+
+    path: str
+    sample_rate: int
+    channels: int
+    segment_samples: int
+    encoding: str
+    stems: tuple[str, ...]
+    splits: tuple[str, ...]
+    fingerprint: str
+
+    def __init__(self, path: str, index: Mapping[str, Any]) -> None:
+        """`index` is the content of index.json."""
+        self.path = path
+        self.sample_rate = index["sample_rate"]
+        self.channels = index["channels"]
+        self.segment_samples = index["segment_samples"]
+        self.encoding = index["encoding"]
+        self.stems = tuple(index["stems"])
+        self.splits = tuple(index["splits"])
+        # A set that another version has written alike is the same one.
+        content = json.dumps({**index, "wroformer": None}, sort_keys=True)
+        self.fingerprint = hashlib.sha256(content.encode()).hexdigest()[:16]
+        self._songs = {
+            split: tuple(_song(split, song) for song in part["songs"]) for split, part in index["splits"].items()
+        }
+        self._shards = {
+            split: tuple(_Shard(**shard) for shard in part["shards"]) for split, part in index["splits"].items()
+        }
+        # For each shard of a split the number of the first record that is no longer in it.
+        self._ends = {
+            split: tuple(itertools.accumulate(shard.records for shard in shards))
+            for split, shards in self._shards.items()
+        }
+        self._forget_files()
+
+    @classmethod
+    def open(cls, path: str | os.PathLike) -> RecordSet:
+        """Reads the index of a set and checks that its files are all there.
+
+        Args:
+          path: the set's directory, local or in a bucket (gs://).
+
+        Raises:
+          InputError: there is no set; it is not whole, for `wroformer prepare` was interrupted; it was written in
+            another format; a file is missing or cut short; it cannot be reached.
+        """
+        from etils import epath
+
+        path = epath.Path(path)
+        index = _read_index(path)
+        if (found := index.get("format")) != FORMAT:
+            raise InputError(
+                f"{path} is a set of format {found}, written by wroformer-jax {index.get('wroformer')}; this version "
+                f"reads format {FORMAT}: prepare it again, or use that version"
+            )
+        try:
+            record_set = cls(os.fspath(path), index)
+            record_set._check_records()
+        except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
+            raise InputError(f"{path / INDEX} is damaged ({error!r}): restore it, or prepare the set again") from error
+        record_set._check_files()
+        return record_set
+
+    def songs(self, split: str) -> tuple[StoredSong, ...]:
+        """The songs of a split.
+
+        Raises:
+          InputError: there is no such split.
+        """
+        if split not in self._songs:
+            raise InputError(f"{self.path} has no split {split!r}, only {', '.join(self.splits)}")
+        return self._songs[split]
+
+    def read(self, song: StoredSong, stem: str, start: int, stop: int) -> Float32[np.ndarray, "channel sample"]:
+        """A crop of a stem, read from as few segments as it lies in.
+
+        Args:
+          song: one of this set's.
+          stem: may be one that the song does not have, which is silence.
+          start: first sample; there is silence before 0 and after the end of the stem.
+          stop: the sample after the last one.
+
+        Returns:
+          All the `stop - start` samples, full scale 1.
+
+        Raises:
+          InputError: a file is damaged or gone, or cannot be fetched.
+        """
+        crop = np.zeros((self.channels, stop - start), np.float32)
+        stored = song.stems.get(stem)
+        first, last = max(start, 0), min(stop, stored.samples if stored else 0)
+        while first < last:
+            segment, begin = divmod(first, self.segment_samples)
+            end = min(begin + last - first, self.segment_samples)
+            self._decode(song, stem, segment, begin, crop[:, first - start : first - start + end - begin])
+            first += end - begin
+        return crop
+
+    def _decode(
+        self, song: StoredSong, stem: str, segment: int, begin: int, out: Float32[np.ndarray, "channel sample"]
+    ) -> None:
+        """Fills `out` with the samples of a segment from `begin` on."""
+        number = song.stems[stem].first + segment
+        shard = bisect.bisect_right(self._ends[song.split], number)
+        try:
+            fields = unpack(self._record(song.split, shard, number))
+            if (fields["song"].decode(), fields["stem"].decode(), fields["segment"]) != (song.name, stem, segment):
+                raise ValueError("another segment is in its place")
+            encoded = segments.Encoded(fields["encoding"].decode(), fields["scale"], fields["audio"])
+            segments.decode(encoded, begin, out)
+        except InputError:
+            raise
+        # ArrayRecord has RuntimeErrors and IndexErrors; the others come from fields that are not what we write.
+        except (RuntimeError, IndexError, ValueError, KeyError, AttributeError) as error:
+            place = os.path.join(self.path, self._shards[song.split][shard].name)
+            raise InputError(
+                f"{place} cannot be read at segment {segment} of {stem} of {song.name} ({str(error).split(';')[0]}): "
+                "restore it, or prepare the set again"
+            ) from error
+
+    def _record(self, split: str, shard: int, number: int) -> bytes:
+        begin = self._ends[split][shard] - self._shards[split][shard].records
+        return self._reader(split, shard).read([number - begin])[0]
+
+    def _reader(self, split: str, shard: int) -> Any:
+        """The open file of a shard: ArrayRecord's readers of lists of records can be used by several threads."""
+        from array_record.python.array_record_module import ArrayRecordReader
+
+        if self._process != os.getpid():  # forked
+            self._forget_files()
+        reader = self._readers.get((split, shard))
+        if reader is None:
+            # Not under the lock, for it may have to be fetched; two threads may open it, and the first one counts.
+            opened = ArrayRecordReader(
+                self._local_file(self._shards[split][shard]), "readahead_buffer_size:0,max_parallelism:0"
+            )
+            with self._lock:
+                reader = self._readers.setdefault((split, shard), opened)
+                if len(self._readers) > _MOST_OPEN_FILES:
+                    del self._readers[next(iter(self._readers))]
+        return reader
+
+    def _local_file(self, shard: _Shard) -> str:
+        from etils import epath
+
+        path = epath.Path(self.path) / shard.name
+        return os.fspath(fetch(path, shard.bytes, self.fingerprint) if is_remote(self.path) else path)
+
+    def _check_records(self) -> None:
+        for split, songs in self._songs.items():
+            for song in songs:
+                for name, stem in song.stems.items():
+                    count = -(-stem.samples // self.segment_samples)
+                    if count != len(stem.levels) or not 0 <= stem.first <= self._ends[split][-1] - count:
+                        raise ValueError(f"the records of {name} of {song.name}")
+
+    def _check_files(self) -> None:
+        from etils import epath
+
+        directory = epath.Path(self.path)
+        with access(directory):
+            names = {path.name for path in directory.iterdir()}  # of a bucket, its client keeps the sizes, too
+            for shard in itertools.chain.from_iterable(self._shards.values()):
+                path = directory / shard.name
+                if shard.name not in names:
+                    raise InputError(f"{path} is missing: bring it back, or prepare the set again")
+                if (num_bytes := path.stat().length) != shard.bytes:
+                    raise InputError(
+                        f"{path} has {num_bytes:,} bytes instead of {shard.bytes:,}, so it was cut short or replaced: "
+                        "restore it, or prepare the set again"
+                    )
+
+    def _forget_files(self) -> None:
+        self._readers: dict[tuple[str, int], Any] = {}
+        self._lock = threading.Lock()
+        self._process = os.getpid()
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: value for name, value in vars(self).items() if name not in ("_readers", "_lock", "_process")}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update(state)
+        self._forget_files()
+
+
+def is_set(path: str | os.PathLike) -> bool:
+    """Whether there is a whole set at `path`, of any format.
+
+    Raises:
+      InputError: a bucket cannot be reached, or a folder is closed to us.
+    """
+    from etils import epath
+
+    with access(path):
+        return (epath.Path(path) / INDEX).exists()
+
+
+def _read_index(path: Any) -> dict[str, Any]:
+    try:
+        with access(path):
+            text = (path / INDEX).read_text()
+        index = json.loads(text)
+    except (FileNotFoundError, NotADirectoryError) as error:
+        raise InputError(_why_no_set(path)) from error
+    except InputError:
+        raise
+    except ValueError as error:  # no JSON, or no text
+        raise InputError(f"{path / INDEX} is damaged ({error}): restore it, or prepare the set again") from error
+    if not isinstance(index, dict):
+        raise InputError(f"{path / INDEX} is damaged (it is no object): restore it, or prepare the set again")
+    return index
+
+
+def _why_no_set(path: Any) -> str:
+    with access(path):
+        if not path.is_dir():
+            return f"{path} is not there: expected the directory, or bucket and directory, of a set"
+        if any(child.name.startswith((f"{DATASET}-", ".preparing")) for child in path.iterdir()):
+            return f"{path} is not whole: its preparation was interrupted, run `wroformer prepare` again to end it"
+    return f"{path} is no prepared set: it has no {INDEX}; make a set with `wroformer prepare`"
+
+
+def _song(split: str, song: Mapping[str, Any]) -> StoredSong:
+    stems = {name: _stem(stem) for name, stem in song["stems"].items()}
+    return StoredSong(song["name"], split, song["samples"], stems, tuple(song["notes"]))
+
+
+def _stem(stem: Mapping[str, Any]) -> StoredStem:
+    levels = tuple(-math.inf if level is None else level for level in stem["levels"])
+    return StoredStem(stem["first"], stem["samples"], levels, stem["active"])

@@ -1,0 +1,72 @@
+"""Songs of a prepared set, to evaluate on."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import os
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+from jaxtyping import Float32
+
+from wroformer_jax.data.buckets import is_remote
+from wroformer_jax.data.record_set import RecordSet, StoredSong, is_set
+from wroformer_jax.data.record_writer import DATASET
+from wroformer_jax.errors import InputError
+from wroformer_jax.songs import Shape, Song
+
+SPLIT = "test"
+
+
+@dataclasses.dataclass(frozen=True)
+class SetSong(Song):
+    """A song and the set that it is stored in."""
+
+    record_set: RecordSet
+    song: StoredSong
+
+    @property
+    def name(self) -> str:
+        return self.song.name
+
+    @property
+    def place(self) -> str:
+        return self.record_set.path
+
+    @property
+    def stored(self) -> Sequence[str]:
+        return list(self.song.stems)
+
+    @functools.cached_property
+    def shape(self) -> Shape:
+        return Shape(self.record_set.sample_rate, self.record_set.channels, self.song.samples, self.song.notes)
+
+    def state(self) -> str:
+        return self.record_set.fingerprint
+
+    def blocks(self, stored: str) -> Iterator[Float32[np.ndarray, "channel _"]]:
+        step = self.record_set.segment_samples  # so that each segment is decoded once
+        for start in range(0, self.song.samples, step):
+            yield self.record_set.read(self.song, stored, start, min(start + step, self.song.samples))
+
+
+def is_for_set(path: str) -> bool:
+    """Whether a path can only be meant as that of a set: in a bucket, or with a set in it, whole or not."""
+    return is_remote(path) or is_set(path) or any(Path(path).glob(f"{DATASET}-*.array_record-*"))
+
+
+def find_set_songs(path: str | os.PathLike) -> list[SetSong]:
+    """The songs to test on of a prepared set, local or in a bucket, in alphabetical order.
+
+    Raises:
+      InputError: there is no whole set, it has no songs to test on, or a song has a name that no folder can have.
+    """
+    record_set = RecordSet.open(path)
+    songs = sorted(record_set.songs(SPLIT), key=lambda song: song.name)
+    for song in songs:
+        # The set may be a stranger's, and --save-stems makes folders of these names.
+        if "\0" in song.name or any(part in ("", ".", "..") for part in song.name.split("/")):
+            raise InputError(f"{path} names a song {song.name!r}, which cannot be the name of a folder")
+    return [SetSong(record_set, song) for song in songs]

@@ -1,0 +1,271 @@
+"""Stems to prepare: which audio file is which stem of which song of which split.
+
+Three layouts are known, described in docs/data.md:
+
+- "songs": a folder for each song with a file for each stem, as MUSDB18-HQ has them;
+- "stems": a folder for each stem with a file for each song;
+- "csv": a table of files with the columns instrum and path.
+"""
+
+from __future__ import annotations
+
+import collections
+import csv
+import dataclasses
+import itertools
+import os
+import unicodedata
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path, PurePath
+from typing import NamedTuple
+
+from wroformer_jax.audio import AUDIO_SUFFIXES
+from wroformer_jax.data.record_writer import MIXTURE, SPLITS
+from wroformer_jax.errors import InputError
+from wroformer_jax.songs import SUMS, VOCALS, audio_files
+
+LAYOUTS = ("songs", "stems", "csv")
+
+# Names of folders, and of the column "split", for the splits of a set.
+_SPLIT_NAMES = {
+    "train": "train",
+    "valid": "validation",
+    "validation": "validation",
+    "val": "validation",
+    "test": "test",
+}
+# Names by which folders of stems are told from folders of songs; stems may have any other name, too.
+_STEM_NAMES = {
+    *("vocals", "vocal", "voice", "lead_vocals", "lead-vocals", "backing_vocals", "backing-vocals", "choir"),
+    *("drums", "drum", "kick", "snare", "toms", "hihat", "hi-hat", "hh", "cymbals", "ride", "crash", "percussion"),
+    *("bass", "guitar", "guitars", "acoustic_guitar", "electric_guitar", "piano", "keys", "keyboard", "keyboards"),
+    *("synth", "organ", "strings", "brass", "wind", "winds", "other", "others"),
+    *("instrumental", "accompaniment", "mixture"),
+    *("speech", "dialog", "dialogue", "music", "effect", "effects", "sfx", "noise"),
+}
+_SUFFIXES = ", ".join(AUDIO_SUFFIXES)
+
+
+@dataclasses.dataclass(frozen=True)
+class SongFiles:
+    """A song and its files."""
+
+    name: str  # unique in its split; with / between the parts where it was found in folders
+    split: str
+    stems: Mapping[str, Path]  # in alphabetical order; "mixture", too, but for songs to train on
+    notes: tuple[str, ...] = ()
+
+
+@dataclasses.dataclass(frozen=True)
+class Found:
+    """All that there is to prepare."""
+
+    layout: str
+    songs: tuple[SongFiles, ...]  # split by split, each in the order of the names
+    warnings: tuple[str, ...]
+
+
+def find(source: str | os.PathLike, layout: str | None = None) -> Found:
+    """Looks for songs; no file is opened but a CSV.
+
+    Names of stems are in lower case and those of songs in Unicode's composed form (NFC). What begins with a dot is
+    passed over, and links to folders are followed.
+
+    Args:
+      source: a folder, or a .csv file.
+      layout: one of LAYOUTS, or None to find out.
+
+    Raises:
+      InputError: there is nothing to be found, the layout cannot be told, the CSV cannot be read, or two files are the
+        same stem of the same song.
+    """
+    if "://" in os.fspath(source):
+        raise InputError(f"{source} is not a local path: copy the stems to a disk first")
+    source = Path(source)
+    if os.path.isdir(source) and layout != "csv":
+        return _find_in_folder(source, layout)
+    if os.path.isfile(source) and layout in ("csv", None) and (layout or source.suffix.lower() == ".csv"):
+        return _checked("csv", source, _csv_rows(source), [])
+    expected = "a .csv file" if layout == "csv" else "a folder" if layout else "a folder of stems, or a .csv file"
+    what = "does not exist" if not os.path.lexists(source) else "is something else"
+    raise InputError(f"{source} {what}: expected {expected}")
+
+
+def counted(number: int, what: str) -> str:
+    """'1 song', '2 songs'."""
+    return f"{number} {what}{'' if number == 1 else 's'}"
+
+
+class _File(NamedTuple):
+    """An audio file and what it is taken for."""
+
+    split: str
+    song: str
+    stem: str
+    path: Path
+
+
+def _find_in_folder(source: Path, layout: str | None) -> Found:
+    inside = audio_files(source)
+    if not inside:
+        raise InputError(f"no audio files in {source}: it has {_other_files(source)}, looked for {_SUFFIXES}")
+    placed = _by_split(inside)
+    layout = layout or _told_by_names(source, [place for _, place, _ in placed])
+    song_and_stem = _by_song if layout == "songs" else _by_stem
+    files, loose = [], []
+    for split, place, file in placed:
+        # A file in no folder is a stem of the one song that there is, and nothing in other layouts.
+        if len(place.parts) == 1 and (place != file or layout == "stems"):
+            loose.append(file)
+        else:
+            files.append(_File(split, *song_and_stem(place, source), source / file))
+    beside = set(inside) - {file for _, _, file in placed}
+    warnings = [
+        f"left out, because they {why}: {_counted(sorted(left_out), 'file')}"
+        for left_out, why in (
+            (beside, "lie beside the folders of the splits"),
+            (loose, f"lie in no {layout[:-1]}'s folder"),
+        )
+        if left_out
+    ]
+    return _checked(layout, source, files, warnings)
+
+
+def _by_split(files: list[PurePath]) -> list[tuple[str, PurePath, PurePath]]:
+    """Each file's split, its place in the split's folder, and itself; all are to train on if there are no splits."""
+    folders = {file.parts[0] for file in files if len(file.parts) > 2 and file.parts[0].lower() in _SPLIT_NAMES}
+    if not folders:
+        return [("train", file, file) for file in files]
+    return [
+        (_SPLIT_NAMES[file.parts[0].lower()], PurePath(*file.parts[1:]), file)
+        for file in files
+        if file.parts[0] in folders
+    ]
+
+
+def _by_song(place: PurePath, source: Path) -> tuple[str, str]:
+    """Song and stem of SONG/STEM.wav; files that lie in no folder are those of one song, named as `source`."""
+    folder = place.parent.as_posix()
+    return source.resolve().name if folder == "." else folder, place.stem
+
+
+def _by_stem(place: PurePath, source: Path) -> tuple[str, str]:
+    """Song and stem of STEM/SONG.wav, where SONG may have folders of its own."""
+    return PurePath(*place.parts[1:]).with_suffix("").as_posix(), place.parts[0]
+
+
+def _told_by_names(source: Path, places: list[PurePath]) -> str:
+    """The layout: are files named as stems usually are, or are folders?"""
+    files = sum(place.stem.lower() in _STEM_NAMES for place in places)
+    folders = sum(len(place.parts) > 1 and place.parts[0].lower() in _STEM_NAMES for place in places)
+    # A song may well be called "Music": a few such names decide nothing.
+    if files > 4 * folders:
+        return "songs"
+    if folders > 4 * files:
+        return "stems"
+    names = _first_of(sorted({place.parts[0] for place in places if len(place.parts) > 1}))
+    raise InputError(
+        f"{source} has the folders {names or 'none'} and files such as {places[0].name}: say which they are, "
+        "--layout songs (SONG/STEM.wav) or --layout stems (STEM/SONG.wav)"
+    )
+
+
+def _csv_rows(source: Path) -> Iterator[_File]:
+    """The files of a table, each a song of its own if there is no column that names its song."""
+    try:
+        with source.open(newline="", encoding="utf-8-sig") as file:
+            rows = csv.DictReader(file, skipinitialspace=True)
+            columns = [name.strip() for name in rows.fieldnames or ()]
+            if missing := [name for name in ("instrum", "path") if name not in columns]:
+                raise InputError(
+                    f"{source} has no column {' nor '.join(missing)}: expected the header instrum,path "
+                    f"and found {','.join(columns) or 'nothing'}"
+                )
+            rows.fieldnames = columns
+            for row in rows:
+                yield _csv_file(source, rows.line_num, row)
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise InputError(f"{source} is not a CSV file in UTF-8: {error}") from error
+    except OSError as error:
+        raise InputError(f"{source} cannot be read: {error.strerror}") from error
+
+
+def _csv_file(source: Path, line: int, row: dict[str | None, str | None]) -> _File:
+    cells = {name: (value or "").strip() for name, value in row.items() if name is not None}
+    if None in row:
+        raise InputError(f"{source}, line {line}, has more cells than columns: quote what has commas in it")
+    if empty := [name for name in ("instrum", "path") if not cells[name]]:
+        raise InputError(f"{source}, line {line}, has no {empty[0]}")
+    split = _SPLIT_NAMES.get(cells.get("split", "").lower() or "train")
+    if split is None:
+        raise InputError(f"{source}, line {line}: the split is {cells['split']!r}, expected one of {', '.join(SPLITS)}")
+    if "\0" in cells["path"]:
+        raise InputError(f"{source}, line {line}, has a null character in its path")
+    song = cells.get("song") or os.path.splitext(cells["path"])[0]
+    return _File(split, song, cells["instrum"], source.parent / cells["path"])
+
+
+def _checked(layout: str, source: Path, files: Iterable[_File], warnings: list[str]) -> Found:
+    """Songs of files: no file and no stem of a song twice, no song without a stem."""
+    songs: dict[tuple[str, str], dict[str, Path]] = {}
+    seen: dict[str, _File] = {}
+    for file in files:
+        name, stem = _text(file.song), _text(file.stem).lower()
+        stems = songs.setdefault((file.split, name), {})
+        if (first := seen.setdefault(os.path.abspath(file.path), file)) is not file:
+            raise InputError(f"{source} has {file.path} twice, as {first.stem} and as {file.stem}: keep one of them")
+        if (other := stems.setdefault(stem, file.path)) is not file.path:
+            raise InputError(f"{other} and {file.path} are both the stem {stem} of the song {name}: keep one of them")
+    found = [_song(name, split, stems) for (split, name), stems in songs.items()]
+    found.sort(key=lambda song: (SPLITS.index(song.split), song.name))
+    usable = [song for song in found if set(song.stems) - {MIXTURE}]
+    if not usable:
+        names = sorted({stem for stems in songs.values() for stem in stems})
+        raise InputError(f"{source} has no stems to prepare: found {', '.join(names) or 'nothing'} only")
+    if useless := [song.name for song in found if song not in usable]:
+        warnings.append(f"left out, because they have no stem but a mixture: {_counted(useless, 'song')}")
+    return Found(layout, tuple(usable), (*warnings, *_leaks(usable)))
+
+
+def _song(name: str, split: str, stems: dict[str, Path]) -> SongFiles:
+    """A song with the files that are stored of it, and why others are not."""
+    # Stems are summed to a mixture when they are trained on: a file that is a sum itself would be heard twice.
+    parts = stems.keys() - {MIXTURE, VOCALS, *SUMS}
+    sums = [stem for stem in SUMS if stem in stems][0 if parts else 1 :]
+    unused = {*sums, *([MIXTURE] if split == "train" else [])}
+    notes = tuple(f"left out: {stem}, the sum of other stems" for stem in sums)
+    return SongFiles(name, split, {stem: stems[stem] for stem in sorted(stems) if stem not in unused}, notes)
+
+
+def _leaks(songs: list[SongFiles]) -> Iterator[str]:
+    """A warning for names that more than one split has."""
+    splits: dict[str, dict[str, str]] = {}
+    for song in songs:
+        splits.setdefault(song.name.casefold(), {})[song.split] = song.name
+    for pair in itertools.combinations(SPLITS, 2):
+        if leaks := [names[pair[0]] for names in splits.values() if names.keys() >= set(pair)]:
+            yield (
+                f"in {pair[0]} and in {pair[1]}, by their names, so that scores will be too good: "
+                f"{_counted(leaks, 'song')}"
+            )
+
+
+def _other_files(folder: Path) -> str:
+    """What a folder without audio has, for people who look in the wrong place: '3 .mp4, 1 .txt'."""
+    names = (name for _, _, files in os.walk(folder) for name in files)
+    counts = collections.Counter(PurePath(name).suffix.lower() or "nameless" for name in names)
+    return ", ".join(f"{count} {suffix}" for suffix, count in counts.most_common(5)) or "no files"
+
+
+def _first_of(names: Iterable[object], most: int = 3) -> str:
+    names = [str(name) for name in names]
+    return ", ".join(names[:most]) + (" ..." if len(names) > most else "")
+
+
+def _counted(names: Sequence[object], what: str) -> str:
+    return f"{counted(len(names), what)} ({_first_of(names)})"
+
+
+def _text(name: str) -> str:
+    """The name as a text that can be stored: one form of each letter, no bytes that are not UTF-8."""
+    return unicodedata.normalize("NFC", name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace"))
