@@ -47,7 +47,7 @@ def get_config() -> ConfigDict:
     config.seconds = 1.0  # length of a crop
     config.stems = ()  # what the mixture is made of; () is all stems of the set
     augment = config.augment = ConfigDict()
-    augment.remix = 0.5  # probability that the stems of an example come from different songs
+    augment.remix = 0.5  # probability that stems come from different songs; 1.0 where songs have a single stem each
     augment.gain = 1.0  # probability that a stem is made louder or softer
     augment.gain_range = (0.63, 1.58)  # the least and the largest factor: 4 dB down and up
     augment.mixup = ()  # probabilities that one, and one more, crop of the same stem is mixed in

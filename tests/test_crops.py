@@ -176,6 +176,14 @@ def test_a_stem_called_instrumental_is_what_it_says(tmp_path):
     assert parts_of_targets(record_set, (), ["instrumental"])[1] == {"instrumental": ("instrumental",)}
 
 
+def test_stems_are_known_by_small_and_capital_letters(record_set):
+    recipes = draws(examples(record_set), 3)
+    expected = examples(record_set, targets=("vocals", "instrumental")).render(recipes)
+    found = examples(record_set, targets=("Vocals", "Instrumental")).render(recipes)
+    np.testing.assert_array_equal(found["targets"], expected["targets"])
+    assert parts_of_targets(record_set, ("VOCALS", "Bass"), ["Bass"]) == (("vocals", "bass"), {"Bass": ("bass",)})
+
+
 def test_the_mixture_may_be_made_of_some_stems_only(record_set):
     made = examples(record_set, stems=("vocals", "bass"), targets=("vocals",))
     recipe = draws(made, 1)[0]
@@ -209,6 +217,9 @@ def test_whole_song_is_the_sum_of_its_stems_or_the_stored_mixture(tmp_path):
     np.testing.assert_array_equal(mixture, songs["b"]["mixture"].mean(axis=0, keepdims=True))
     np.testing.assert_array_equal(targets, vocals.mean(axis=0, keepdims=True)[None])
     assert "mixture" not in record_set.stems
+    for stems, expected in [(("vocals",), vocals), (("drums", "vocals"), songs["b"]["mixture"])]:
+        mixture, _ = whole_song(record_set, stored, ("vocals",), 2, stems)
+        np.testing.assert_array_equal(mixture, expected)
 
 
 @pytest.mark.parametrize(

@@ -224,7 +224,7 @@ def test_a_state_of_something_else(record_set, tmp_path):
         ({"seed": 2**32}, "seed is 4294967296, expected a whole number from 0 to 4294967295"),
         ({"targets": ()}, "targets is empty, expected at least one name of a stem"),
         ({"targets": "vocals"}, "targets is 'vocals', expected a list of names"),
-        ({"stems": ("bass", "bass")}, "stems names a stem twice: bass, bass"),
+        ({"stems": ("bass", "Bass")}, "stems names a stem twice: bass, Bass"),
     ],
 )
 def test_impossible_settings(fields, sentence):
@@ -235,6 +235,12 @@ def test_impossible_settings(fields, sentence):
 def test_processes_that_cannot_share_a_batch(record_set):
     with pytest.raises(InputError, match="batch_size is 4, which 3 processes cannot share evenly"):
         batches(record_set, "train", LOADING, process_count=3)
+
+
+@pytest.mark.parametrize("index", [-1, 2])
+def test_a_process_that_is_none_of_them(record_set, index):
+    with pytest.raises(InputError, match=f"process_index is {index}, expected a number from 0 to 1"):
+        batches(record_set, "train", LOADING, process_index=index, process_count=2)
 
 
 def test_a_target_that_there_is_not(record_set):

@@ -443,7 +443,7 @@ def assert_same(one, other):
 # Kills the process itself, in the state that the test asks for.
 _KILLED = """
     import os, signal, sys
-    from wroformer_jax.data import parallel, prepare, staging, units
+    from wroformer_jax.data import prepare, segments, staging, units
     units._UNIT_SECONDS = 0.0
     source, directory, what, number = sys.argv[1:]
     calls = 0
@@ -456,12 +456,13 @@ _KILLED = """
             return original(*arguments, **keywords)
         return call
     owner, name = {
-        "record": (prepare.Progress, "advance"),
+        "record": (segments, "encode"),
         "shard": (staging.Staging, "keep"),
         "rename": (staging.PATH, "replace"),
         "write": (staging, "write_whole"),
         "finish": (staging, "finish_set"),
         "tidy": (staging.PATH, "rmtree"),
+        "unlink": (staging.PATH, "unlink"),
     }[what]
     setattr(owner, name, killed(getattr(owner, name)))
     prepare.prepare(source, directory, sample_rate=8000, segment_seconds=1, overwrite=True)
@@ -482,6 +483,7 @@ _KILLED = """
         ("finish", 0, False),
         ("finish", 0, True),
         ("tidy", 0, True),
+        ("unlink", 1, True),
     ],
 )
 def test_killed_at_any_moment(tmp_path, data, shard_a_song, what, number, earlier):
@@ -497,6 +499,7 @@ def test_killed_at_any_moment(tmp_path, data, shard_a_song, what, number, earlie
     if is_set(tmp_path / "set"):  # whole, the old one or the new
         record_set = RecordSet.open(tmp_path / "set")
         assert len(record_set.songs("train")) == (4 if what == "tidy" else 1)
+        assert what != "unlink"
     _, said = run(data, tmp_path / "set", overwrite=True)
     assert what in ("record", "tidy") or "goes on with" in said
     assert_same(tmp_path / "set", tmp_path / "at once")
@@ -521,13 +524,16 @@ def test_workers_end_with_their_parent(tmp_path):
     )
     (tmp_path / "run.py").write_text(code)
     arguments = [sys.executable, tmp_path / "run.py", tmp_path / "data", tmp_path / "set"]
-    process = subprocess.run(arguments, capture_output=True, text=True)
-    assert process.returncode == -signal.SIGKILL, process.stderr
-    workers = [int(pid) for pid in process.stdout.split()]
+    with (tmp_path / "pids").open("w") as pids:  # a pipe would stay open as long as the workers live
+        assert subprocess.run(arguments, stdout=pids).returncode == -signal.SIGKILL
+    workers = [int(pid) for pid in (tmp_path / "pids").read_text().split()]
     assert len(workers) >= 1
     deadline = time.monotonic() + 10
-    while any(is_running(pid) for pid in workers):
-        assert time.monotonic() < deadline
+    while running := [pid for pid in workers if is_running(pid)]:
+        if time.monotonic() > deadline:
+            for pid in running:
+                os.kill(pid, signal.SIGKILL)
+            pytest.fail(f"still there: {running}")
         time.sleep(0.05)
 
 

@@ -321,6 +321,14 @@ def test_index_that_is_a_folder(directory):
     refused(directory, r"cannot use .*a set: Is a directory")
 
 
+def test_files_whose_owner_has_no_name(directory, audio, monkeypatch):
+    """As in a container that runs as any user: etils asks for the name."""
+    monkeypatch.setattr("pwd.getpwuid", {}.__getitem__)
+    record_set = RecordSet.open(directory)
+    song = record_set.songs("train")[0]
+    np.testing.assert_array_equal(record_set.read(song, "vocals", 0, 100), audio[song.name]["vocals"][:, :100])
+
+
 def test_missing_shard(directory):
     shard = directory / shard_name("train", 1, 2)
     shard.unlink()

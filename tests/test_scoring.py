@@ -351,8 +351,10 @@ def test_a_killed_run_goes_on(tmp_path, data, scored):
     )
     assert process.returncode == -signal.SIGKILL
     assert list(kept(tmp_path)["songs"]) == ["Song 0", "Song 1"]
+    assert kept(tmp_path)["summary"] == {}  # it takes too long for every song
     assert score(tmp_path) == 0
     assert scored == ["Song 2"]
+    assert kept(tmp_path)["summary"]["vocals"]["usdr"]["songs"] == 3
 
 
 @pytest.mark.parametrize(

@@ -1,7 +1,8 @@
 """What an evaluation found: kept on disk song by song, summed up, compared, and printed.
 
 The JSON file holds "format", "about", "settings", "songs" (for each its "seconds", "state", "notes" and "stems", for
-each stem its metrics) and "summary" (of each stem and metric); null stands for a value that is undefined.
+each stem its metrics) and "summary" (of each stem and metric; empty while songs are being added); null stands for a
+value that is undefined.
 """
 
 from __future__ import annotations
@@ -71,15 +72,15 @@ class Results:
         return song in self.songs and self.songs[song]["state"] == state
 
     def add(self, song: str, scores: Scores, *, seconds: float, state: str, notes: Sequence[str]) -> None:
-        """Keeps the scores of a song, on disk too."""
+        """Keeps the scores of a song, on disk too, where `write` then brings the summary up to date."""
         stems = {stem: {metric: _to_json(value) for metric, value in row.items()} for stem, row in scores.items()}
         self.songs[song] = {"seconds": round(seconds, 3), "state": state, "notes": list(notes), "stems": stems}
-        self.write()
+        self._write({})  # summing up takes seconds for hundreds of songs
 
     def drop(self, song: str) -> None:
         """Forgets a song whose files have changed since and cannot be scored now."""
         if self.songs.pop(song, None) is not None:
-            self.write()
+            self._write({})
 
     def refuse_others(self, songs: Iterable[str]) -> None:
         """Raises an InputError if there are results of songs that are not among these, which would be mixed in."""
@@ -90,11 +91,15 @@ class Results:
             )
 
     def write(self) -> None:
-        """Writes the file, if there is to be one.
+        """Writes the file with its summary, if there is to be one.
 
         Raises:
           InputError: it cannot be written.
         """
+        if self.path is not None:
+            self._write({stem: summarise(rows) for stem, rows in self.by_stem().items()})
+
+    def _write(self, summary: dict[str, Any]) -> None:
         if self.path is None:
             return
         content = {
@@ -102,7 +107,7 @@ class Results:
             "about": self.about,
             "settings": self.settings,
             "songs": self.songs,
-            "summary": {stem: summarise(rows) for stem, rows in self.by_stem().items()},
+            "summary": summary,
         }
         write_json(self.path, content)
 

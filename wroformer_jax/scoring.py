@@ -118,6 +118,7 @@ def evaluate(
         done += 1
         seconds_left = (time.perf_counter() - begun) / done * left
         say(_line(f"[{len(songs) - left}/{len(songs)}] {song.name}", scores, seconds_left))
+    results.write()
     return failed
 
 

@@ -55,7 +55,8 @@ class TrainingLog:
             self._bar.update(step - self._bar.n)
         else:
             self.say(
-                f"step {step}/{self._steps}: loss {loss:.4f}, {seconds_per_step:.2f} s a step, {data_wait:.0%} waiting for data"
+                f"step {step}/{self._steps}: loss {loss:.4f}, {seconds_per_step:.2f} s a step, "
+                f"{data_wait:.0%} waiting for data"
             )
 
     def validation(self, step: int, scores: dict[str, float]) -> None:

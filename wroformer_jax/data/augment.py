@@ -39,7 +39,8 @@ class Augmentation:
     gain: float = 1.0
     gain_range: tuple[float, float] = (0.5, 1.5)
     # Probabilities that one, and that a further, crop of the same stem from other songs is mixed in [mixup_probs].
-    # The stem is then the mean of them, each times a factor of its own [mixup_loudness_min, mixup_loudness_max].
+    # The stem is then the mean of them, each times a factor of its own [mixup_loudness_min, mixup_loudness_max]. MSST
+    # has such a factor for stems that nothing is mixed into, too, so that its gain is often the product of two.
     mixup: tuple[float, ...] = (0.2, 0.02)
     mixup_range: tuple[float, float] = (0.5, 1.5)
     channel_swap: float = 0.5  # probability that left and right change places [channel_shuffle]

@@ -45,6 +45,12 @@ def access(path: str | os.PathLike) -> Iterator[None]:
         raise InputError(f"cannot use {path}: {_reason(error)}") from error
 
 
+def num_bytes(path: Any) -> int:
+    """The size of a file."""
+    # epath's stat wants the owner of a local file to have a name, which not all have in containers.
+    return path.stat().length if is_remote(path) else os.path.getsize(path)
+
+
 def write_whole(path: Any, text: str) -> None:
     """Writes a text file that appears under its name when it is whole.
 

@@ -44,6 +44,8 @@ def parts_of_targets(
 ) -> tuple[tuple[str, ...], dict[str, tuple[str, ...]]]:
     """The stems that make the mixture, and for each target the stems whose sum it is.
 
+    Small and capital letters are the same here: sets have small ones, and checkpoints whatever their makers liked.
+
     Args:
       record_set: a prepared set.
       stems: what the mixture is the sum of; none means all stems of the set.
@@ -52,33 +54,36 @@ def parts_of_targets(
     Raises:
       InputError: a stem or target that there is not.
     """
-    stems = tuple(stems) or record_set.stems
+    stored = {stem.lower(): stem for stem in record_set.stems}
     for stem in stems:
-        if stem not in record_set.stems:
+        if stem.lower() not in stored:
             raise InputError(f"{record_set.path} has no stem {stem!r}: its stems are {', '.join(record_set.stems)}")
-    parts = {stem: (stem,) for stem in stems}
-    if VOCALS in stems and len(stems) > 1:
-        parts.setdefault(INSTRUMENTAL, tuple(stem for stem in stems if stem != VOCALS))
+    stems = tuple(stored[stem.lower()] for stem in stems) or record_set.stems
+    parts = {stem.lower(): (stem,) for stem in stems}
+    if VOCALS in parts and len(stems) > 1:
+        parts.setdefault(INSTRUMENTAL, tuple(stem for stem in stems if stem.lower() != VOCALS))
     for target in targets:
-        if target not in parts:
+        if target.lower() not in parts:
             raise InputError(
                 f"target {target!r} is no stem of the mixtures of {record_set.path}: the targets there are "
                 f"{', '.join(parts)}"
             )
-    return stems, {target: parts[target] for target in targets}
+    return stems, {target: parts[target.lower()] for target in targets}
 
 
 def whole_song(
     record_set: RecordSet, song: StoredSong, targets: Sequence[str], channels: int, stems: Sequence[str] = ()
 ) -> tuple[Float32[np.ndarray, "channel sample"], Float32[np.ndarray, "target channel sample"]]:
-    """The mixture of a song, the stored one where there is one, and its targets.
+    """The mixture of a song, and its targets.
+
+    The mixture is the stored one where there is one, unless the song has stems that are to be left out of it.
 
     Args:
       record_set: a prepared set.
       song: one of its songs.
       targets: names of stems, or "instrumental".
       channels: 1 or 2.
-      stems: what the mixture is the sum of where it is not stored; none means all stems of the set.
+      stems: what the mixture is the sum of; none means all stems of the set.
 
     Raises:
       InputError: a target that there is not, or a damaged record.
@@ -89,7 +94,7 @@ def whole_song(
     for stem in stems:
         audio = _read(record_set, song, stem, 0, song.samples, channels)
         _add(audio, stem, mixture, sums, parts)
-    if MIXTURE in song.stems:
+    if MIXTURE in song.stems and song.stems.keys() <= {MIXTURE, *stems}:
         mixture = _read(record_set, song, MIXTURE, 0, song.samples, channels)
     return mixture, sums
 

@@ -60,7 +60,7 @@ class Loading:
             value = getattr(self, name)
             if not isinstance(value, list | tuple) or not all(isinstance(stem, str) for stem in value):
                 raise InputError(f"{name} is {value!r}, expected a list of names")
-            if len(set(value)) != len(value):
+            if len({stem.lower() for stem in value}) != len(value):
                 raise InputError(f"{name} names a stem twice: {', '.join(value)}")
             object.__setattr__(self, name, tuple(value))
         if not self.targets:
@@ -96,8 +96,11 @@ def batches(
       process_count: processes that share each batch: this one gets its part of the rows, which lie in a row.
 
     Raises:
-      InputError: no such split, stem or target, or a batch size that the processes cannot share evenly.
+      InputError: no such split, stem or target, a batch size that the processes cannot share evenly, or a process that
+        is none of them.
     """
+    if not 0 <= process_index < process_count:
+        raise InputError(f"process_index is {process_index}, expected a number from 0 to {process_count - 1}")
     if loading.batch_size % process_count:
         raise InputError(
             f"batch_size is {loading.batch_size}, which {process_count} processes cannot share evenly: "

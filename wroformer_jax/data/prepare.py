@@ -25,6 +25,7 @@ from wroformer_jax.data.units import FileSong, Song, SourceFile, SyntheticSong, 
 from wroformer_jax.errors import InputError
 from wroformer_jax.files import check_space, disk_errors_named
 
+_ADVICE = "mend them, or leave these songs out with --skip-bad"
 _INSPECTORS = 16  # threads: they wait for the disk, not for each other
 
 Say = Callable[[str], object]
@@ -90,9 +91,9 @@ def prepare(
     say(f"inspecting {counted(files, 'file')} of {counted(len(found.songs), 'song')} (layout {found.layout!r})")
     splits, bad = _inspected(found.songs)
     if bad and not skip_bad:
-        raise _bad_files(bad, f"; nothing was written to {directory}")
+        raise _bad_files(bad, f"; nothing was written to {directory}; {_ADVICE}")
     if not any(splits.values()):
-        raise _bad_files(bad, ": no song is left")
+        raise _bad_files(bad, ", and no song is left: mend them")
     return _write(splits, storage, staging, bad, workers=workers, skip_bad=skip_bad, overwrite=overwrite, say=say)
 
 
@@ -176,8 +177,7 @@ def _bad_files(bad: Sequence[tuple[str, str]], what_now: str) -> BadFiles:
     songs = len({song for song, _ in bad})
     return BadFiles(
         [reason for _, reason in bad],
-        f"{counted(len(bad), 'file')} of {counted(songs, 'song')} cannot be used{what_now}; mend them, or leave these "
-        "songs out with --skip-bad",
+        f"{counted(len(bad), 'file')} of {counted(songs, 'song')} cannot be used{what_now}",
     )
 
 
@@ -215,7 +215,8 @@ def _write(
                 parallel.run(task, todo, workers=workers, finish=finish, advance=progress.advance)
         if failed:
             reasons = [reason for unit in todo if unit.key in failed for reason in failed[unit.key].bad]
-            raise _bad_files(reasons, f"; the rest is written ({len(done)} of {len(units)} shards) and will be kept")
+            kept = f"{len(done)} of {len(units)} shards"
+            raise _bad_files(reasons, f"; the rest is written ({kept}) and will be kept; {_ADVICE}")
         bad = [*bad, *(reason for unit in units for reason in done[unit.key].bad)]
         parts = {
             split: [
@@ -226,7 +227,7 @@ def _write(
             for split in splits
         }
         if not any(parts.values()):
-            raise _bad_files(bad, ": no song is left")
+            raise _bad_files(bad, ", and no song is left: mend them")
         staging.publish(storage, parts)
     return Prepared(
         os.fspath(staging.directory),

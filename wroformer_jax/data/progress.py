@@ -28,8 +28,7 @@ class Progress:
     def advance(self, seconds: float) -> None:
         """So much more is written."""
         self._done += seconds
-        now = time.perf_counter()
-        pace = self._done / max(now - self._began, 1e-9)
+        now, pace = time.perf_counter(), self._pace()
         amount = f"{self._done / 3600:.2f} of {self._total / 3600:.2f} h of audio, {pace:.0f}x real time"
         self._bar.set_postfix_str(amount, refresh=False)
         # More than all may come of an mp3, whose length is estimated.
@@ -42,5 +41,12 @@ class Progress:
     def __enter__(self) -> Progress:
         return self
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, exception_type: type[BaseException] | None, *_: object) -> None:
         self._bar.close()
+        if exception_type is None:
+            seconds = time.perf_counter() - self._began
+            self._say(f"wrote {self._done / 3600:.2f} h of audio in {seconds:.1f} s, {self._pace():.0f}x real time")
+
+    def _pace(self) -> float:
+        """Seconds of audio a second."""
+        return self._done / max(time.perf_counter() - self._began, 1e-9)

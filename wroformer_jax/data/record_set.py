@@ -20,7 +20,7 @@ import numpy as np
 from jaxtyping import Float32
 
 from wroformer_jax.data import segments
-from wroformer_jax.data.buckets import access, fetch, is_remote
+from wroformer_jax.data.buckets import access, fetch, is_remote, num_bytes
 from wroformer_jax.data.examples import unpack
 from wroformer_jax.data.record_writer import DATASET, FORMAT, INDEX
 from wroformer_jax.errors import InputError
@@ -238,9 +238,9 @@ class RecordSet:
                 path = directory / shard.name
                 if shard.name not in names:
                     raise InputError(f"{path} is missing: bring it back, or prepare the set again")
-                if (num_bytes := path.stat().length) != shard.bytes:
+                if (found := num_bytes(path)) != shard.bytes:
                     raise InputError(
-                        f"{path} has {num_bytes:,} bytes instead of {shard.bytes:,}, so it was cut short or replaced: "
+                        f"{path} has {found:,} bytes instead of {shard.bytes:,}, so it was cut short or replaced: "
                         "restore it, or prepare the set again"
                     )
 
