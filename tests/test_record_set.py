@@ -249,6 +249,8 @@ def test_what_is_a_set(directory, tmp_path):
     assert not is_set(tmp_path)
     assert not is_set(tmp_path / "nowhere")
     assert not is_set(directory / INDEX)
+    (tmp_path / INDEX).write_text('{"pages": []}')  # of another program
+    assert not is_set(tmp_path)
 
 
 def refused(path, message):
@@ -262,6 +264,10 @@ def test_no_set(tmp_path, directory):
     refused(directory / INDEX, r"index\.json is not there: expected the directory")
     (tmp_path / "empty").mkdir()
     refused(tmp_path / "empty", r"empty is no prepared set: it has no index\.json; make a set with `wroformer prepare`")
+    (tmp_path / "empty" / INDEX).write_text('{"pages": []}')
+    refused(
+        tmp_path / "empty", r"empty is no prepared set: its index\.json is something else; expected a directory made"
+    )
 
 
 def test_interrupted_preparation(directory, tmp_path):

@@ -238,6 +238,15 @@ def test_mono_stems_stand_on_both_channels(tmp_path, model):
     np.testing.assert_allclose(read, 0.25 * (mono + sound(1) + sound(2)), atol=1e-6)
 
 
+def test_one_name_in_two_forms_of_unicode_is_refused(tmp_path):
+    for name in ("Ä", "A\u0308"):
+        make_song(tmp_path / "data" / name, 0)
+    if len(list((tmp_path / "data").iterdir())) == 1:
+        pytest.skip("this file system does not tell one form from the other")
+    with pytest.raises(InputError, match="are one name in two forms of Unicode: rename one of them"):
+        songs.find_songs(tmp_path / "data")
+
+
 def test_links_to_folders_are_followed_and_links_in_circles_are_not(tmp_path, model):
     make_song(tmp_path / "elsewhere" / "Song")
     (tmp_path / "data").mkdir()

@@ -165,7 +165,8 @@ def find_songs(data: str | os.PathLike) -> list[FolderSong]:
     Names that begin with a dot are passed over, and links to folders are followed.
 
     Raises:
-      InputError: there is no such folder, it cannot be read or holds no song, or a song has two files for a stem.
+      InputError: there is no such folder, it cannot be read or holds no song, a song has two files for a stem, or two
+        songs have one name.
     """
     data = Path(data)
     if not os.path.isdir(data):
@@ -177,6 +178,10 @@ def find_songs(data: str | os.PathLike) -> list[FolderSong]:
         name = place.as_posix() if place.parts else root.resolve().name
         songs.append(FolderSong(unicodedata.normalize("NFC", name), root / place, files))
     songs = [song for song in songs if song.stems]
+    folders: dict[str, Path] = {}
+    for song in songs:
+        if (other := folders.setdefault(song.name, song.folder)) is not song.folder:
+            raise InputError(f"{other} and {song.folder} are one name in two forms of Unicode: rename one of them")
     if not songs:
         raise InputError(
             f"no songs in {root}: expected a folder for each, with a file for each stem "

@@ -40,7 +40,8 @@ from wroformer_jax.training_config import TrainingConfig
 from wroformer_jax.training_log import TrainingLog, describe
 
 # Settings that do not change what is learnt, so that a resumed run may have them otherwise.
-_FREE_TO_CHANGE = ("workers", "prefetch", "log_every", "validate_every", "checkpoint_every", "keep_checkpoints")
+# The songs may have been moved: the fingerprint of the set tells whether they are the same.
+_FREE_TO_CHANGE = ("data", "workers", "prefetch", "log_every", "validate_every", "checkpoint_every", "keep_checkpoints")
 
 TRAIN = "train"
 UNSEEN = ("validation", "test")  # the split to validate on: the first that a set has
@@ -136,6 +137,8 @@ def train(config: TrainingConfig, workdir: str | Path) -> dict[str, float]:
     workdir = Path(workdir)
     band_layout(config.model)  # sizes that make no model are refused here, before the workdir is claimed
     songs = _open(config) if config.data else None
+    if songs:
+        batches(songs, TRAIN, _loading(config)).close()  # stems that there are not are refused before the claim, too
     _claim(workdir, config)
     with (
         disk_errors_named(workdir),

@@ -9,7 +9,12 @@ from typing import Any
 
 from wroformer_jax.config import ModelConfig, suggestion
 from wroformer_jax.data.augment import Augmentation
+from wroformer_jax.data.crops import INSTRUMENTAL
+from wroformer_jax.data.synthetic import STEMS
 from wroformer_jax.errors import InputError
+
+
+LONGEST_CROP = 3600.0  # seconds; an hour of a stem is 1.3 GB
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,9 +53,11 @@ class TrainingConfig:
     def __post_init__(self) -> None:
         for name in _COUNTS:
             _check(name, getattr(self, name), int, minimum=1)
-        for name in ("seed", "validation_songs", "workers"):
+        _check("seed", self.seed, int, minimum=0, maximum=2**32 - 1)
+        for name in ("validation_songs", "workers"):
             _check(name, getattr(self, name), int, minimum=0)
-        for name in ("seconds", "song_seconds", "learning_rate", "clip_norm"):
+        _check("seconds", self.seconds, float, above=0, maximum=LONGEST_CROP)
+        for name in ("song_seconds", "learning_rate", "clip_norm"):
             _check(name, getattr(self, name), float, above=0)
         for name in ("validation_chunk_seconds", "weight_decay"):
             _check(name, getattr(self, name), float, minimum=0)
@@ -72,6 +79,10 @@ class TrainingConfig:
                 f"seconds is {self.seconds}, which is {self.crop_samples} samples in whole hops; "
                 f"the longest window of the loss or the model needs {needed}"
             )
+        for name, stems in (("stems", self.stems), ("model.stems", self.model.stems)):
+            for stem in stems if not self.data else ():
+                if stem.lower() not in (*STEMS, INSTRUMENTAL):
+                    raise InputError(f"{name} has {stem!r}, but synthetic songs have {', '.join(STEMS)} only")
         if not self.data and self.song_seconds < self.seconds:
             raise InputError(f"song_seconds is {self.song_seconds}, shorter than a crop of {self.seconds} s")
         if self.checkpoint_every % self.log_every:

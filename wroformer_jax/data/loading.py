@@ -182,7 +182,7 @@ class Batches:
         The numbers of workers, of prefetched batches and of processes may be others now.
 
         Raises:
-          InputError: the state is of another set or of other settings.
+          InputError: the state is of another set or of other settings, or it is damaged.
         """
         here, there = _flat(self._identity), _flat(state)
         if there.get("set") != here["set"]:
@@ -196,8 +196,14 @@ class Batches:
                     f"the batches to go on with had {name} = {there.get(name)!r}, not {value!r}: set it back, or start "
                     "a new run"
                 )
+        number = state.get("batch")
+        if isinstance(number, bool) or not isinstance(number, int) or number < 0:
+            raise InputError(
+                f"the batches to go on with begin at number {number!r}, expected a whole number: the state is damaged, "
+                "go on from another checkpoint"
+            )
         self.close()
-        self._next = int(state["batch"])
+        self._next = number
 
     def close(self) -> None:
         """Ends the workers. Asked for a batch after that, the iterator starts them anew and goes on."""

@@ -22,7 +22,7 @@ from jaxtyping import Float32
 from wroformer_jax.data import segments
 from wroformer_jax.data.buckets import access, fetch, is_remote, num_bytes
 from wroformer_jax.data.examples import unpack
-from wroformer_jax.data.record_writer import DATASET, FORMAT, INDEX
+from wroformer_jax.data.record_writer import DATASET, FORMAT, INDEX, INFO
 from wroformer_jax.errors import InputError
 
 _MOST_OPEN_FILES = 256  # of a set in a process; many systems allow 1,024 in all
@@ -122,6 +122,11 @@ class RecordSet:
 
         path = epath.Path(path)
         index = _read_index(path)
+        if "format" not in index:
+            raise InputError(
+                f"{path} is no prepared set: its {INDEX} is something else; expected a directory made by "
+                "`wroformer prepare`"
+            )
         if (found := index.get("format")) != FORMAT:
             raise InputError(
                 f"{path} is a set of format {found}, written by wroformer-jax {index.get('wroformer')}; this version "
@@ -258,7 +263,7 @@ class RecordSet:
 
 
 def is_set(path: str | os.PathLike) -> bool:
-    """Whether there is a whole set at `path`, of any format.
+    """Whether there is a whole set at `path`, of any format. Other programs have files called index.json, too.
 
     Raises:
       InputError: a bucket cannot be reached, or a folder is closed to us.
@@ -266,7 +271,7 @@ def is_set(path: str | os.PathLike) -> bool:
     from etils import epath
 
     with access(path):
-        return (epath.Path(path) / INDEX).exists()
+        return all((epath.Path(path) / name).exists() for name in (INDEX, INFO))
 
 
 def _read_index(path: Any) -> dict[str, Any]:

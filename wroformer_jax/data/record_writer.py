@@ -31,6 +31,7 @@ from wroformer_jax.files import disk_errors_named, replacing
 DATASET = "stems"  # the name of every set, for TFDS
 FORMAT = 1  # of records and index.json; sets of other formats are not read
 INDEX = "index.json"
+INFO = "dataset_info.json"  # TFDS's
 MIXTURE = "mixture"  # stored like a stem, but none
 SPLITS = ("train", "validation", "test")
 
