@@ -13,7 +13,6 @@ from wroformer_jax.data.crops import INSTRUMENTAL
 from wroformer_jax.data.synthetic import STEMS
 from wroformer_jax.errors import InputError
 
-
 LONGEST_CROP = 3600.0  # seconds; an hour of a stem is 1.3 GB
 
 
