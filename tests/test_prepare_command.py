@@ -193,7 +193,7 @@ def test_interrupted_by_hand(tmp_path, workers):
     os.killpg(process.pid, signal.SIGINT)
     _, err = process.communicate(timeout=60)
     assert process.returncode == 130, err
-    assert err.splitlines()[-1] == "wroformer: interrupted"
+    assert err.splitlines()[-1] == "wroformer: interrupted; the same command goes on where it was"
     assert "Traceback" not in err
     assert all(not name.startswith(".preparing/.") for name in files_of(tmp_path / "set"))
     assert cli.main([*map(str, arguments)]) == 0

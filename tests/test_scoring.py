@@ -247,6 +247,15 @@ def test_one_name_in_two_forms_of_unicode_is_refused(tmp_path):
         songs.find_songs(tmp_path / "data")
 
 
+def test_folders_of_stems_are_no_songs(tmp_path):
+    for stem in ("vocals", "drums"):
+        (tmp_path / "data" / stem).mkdir(parents=True)
+        for song in ("a", "b"):
+            write(tmp_path / "data" / stem / f"{song}.wav", sound(0))
+    with pytest.raises(InputError, match=r"has a folder for each stem \(drums, vocals"):
+        songs.find_songs(tmp_path / "data")
+
+
 def test_links_to_folders_are_followed_and_links_in_circles_are_not(tmp_path, model):
     make_song(tmp_path / "elsewhere" / "Song")
     (tmp_path / "data").mkdir()
@@ -398,7 +407,7 @@ def test_results_of_other_weights_or_of_another_tool_are_not_mixed(tmp_path, mod
         ("{", "is not a file of results"),
         ("[1]", "is not a file of results"),
         ('{"format": 7}', "has the format 7, expected 1"),
-        ('{"format": 1, "settings": {}, "about": {}, "songs": {"a": {}}}', "is damaged"),
+        ('{"format": 1, "settings": {}, "about": {}, "songs": {"a": {}}}', "holds no whole results"),
     ],
 )
 def test_an_output_that_is_something_else_is_kept(tmp_path, model, data, capsys, content, message):
@@ -631,7 +640,7 @@ def not_a_number(path):
 
 @pytest.mark.parametrize(
     ("damage", "message"),
-    [(half_a_wav, "is truncated"), (a_broken_flac, "is damaged"), (not_a_number, "has NaN or infinite samples")],
+    [(half_a_wav, "is truncated"), (a_broken_flac, "holds no whole results"), (not_a_number, "has NaN or infinite samples")],
 )
 def test_a_file_that_decodes_half_way_costs_its_song(tmp_path, model, data, capsys, damage, message):
     damage(data / "test" / "Song 1" / "vocals.wav")

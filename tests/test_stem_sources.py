@@ -215,7 +215,7 @@ def test_a_table_with_songs_and_splits(tmp_path):
     [
         ("", "has no column instrum nor path: expected the header instrum,path and found nothing"),
         ("stem,path\nvocals,a.wav\n", "has no column instrum: expected the header instrum,path and found stem,path"),
-        ("instrum,path\n", "has no stems to prepare: found nothing only"),
+        ("instrum,path\n", "has no stems to prepare: found no files, and nothing else"),
         ("instrum,path\nvocals,a.wav\n,b.wav\n", "line 3, has no instrum"),
         ("instrum,path\nvocals\n", "line 2, has no path"),
         ("instrum,path\nvocals,a,b.wav\n", "line 2, has more cells than columns"),
@@ -230,7 +230,7 @@ def test_a_table_with_songs_and_splits(tmp_path):
             "instrum,path,song\nvocals,a.wav,x\nVocals,b.wav,x\n",
             "a.wav and .*b.wav are both the stem vocals of the song x: keep one",
         ),
-        ("instrum,path,song\nmixture,a.wav,x\n", "has no stems to prepare: found mixture only"),
+        ("instrum,path,song\nmixture,a.wav,x\n", "has no stems to prepare: found mixture, and nothing else"),
     ],
 )
 def test_a_table_that_cannot_be_used(tmp_path, text, message):
@@ -241,7 +241,7 @@ def test_a_table_that_cannot_be_used(tmp_path, text, message):
 
 def test_a_table_that_is_no_text(tmp_path):
     (tmp_path / "stems.csv").write_bytes(b"instrum,path\nvocals,caf\xe9.wav\n")
-    with pytest.raises(InputError, match=r"is not a CSV file in UTF-8"):
+    with pytest.raises(InputError, match=r"cannot be read as a CSV file, save it anew as UTF-8"):
         find(tmp_path / "stems.csv")
 
 
@@ -252,10 +252,10 @@ def test_folders_without_stems(tmp_path):
     with pytest.raises(InputError, match=r"no audio files in .*: it has no files, looked for \.wav, \.flac"):
         find(tmp_path)
     make(tmp_path, "a.stem.mp4", "b.stem.mp4", "README", "sub/c.txt")
-    with pytest.raises(InputError, match=r"it has 2 \.mp4, 1 nameless, 1 \.txt, looked for"):
+    with pytest.raises(InputError, match=r"it has 2 \.mp4, 1 files without an ending, 1 \.txt, looked for"):
         find(tmp_path)
     make(tmp_path, "train/a/mixture.wav")
-    with pytest.raises(InputError, match="has no stems to prepare: found mixture only"):
+    with pytest.raises(InputError, match="has no stems to prepare: found mixture, and nothing else"):
         find(tmp_path)
 
 
@@ -275,9 +275,9 @@ def test_a_source_that_is_none(tmp_path):
     with pytest.raises(InputError, match=r"nowhere does not exist: expected a folder of stems, or a \.csv file"):
         find(tmp_path / "nowhere")
     song = make(tmp_path, "song.wav") / "song.wav"
-    with pytest.raises(InputError, match=r"song\.wav is something else: expected a folder of stems, or a \.csv file"):
+    with pytest.raises(InputError, match=r"song\.wav is not one: expected a folder of stems, or a \.csv file"):
         find(song)
-    with pytest.raises(InputError, match="is something else: expected a folder"):
+    with pytest.raises(InputError, match="is not one: expected a folder with --layout songs"):
         find(song, "songs")
     with pytest.raises(InputError, match=r"expected a \.csv file"):
         find(tmp_path, "csv")
@@ -295,3 +295,16 @@ def test_a_folder_that_cannot_be_read(tmp_path):
             find(tmp_path)
     finally:
         (tmp_path / "b").chmod(0o755)
+
+
+def test_a_layout_that_names_speak_against_is_warned_of(tmp_path):
+    make(tmp_path, "vocals/a.wav", "vocals/b.wav", "drums/a.wav", "drums/b.wav")
+    assert find(tmp_path, "songs").warnings[0] == "--layout songs, though by their names these are 'stems'"
+    assert not find(tmp_path, "stems").warnings
+
+
+def test_a_set_is_not_prepared_again(tmp_path):
+    for name in ("index.json", "dataset_info.json"):
+        (tmp_path / name).write_text("{}")
+    with pytest.raises(InputError, match="is a prepared set already"):
+        find(tmp_path)

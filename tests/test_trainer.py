@@ -211,6 +211,16 @@ def test_a_finished_run_writes_its_report_again(whole, capsys):
     assert (workdir / "metrics.jsonl").read_bytes() == metrics
 
 
+def test_songs_that_are_all_to_train_on(tmp_path, capsys):
+    config = tiny(validation_songs=0, steps=2)
+    assert trainer.train(config, tmp_path) == {}
+    printed = capsys.readouterr().out
+    assert "there are no songs to validate on" in printed
+    assert "\ndone\n" in printed
+    assert (tmp_path / "curve.png").exists()
+    assert not (tmp_path / "example").exists()
+
+
 def test_a_lost_log_is_no_obstacle(tmp_path, whole):
     import shutil
 

@@ -6,6 +6,7 @@ Only the standard library is imported up here, so that `--help` and mistakes on 
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from collections.abc import Sequence
 
@@ -33,8 +34,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         report(error, verbose=args.verbose)
         return EXIT_UNUSABLE
     except KeyboardInterrupt:
-        say("wroformer: interrupted")
+        say("wroformer: interrupted" + ("; the same command goes on where it was" if args.goes_on else ""))
         return EXIT_INTERRUPTED
+    except BrokenPipeError:  # as by `| head`; what Python still wants to flush must go somewhere
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return EXIT_OK
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -48,7 +52,7 @@ def _parser() -> argparse.ArgumentParser:
     models = commands.add_parser(
         "models", help="list the known checkpoints", description="Lists the known checkpoints."
     )
-    models.set_defaults(run=_models)
+    models.set_defaults(run=_models, goes_on=False)
     add_verbose(models)
     return parser
 

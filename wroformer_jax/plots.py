@@ -61,15 +61,16 @@ def save_curves(
     *,
     loss: Sequence[tuple[int, float]],
     sdr: Sequence[tuple[int, float]],
-    mixture_sdr: float,
+    mixture_sdr: float | None,
 ) -> None:
     """Writes a PNG with the training loss and the SDR on unseen songs against the step.
 
     Args:
       path: of the PNG, replaced when the new one is whole.
       loss: (step, training loss).
-      sdr: (step, mean uSDR of the vocals in dB).
-      mixture_sdr: uSDR of the mixture taken as the estimate, in dB: what doing nothing gives.
+      sdr: (step, mean uSDR in dB).
+      mixture_sdr: uSDR of the mixture taken as the estimate, in dB: what doing nothing gives; None without songs to
+        validate on.
     """
     figure = _figure(10.0, 4.0)
     left, right = figure.subplots(1, 2)
@@ -83,11 +84,12 @@ def save_curves(
     left.set_ylabel("L1 + multi-resolution STFT")
     if sdr:
         steps, values = np.array(sdr, np.float64).T
-        right.plot(steps, values, color="tab:orange", marker="o", markersize=4, linewidth=2, label="vocals estimate")
-    right.axhline(mixture_sdr, color="gray", linestyle="--", label=f"the mixture itself, {mixture_sdr:.1f} dB")
+        right.plot(steps, values, color="tab:orange", marker="o", markersize=4, linewidth=2, label="estimate")
+    if mixture_sdr is not None:
+        right.axhline(mixture_sdr, color="gray", linestyle="--", label=f"the mixture itself, {mixture_sdr:.1f} dB")
     right.axhline(0, color="gray", linestyle=":", label="silence, 0 dB")
     right.legend(frameon=False)
-    right.set_title("Vocals on unseen songs", loc="left", fontsize=11)
+    right.set_title("SDR on unseen songs", loc="left", fontsize=11)
     right.set_ylabel("uSDR (dB)")
     last_step = max([1, *(step for step, _ in (*loss, *sdr))])
     for axis in (left, right):

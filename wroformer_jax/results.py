@@ -138,7 +138,7 @@ def read(path: str | os.PathLike) -> Results:
     if content["format"] != FORMAT:
         raise InputError(f"{path} has the format {content['format']!r}, expected {FORMAT}: evaluate again")
     if not _is_well_formed(content):
-        raise InputError(f"{path} is damaged: remove it and evaluate again")
+        raise InputError(f"{path} holds no whole results of wroformer evaluate: choose another file")
     return Results(content["settings"], content["about"], content["songs"])
 
 

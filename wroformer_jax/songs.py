@@ -28,6 +28,15 @@ MIXTURE = "mixture"
 VOCALS = "vocals"
 INSTRUMENTAL = "instrumental"  # all but the vocals
 SUMS = (INSTRUMENTAL, "accompaniment")  # names of files that are the sum of other stems
+# How stems are usually called: what tells a folder for each stem from a folder for each song.
+STEM_NAMES = {
+    *("vocals", "vocal", "voice", "lead_vocals", "lead-vocals", "backing_vocals", "backing-vocals", "choir"),
+    *("drums", "drum", "kick", "snare", "toms", "hihat", "hi-hat", "hh", "cymbals", "ride", "crash", "percussion"),
+    *("bass", "guitar", "guitars", "acoustic_guitar", "electric_guitar", "piano", "keys", "keyboard", "keyboards"),
+    *("synth", "organ", "strings", "brass", "wind", "winds", "other", "others"),
+    *("instrumental", "accompaniment", "mixture"),
+    *("speech", "dialog", "dialogue", "music", "effect", "effects", "sfx", "noise"),
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -165,8 +174,8 @@ def find_songs(data: str | os.PathLike) -> list[FolderSong]:
     Names that begin with a dot are passed over, and links to folders are followed.
 
     Raises:
-      InputError: there is no such folder, it cannot be read or holds no song, a song has two files for a stem, or two
-        songs have one name.
+      InputError: there is no such folder, it cannot be read or holds no song, its folders are stems, a song has two
+        files for a stem, or two songs have one name.
     """
     data = Path(data)
     if not os.path.isdir(data):
@@ -178,6 +187,11 @@ def find_songs(data: str | os.PathLike) -> list[FolderSong]:
         name = place.as_posix() if place.parts else root.resolve().name
         songs.append(FolderSong(unicodedata.normalize("NFC", name), root / place, files))
     songs = [song for song in songs if song.stems]
+    if len(songs) > 1 and all(_looks_like_a_stem(song) for song in songs):
+        raise InputError(
+            f"{root} has a folder for each stem ({', '.join(song.folder.name for song in songs[:3])} ...), not for "
+            "each song: bring them into the form SONG/vocals.wav"
+        )
     folders: dict[str, Path] = {}
     for song in songs:
         if (other := folders.setdefault(song.name, song.folder)) is not song.folder:
@@ -188,6 +202,11 @@ def find_songs(data: str | os.PathLike) -> list[FolderSong]:
             f"(vocals.wav, drums.wav ...; {', '.join(AUDIO_SUFFIXES)})"
         )
     return songs
+
+
+def _looks_like_a_stem(song: FolderSong) -> bool:
+    """Whether it is the folder that is named as stems are, and no file in it."""
+    return song.folder.name.lower() in STEM_NAMES and not STEM_NAMES.intersection(song.stems)
 
 
 def audio_files(root: Path) -> list[PurePath]:

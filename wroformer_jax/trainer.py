@@ -185,6 +185,8 @@ def _run(
 ) -> dict[str, float]:
     """The steps that are left, and the report."""
     log.say(_greeting(config, state, workdir))
+    if not validation:
+        log.say("there are no songs to validate on, so no SDR: prepare some as validation or test, see docs/data.md")
     if validation and log.last_validation() is None:
         log.validation(int(state.step), validation.score(state.params))
     state = _loop(config, state, loader, validation, checkpoints, log)

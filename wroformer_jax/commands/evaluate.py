@@ -42,7 +42,7 @@ def add_to(commands: Any) -> None:
         epilog=_HELP,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    evaluate.set_defaults(run=run)
+    evaluate.set_defaults(run=run, goes_on=True)
     source = evaluate.add_mutually_exclusive_group(required=True)
     source.add_argument("--checkpoint", metavar="SRC", help="the model to score, as for `wroformer separate`")
     source.add_argument(

@@ -43,7 +43,7 @@ def add_to(commands: Any) -> None:
         epilog=_HELP,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    prepare.set_defaults(run=run)
+    prepare.set_defaults(run=run, goes_on=True)
     add = prepare.add_argument
     add("source", nargs="?", metavar="SOURCE", help="a folder of stems, or a .csv file")
     add("--synthetic", type=count, metavar="N", help="synthesise N songs instead")

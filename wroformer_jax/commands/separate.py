@@ -63,7 +63,7 @@ def add_to(commands: Any) -> None:
         epilog=_HELP,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    separate.set_defaults(run=run)
+    separate.set_defaults(run=run, goes_on=False)
     add = separate.add_argument
     add("inputs", nargs="+", type=Path, metavar="INPUT", help="wav, flac, ogg, mp3 or aiff files, or folders of them")
     add(

@@ -17,12 +17,13 @@ import os
 import unicodedata
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path, PurePath
-from typing import NamedTuple
+from typing import NamedTuple, NoReturn
 
 from wroformer_jax.audio import AUDIO_SUFFIXES
+from wroformer_jax.data.record_set import is_set
 from wroformer_jax.data.record_writer import MIXTURE, SPLITS
 from wroformer_jax.errors import InputError
-from wroformer_jax.songs import SUMS, VOCALS, audio_files
+from wroformer_jax.songs import STEM_NAMES, SUMS, VOCALS, audio_files
 
 LAYOUTS = ("songs", "stems", "csv")
 
@@ -33,15 +34,6 @@ _SPLIT_NAMES = {
     "validation": "validation",
     "val": "validation",
     "test": "test",
-}
-# Names by which folders of stems are told from folders of songs; stems may have any other name, too.
-_STEM_NAMES = {
-    *("vocals", "vocal", "voice", "lead_vocals", "lead-vocals", "backing_vocals", "backing-vocals", "choir"),
-    *("drums", "drum", "kick", "snare", "toms", "hihat", "hi-hat", "hh", "cymbals", "ride", "crash", "percussion"),
-    *("bass", "guitar", "guitars", "acoustic_guitar", "electric_guitar", "piano", "keys", "keyboard", "keyboards"),
-    *("synth", "organ", "strings", "brass", "wind", "winds", "other", "others"),
-    *("instrumental", "accompaniment", "mixture"),
-    *("speech", "dialog", "dialogue", "music", "effect", "effects", "sfx", "noise"),
 }
 _SUFFIXES = ", ".join(AUDIO_SUFFIXES)
 
@@ -87,8 +79,9 @@ def find(source: str | os.PathLike, layout: str | None = None) -> Found:
     if os.path.isfile(source) and layout in ("csv", None) and (layout or source.suffix.lower() == ".csv"):
         return _checked("csv", source, _csv_rows(source), [])
     expected = "a .csv file" if layout == "csv" else "a folder" if layout else "a folder of stems, or a .csv file"
-    what = "does not exist" if not os.path.lexists(source) else "is something else"
-    raise InputError(f"{source} {what}: expected {expected}")
+    what = "does not exist" if not os.path.lexists(source) else "is not one"
+    instead = f" with --layout {layout}" if layout else ""
+    raise InputError(f"{source} {what}: expected {expected}{instead}")
 
 
 def counted(number: int, what: str) -> str:
@@ -107,10 +100,14 @@ class _File(NamedTuple):
 
 def _find_in_folder(source: Path, layout: str | None) -> Found:
     inside = audio_files(source)
+    if is_set(source):
+        raise InputError(f"{source} is a prepared set already: train on it, or name the folder of stems it was made of")
     if not inside:
         raise InputError(f"no audio files in {source}: it has {_other_files(source)}, looked for {_SUFFIXES}")
     placed = _by_split(inside)
-    layout = layout or _told_by_names(source, [place for _, place, _ in placed])
+    places = [place for _, place, _ in placed]
+    told = _told_by_names(places)
+    layout = layout or told or _refuse_to_guess(source, places)
     song_and_stem = _by_song if layout == "songs" else _by_stem
     files, loose = [], []
     for split, place, file in placed:
@@ -119,8 +116,9 @@ def _find_in_folder(source: Path, layout: str | None) -> Found:
             loose.append(file)
         else:
             files.append(_File(split, *song_and_stem(place, source), source / file))
+    warnings = [] if told in (layout, None) else [f"--layout {layout}, though by their names these are {told!r}"]
     beside = set(inside) - {file for _, _, file in placed}
-    warnings = [
+    warnings += [
         f"left out, because they {why}: {_counted(sorted(left_out), 'file')}"
         for left_out, why in (
             (beside, "lie beside the folders of the splits"),
@@ -154,15 +152,17 @@ def _by_stem(place: PurePath, source: Path) -> tuple[str, str]:
     return PurePath(*place.parts[1:]).with_suffix("").as_posix(), place.parts[0]
 
 
-def _told_by_names(source: Path, places: list[PurePath]) -> str:
-    """The layout: are files named as stems usually are, or are folders?"""
-    files = sum(place.stem.lower() in _STEM_NAMES for place in places)
-    folders = sum(len(place.parts) > 1 and place.parts[0].lower() in _STEM_NAMES for place in places)
+def _told_by_names(places: list[PurePath]) -> str | None:
+    """The layout: are files named as stems usually are, or are folders? None if that cannot be told."""
+    files = sum(place.stem.lower() in STEM_NAMES for place in places)
+    folders = sum(len(place.parts) > 1 and place.parts[0].lower() in STEM_NAMES for place in places)
     # A song may well be called "Music": a few such names decide nothing.
     if files > 4 * folders:
         return "songs"
-    if folders > 4 * files:
-        return "stems"
+    return "stems" if folders > 4 * files else None
+
+
+def _refuse_to_guess(source: Path, places: list[PurePath]) -> NoReturn:
     names = _first_of(sorted({place.parts[0] for place in places if len(place.parts) > 1}))
     raise InputError(
         f"{source} has the folders {names or 'none'} and files such as {places[0].name}: say which they are, "
@@ -185,7 +185,7 @@ def _csv_rows(source: Path) -> Iterator[_File]:
             for row in rows:
                 yield _csv_file(source, rows.line_num, row)
     except (UnicodeDecodeError, csv.Error) as error:
-        raise InputError(f"{source} is not a CSV file in UTF-8: {error}") from error
+        raise InputError(f"{source} cannot be read as a CSV file, save it anew as UTF-8: {error}") from error
     except OSError as error:
         raise InputError(f"{source} cannot be read: {error.strerror}") from error
 
@@ -221,7 +221,9 @@ def _checked(layout: str, source: Path, files: Iterable[_File], warnings: list[s
     usable = [song for song in found if set(song.stems) - {MIXTURE}]
     if not usable:
         names = sorted({stem for stems in songs.values() for stem in stems})
-        raise InputError(f"{source} has no stems to prepare: found {', '.join(names) or 'nothing'} only")
+        raise InputError(
+            f"{source} has no stems to prepare: found {' and '.join(names) or 'no files'}, and nothing else"
+        )
     if useless := [song.name for song in found if song not in usable]:
         warnings.append(f"left out, because they have no stem but a mixture: {_counted(useless, 'song')}")
     return Found(layout, tuple(usable), (*warnings, *_leaks(usable)))
@@ -252,8 +254,11 @@ def _leaks(songs: list[SongFiles]) -> Iterator[str]:
 
 def _other_files(folder: Path) -> str:
     """What a folder without audio has, for people who look in the wrong place: '3 .mp4, 1 .txt'."""
-    names = (name for _, _, files in os.walk(folder) for name in files)
-    counts = collections.Counter(PurePath(name).suffix.lower() or "nameless" for name in names)
+    names = []
+    for _, folders, files in os.walk(folder):
+        folders[:] = [name for name in folders if name[0] != "."]
+        names += [name for name in files if name[0] != "."]
+    counts = collections.Counter(PurePath(name).suffix.lower() or "files without an ending" for name in names)
     return ", ".join(f"{count} {suffix}" for suffix, count in counts.most_common(5)) or "no files"
 
 
