@@ -321,6 +321,7 @@ def test_a_set_is_not_overwritten_unless_asked_to(tmp_path, data):
 def test_a_set_of_another_version_is_replaced_only_when_asked_to(tmp_path, data):
     (tmp_path / "set").mkdir()
     (tmp_path / "set" / "index.json").write_text(json.dumps({"format": 99}))
+    (tmp_path / "set" / "dataset_info.json").write_text("{}")
     with pytest.raises(InputError, match="is a prepared set already"):
         run(data, tmp_path / "set")
     run(data, tmp_path / "set", overwrite=True)
