@@ -1,10 +1,15 @@
 """Trains a model: python train.py --config=configs/quickstart.py --workdir=runs/quickstart
 
 The same command goes on with a run that was interrupted. Fields of the config can be set on the command line
-(--config.steps=2000). Exit status 2 means that the input is wrong, and one sentence says what.
+(--config.steps=2000). Exit status 2 means that the input is wrong, and one sentence says what; 143 that SIGTERM came
+(a notice of preemption) and that the state is saved, to go on from.
+
+On several hosts the same command is started on each. On a TPU pod, under Slurm and under Open MPI they find each other;
+elsewhere --coordinator=HOST:PORT --num_processes=N --process_id=I (0 on the host of the coordinator) tell them.
 """
 
 import re
+import signal
 import sys
 import traceback
 
@@ -16,6 +21,9 @@ from wroformer_jax.training_config import TrainingConfig
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "the settings, for example configs/quickstart.py")
 _WORKDIR = flags.DEFINE_string("workdir", None, "directory for checkpoints, curves and logs; made if need be")
+_COORDINATOR = flags.DEFINE_string("coordinator", None, "HOST:PORT of the first of several processes")
+_NUM_PROCESSES = flags.DEFINE_integer("num_processes", None, "how many processes there are, one a host as a rule")
+_PROCESS_ID = flags.DEFINE_integer("process_id", None, "the number of this one, from 0")
 _VERBOSE = flags.DEFINE_bool("verbose", False, "show the traceback of an error")
 flags.mark_flags_as_required(["config", "workdir"])
 
@@ -40,9 +48,16 @@ def parse(argv: list[str]) -> list[str]:
 def main(_argv: list[str]) -> int:
     try:
         config = TrainingConfig.from_dict(_CONFIG.value.to_dict())
-        from wroformer_jax.trainer import train  # takes seconds, so a mistake in the config is told before
+        # These take seconds, so a mistake in the config is told before.
+        from wroformer_jax.hosts import connect
+        from wroformer_jax.trainer import PreemptedError, train
 
-        train(config, _WORKDIR.value)
+        connect(_COORDINATOR.value, _NUM_PROCESSES.value, _PROCESS_ID.value)
+        try:
+            train(config, _WORKDIR.value)
+        except PreemptedError as saved:
+            print(f"train.py: terminated; {saved}, and the same command goes on from there", file=sys.stderr)
+            return 128 + signal.SIGTERM
     except InputError as error:
         if _VERBOSE.value:
             traceback.print_exc()

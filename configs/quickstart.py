@@ -32,7 +32,7 @@ def get_config() -> ConfigDict:
     model.time_mixer = "windowed_sink"
     model.window = 10  # frames that a frame sees: 5 on each side
     model.num_sinks = 8  # learned tokens that see, and are seen by, every frame
-    model.remat = False  # memory is no concern at this size, and recomputing costs time
+    model.remat = "none"  # memory is no concern at this size, and recomputing costs time
 
     # Songs. Without a set made by `wroformer prepare`, they are synthesised (wroformer_jax/data/synthetic.py) and kept
     # in the workdir.
@@ -60,13 +60,31 @@ def get_config() -> ConfigDict:
     config.workers = 1  # processes that load; 0 loads in the training process
     config.prefetch = 4  # batches that each keeps ready
 
+    # Where the weights start. Any checkpoint that `wroformer separate` takes; of a full-attention one, windowed sinks
+    # are made as model.time_mixer, window and num_sinks say.
+    config.init = ""  # random weights
+    config.teacher = ""  # a frozen model whose masks are learnt from, see loss_weights.masks
+    config.teacher_seconds = 8.0  # what the teacher hears at once
+
+    # Devices: copies of the model, parts of its parameters and optimiser state, parts of time; -1 is the rest of them.
+    config.mesh = ConfigDict({"data": -1, "fsdp": 1, "seq": 1})
+
     # Optimisation.
     config.steps = 900  # optimiser steps
-    config.batch_size = 8  # crops a step
+    config.batch_size = 8  # crops a step, on all devices together
+    config.accumulate = 1  # parts that a batch is cut into, one after the other, to save memory
     config.learning_rate = 2e-3  # of AdamW, at its highest
-    config.warmup = 0.05  # part of the steps in which the learning rate rises; then a cosine takes it to zero
+    config.schedule = "cosine"  # down to zero at the last step, or "constant"
+    config.warmup = 0.05  # part of the steps in which the learning rate rises
+    config.b1 = 0.9  # how much of AdamW's mean of gradients is kept in a step
+    config.b2 = 0.99  # and of its mean of their squares
     config.weight_decay = 0.01  # of the matrices only, times the learning rate
     config.clip_norm = 1.0  # global norm that a gradient is scaled down to
+    config.ema = 0.0  # how much of the moving average of the weights is kept in a step; 0 is no average
+    config.freeze = ()  # patterns (regular expressions) of parameters that stay as they are
+    config.learning_rate_scales = ()  # (pattern, factor) pairs, for parameters that learn faster or slower
+    config.max_skipped = 10  # steps in a row that may be skipped because their loss or gradient is not finite
+    config.loss_weights = ConfigDict({"l1": 1.0, "stft": 1.0, "masks": 0.0})  # masks: against the teacher's
     config.loss_windows = (4096, 2048, 1024, 512, 256)  # samples, of the STFTs in the loss
     config.loss_hop = 441  # samples; the public recipe's is 147, which costs three times as much
 
@@ -75,4 +93,5 @@ def get_config() -> ConfigDict:
     config.validate_every = 100  # SDR on the unseen songs
     config.checkpoint_every = 100  # a multiple of log_every; at most this much is lost in a crash
     config.keep_checkpoints = 2  # the newest ones stay
+    config.profile_steps = ()  # the first and the last step of a trace for xprof in WORKDIR/profile; () is none
     return config

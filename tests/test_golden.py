@@ -23,6 +23,7 @@ import torch
 from bs_roformer import BSRoformer, MelBandRoformer
 from helpers import relative_error
 from reference import patch
+from tiny_training import fields_of
 
 from wroformer_jax import stft as stft_module
 from wroformer_jax.attention import windowed_sink_attention
@@ -30,6 +31,8 @@ from wroformer_jax.losses import reconstruction_loss
 from wroformer_jax.model import RoFormer
 from wroformer_jax.stft import hann_window, stft
 from wroformer_jax.torch_bridge import load_torch, to_state_dict
+from wroformer_jax.train_step import loss_and_gradients
+from wroformer_jax.training_config import TrainingConfig
 
 GOLDEN = Path(os.environ.get("WROFORMER_GOLDEN", Path(__file__).parents[2] / "shared" / "golden"))
 CASES = ("wsa", "full", "two_stems", "bs")
@@ -175,3 +178,20 @@ def test_attention(name):
         window, sinks = map(int, recorded[f"{name}/window_sinks"])
     out = windowed_sink_attention(q, k, v, window=window, num_sinks=sinks)
     np.testing.assert_allclose(out, expected, atol=1e-5, rtol=0)
+
+
+def test_the_loss_of_the_training_step(case):
+    name, config, params, recorded = case
+    if not (GOLDEN / name / "loss.json").exists():
+        assert name == "wsa"
+        return
+    expected = json.loads((GOLDEN / name / "loss.json").read_text())["total"]
+    mixture = jnp.asarray(recorded["mixture"])
+    fields = {**fields_of("finetune_wsa"), "model": config.to_dict(), "init": "", "teacher": ""}
+    fields["loss_weights"] = {"l1": 1, "stft": 1, "masks": 0}
+    training = TrainingConfig.from_dict(fields)
+    samples = recorded["output"].shape[-1]
+    targets = jnp.broadcast_to(0.5 * mixture[:, None, :, :samples], recorded["output"].shape)
+    loss_of = jax.jit(lambda *arguments: loss_and_gradients(training)(*arguments)[0])
+    loss, _ = loss_of(params, {"mixture": mixture, "targets": targets}, None)
+    assert float(loss) == pytest.approx(expected, rel=1e-5)

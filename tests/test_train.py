@@ -32,6 +32,7 @@ CONFIG = "--config=configs/quickstart.py"
         (["--workdir=w", CONFIG, "--config.steps=many"], "--config.steps=many: invalid literal"),
         (["--workdir=w", CONFIG, "--config.steps=-4"], "steps is -4, expected a whole number of at least 1"),
         (["--workdir=w", CONFIG, "--workdri=w"], "Unknown command line flag 'workdri'"),
+        (["--workdir=w", CONFIG, "--coordinator=localhost:1"], "--num_processes is missing: --coordinator, "),
         (["--workdir=w", CONFIG, "steps=4"], "unexpected argument 'steps=4'"),
     ],
 )

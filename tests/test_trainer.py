@@ -1,6 +1,7 @@
 """Training: what it leaves, that it resumes exactly, and what it refuses."""
 
 import errno
+import functools
 import itertools
 import json
 import os
@@ -10,14 +11,16 @@ import sys
 
 import jax
 import numpy as np
-import optax
 import pytest
 
-from wroformer_jax import evaluate, files, trainer
+from wroformer_jax import evaluate, files, trainer, training_checkpoints, training_report
 from wroformer_jax.checkpoint import load_model
+from wroformer_jax.data.loading import Batches
 from wroformer_jax.errors import InputError
-from wroformer_jax.model import RoFormer
+from wroformer_jax.model import RoFormer, init_params
+from wroformer_jax.train_step import initial_state
 from wroformer_jax.training_config import TrainingConfig
+from wroformer_jax.workdir import claim
 
 MODEL = {
     "num_bands": 6,
@@ -34,7 +37,7 @@ MODEL = {
     "dim_mask": 8,
     "window": 4,
     "num_sinks": 2,
-    "remat": False,
+    "remat": "none",
 }
 TRAINING = {
     "seed": 3,
@@ -50,6 +53,20 @@ TRAINING = {
     "prefetch": 2,
     "train_songs": 2,
     "song_seconds": 0.5,
+    "init": "",
+    "teacher": "",
+    "teacher_seconds": 8,
+    "mesh": {"data": 1, "fsdp": 1, "seq": 1},
+    "accumulate": 1,
+    "schedule": "cosine",
+    "b1": 0.9,
+    "b2": 0.99,
+    "ema": 0,
+    "freeze": (),
+    "learning_rate_scales": (),
+    "max_skipped": 3,
+    "profile_steps": (),
+    "loss_weights": {"l1": 1, "stft": 1, "masks": 0},
     "learning_rate": 3e-3,
     "warmup": 0.1,
     "weight_decay": 0.01,
@@ -77,11 +94,28 @@ def with_batches(change):
     """A stand-in for `trainer.make_train_step`; each batch goes through `change(batch, its number in this run)`."""
     make = trainer.make_train_step
 
-    def make_changed(config):
-        step, numbers = make(config), itertools.count()
+    def make_changed(*args):
+        step, numbers = make(*args), itertools.count()
         return lambda state, batch: step(state, change(batch, next(numbers)))
 
     return make_changed
+
+
+@pytest.fixture(scope="module", autouse=True)
+def compiled_once():
+    """What runs of a config compile is compiled for all tests together: that takes longer than all else."""
+    with pytest.MonkeyPatch.context() as patch:
+        make_state = functools.cache(lambda *args: jax.device_get(initial_state(*args)))
+        for name in ("make_train_step", "abstract_state"):
+            patch.setattr(trainer, name, functools.cache(getattr(trainer, name)))
+
+        def copied_state(config, mesh, params):
+            assert params is None
+            shardings = jax.tree.map(lambda leaf: leaf.sharding, trainer.abstract_state(config, mesh))
+            return jax.device_put(jax.tree.map(np.array, make_state(config, mesh)), shardings)
+
+        patch.setattr(trainer, "initial_state", copied_state)
+        yield
 
 
 @pytest.fixture(scope="module")
@@ -170,8 +204,8 @@ from wroformer_jax.training_config import TrainingConfig
 
 make = trainer.make_train_step
 
-def make_killing(config):
-    step, numbers = make(config), itertools.count()
+def make_killing(*args):
+    step, numbers = make(*args), itertools.count()
 
     def kill(state, batch):
         if next(numbers) == 5:
@@ -189,7 +223,7 @@ def test_killed_and_restarted_it_ends_with_the_same_weights(whole, tmp_path):
     command = [sys.executable, "-c", KILLED_ON_THE_WAY, json.dumps(tiny().to_dict()), str(tmp_path)]
     killed = subprocess.run(command, capture_output=True, text=True)
     assert killed.returncode == -signal.SIGKILL, killed.stderr
-    assert sorted(path.name for path in (tmp_path / "checkpoints").iterdir()) == ["2", "4"]
+    assert (tmp_path / "checkpoints" / "2").is_dir()  # that of step 4 may have been under way
 
     trainer.train(tiny(), tmp_path)
     assert_same_weights(whole[0], tmp_path)
@@ -231,7 +265,7 @@ def test_a_lost_log_is_no_obstacle(tmp_path, whole):
 
 def test_how_often_things_are_written_may_change(whole):
     assert trainer.train(tiny(log_every=4, validate_every=8, checkpoint_every=8), whole[0]) == whole[1]
-    trainer._claim(whole[0], tiny())
+    claim(whole[0], tiny())
 
 
 @pytest.mark.parametrize(
@@ -285,9 +319,58 @@ def test_a_disk_that_fills_up_is_named(whole, monkeypatch):
     def full(*_args, **_kwargs):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    monkeypatch.setattr(trainer.plots, "save_curves", full)
+    monkeypatch.setattr(training_report.plots, "save_curves", full)
     with pytest.raises(InputError, match=f"cannot write {whole[0]}: the disk is full"):
         trainer.train(tiny(), whole[0])
+
+
+def test_saves_that_fail_end_the_run_only_at_its_end(whole, tmp_path, monkeypatch, caplog):
+    def full(directory, _):
+        if directory.name == "checkpoints":
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(training_checkpoints, "check_space", full)
+        with pytest.raises(InputError, match=r"the last state could not be saved: .*the disk is full"):
+            trainer.train(tiny(), tmp_path)
+    assert [f"checkpoint {step} is not saved" in caplog.text for step in (2, 4, 6, 8)] == [True] * 4
+    trainer.train(tiny(), tmp_path)
+    assert_same_weights(whole[0], tmp_path)
+
+
+@pytest.mark.parametrize("step", [3, 4])  # between two logs, and where a validation is due
+def test_a_notice_of_preemption_saves_the_step_under_way(whole, tmp_path, monkeypatch, capsys, step):
+    def notice(batch, number):
+        if number == step - 1:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return batch
+
+    before = signal.getsignal(signal.SIGTERM)
+    with monkeypatch.context() as patch:
+        patch.setattr(trainer, "make_train_step", with_batches(notice))
+        with pytest.raises(trainer.PreemptedError, match=f"step {step} of 8 is saved in {tmp_path}"):
+            trainer.train(tiny(), tmp_path)
+    assert signal.getsignal(signal.SIGTERM) is before
+    assert (tmp_path / "checkpoints" / str(step)).is_dir()
+    capsys.readouterr()
+    trainer.train(tiny(), tmp_path)
+    assert capsys.readouterr().out.startswith(f"going on from step {step}")
+    assert_same_weights(whole[0], tmp_path)
+    assert (tmp_path / "metrics.jsonl").read_bytes() == (whole[0] / "metrics.jsonl").read_bytes()
+
+
+def test_workers_that_got_the_notice_too_are_no_obstacle(tmp_path, monkeypatch):
+    give, numbers = Batches.__next__, itertools.count(1)
+
+    def die_once(loader):
+        if next(numbers) == 3:
+            os.kill(os.getpid(), signal.SIGTERM)
+            raise InputError("a worker that loads batches has died")
+        return give(loader)
+
+    monkeypatch.setattr(Batches, "__next__", die_once)
+    with pytest.raises(trainer.PreemptedError, match="step 3 of 8 is saved"):
+        trainer.train(tiny(), tmp_path)
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
@@ -297,98 +380,55 @@ def test_a_workdir_that_is_read_only_is_named(tmp_path):
         trainer.train(tiny(), tmp_path)
 
 
-@pytest.mark.parametrize("bad_step", [1, 6])
-def test_divergence_is_named_and_never_saved(tmp_path, monkeypatch, bad_step):
-    def diverge(batch, number):
-        return {name: audio * np.float32(np.nan if number == bad_step - 1 else 1) for name, audio in batch.items()}
+def nan_batches(first, last):
+    def change(batch, number):
+        bad = first <= number + 1 <= last
+        return {name: audio * np.float32(np.nan if bad else 1) for name, audio in batch.items()}
 
-    monkeypatch.setattr(trainer, "make_train_step", with_batches(diverge))
-    with pytest.raises(InputError, match=r"the loss is nan at step \d: training diverged, choose a lower"):
+    return with_batches(change)
+
+
+def test_steps_that_are_not_finite_are_skipped_and_counted(whole, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(trainer, "make_train_step", nan_batches(2, 3))
+    trainer.train(tiny(), tmp_path)
+    records, others = (
+        [json.loads(line) for line in (path / "metrics.jsonl").read_text().splitlines()]
+        for path in (tmp_path, whole[0])
+    )
+    train, undisturbed = ([r for r in lines if r["kind"] == "train"] for lines in (records, others))
+    assert [r["skipped"] for r in train] == [1, 2, 2, 2]
+    assert [r["skipped_in_a_row"] for r in train] == [1, 0, 0, 0]
+    assert [r["skipped"] for r in undisturbed] == [0, 0, 0, 0]
+    assert all(np.isfinite(value) for r in train for name, value in r.items() if name != "kind")
+    assert train[0]["loss"] != undisturbed[0]["loss"]  # of the first step alone
+    said = capsys.readouterr().out
+    assert (
+        "step 2: 1 of the last 2 steps were skipped, because their loss or gradient was not finite (1 so far)" in said
+    )
+    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(load_model(tmp_path)[1]))
+
+
+def test_an_interval_without_a_finite_step_has_no_record(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(trainer, "make_train_step", nan_batches(3, 4))
+    trainer.train(tiny(), tmp_path)
+    records = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert [r["step"] for r in records if r["kind"] == "train"] == [2, 6, 8]
+    assert "step 4: 2 of the last 2 steps were skipped" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("bad_step", [1, 5])
+def test_divergence_is_named_and_its_batch_kept(tmp_path, monkeypatch, bad_step):
+    monkeypatch.setattr(trainer, "make_train_step", nan_batches(bad_step, 8))
+    with pytest.raises(
+        InputError, match=rf"not finite at 3 steps in a row, the last of them step {bad_step + 2}, whose"
+    ):
         trainer.train(tiny(), tmp_path)
     saved = sorted(path.name for path in (tmp_path / "checkpoints").iterdir())
-    assert saved == ["2", "4"][: (bad_step - 1) // 2]
-
-
-def one_batch(config, seed=0):
-    rng = np.random.default_rng(seed)
-    shape = (config.batch_size, 2, config.crop_samples)
-    vocals = 0.1 * rng.standard_normal(shape, dtype=np.float32)
-    return {"mixture": vocals + 0.1 * rng.standard_normal(shape, dtype=np.float32), "targets": vocals[:, None]}
-
-
-def test_step_is_pure_learns_and_leaves_the_constants():
-    config = tiny()
-    train_step = trainer.make_train_step(config)
-    batch = one_batch(config)
-    ends = []
-    for _ in range(2):
-        state = trainer.initial_state(config)
-        before = jax.device_get(state.params)
-        losses = []
-        for _ in range(8):
-            state, metrics = train_step(state, batch)
-            losses.append(float(metrics["loss"]))
-        ends.append(jax.device_get(state.params))
-        assert losses[-1] < losses[0]
-    jax.tree.map(np.testing.assert_array_equal, *ends)
-    assert int(state.step) == 8
-    for name in ("time_rotary", "freq_rotary"):
-        np.testing.assert_array_equal(before[name]["freqs"], ends[0][name]["freqs"])
-    assert not np.array_equal(before["sink_tokens"], ends[0]["sink_tokens"])
-
-
-def test_loss_is_that_of_the_public_recipe():
-    from wroformer_jax.losses import reconstruction_loss
-
-    config = tiny()
-    state = trainer.initial_state(config)
-    batch = one_batch(config)
-    model = RoFormer(config.model)
-
-    @jax.jit
-    def loss_of(params, mixture, vocals):
-        estimate = model.apply({"params": params}, mixture)[:, 0]
-        return reconstruction_loss(estimate, vocals, stft_n_fft=256, windows=(256, 64), hop=64)
-
-    expected = loss_of(state.params, batch["mixture"], batch["targets"][:, 0])
-    _, metrics = trainer.make_train_step(config)(state, batch)
-    assert float(metrics["loss"]) == pytest.approx(float(expected), rel=1e-5)
-
-
-LEAVES = {"layer": {"kernel": np.ones((2, 3), np.float32), "bias": np.ones(3, np.float32)}, "gamma": np.ones(2, "f4")}
-
-
-def test_only_matrices_decay():
-    optimizer = trainer.make_optimizer(tiny(weight_decay=0.5, warmup=0.0))
-    updates, _ = optimizer.update(jax.tree.map(np.zeros_like, LEAVES), optimizer.init(LEAVES), LEAVES)
-    np.testing.assert_allclose(updates["layer"]["kernel"], -3e-3 * 0.5, rtol=1e-5)
-    assert not updates["layer"]["bias"].any()
-    assert not updates["gamma"].any()
-
-
-def test_every_matrix_of_the_model_is_called_kernel():
-    for path, leaf in jax.tree_util.tree_leaves_with_path(trainer.initial_state(tiny()).params):
-        name = path[-1].key
-        assert name in ("kernel", "bias", "gamma", "freqs", "sink_tokens")
-        assert name != "kernel" or leaf.ndim >= 2
-
-
-def test_gradients_are_clipped():
-    optimizer = trainer.make_optimizer(tiny(clip_norm=0.5))
-    for scale in (1.0, 100.0):
-        gradients = jax.tree.map(lambda leaf, scale=scale: scale * leaf, LEAVES)
-        _, after = optimizer.update(gradients, optimizer.init(LEAVES), LEAVES)
-        assert float(optax.global_norm(after[1][0].mu)) == pytest.approx(0.1 * 0.5, rel=1e-4)
-
-
-def test_learning_rate_rises_and_falls():
-    schedule = trainer._schedule(tiny(steps=100, warmup=0.1))
-    rates = [float(schedule(step)) for step in range(101)]
-    assert rates[0] == 0
-    assert np.argmax(rates) == 10
-    assert rates[10] == pytest.approx(3e-3)
-    assert rates[100] == pytest.approx(0, abs=1e-9)
-    assert float(trainer._schedule(tiny(steps=1, warmup=0.0))(0)) == pytest.approx(3e-3)
+    assert saved == (["2"] if bad_step == 1 else ["4", "6"])
+    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(load_model(tmp_path)[1]))
+    with np.load(tmp_path / "bad_batch.npz") as batch:
+        assert batch["mixture"].shape == (2, 2, tiny().crop_samples)
+        assert batch["targets"].shape == (2, 1, 2, tiny().crop_samples)
 
 
 def test_validation_scores_each_stem(monkeypatch):
@@ -411,6 +451,6 @@ def test_validation_scores_each_stem(monkeypatch):
 
 @pytest.mark.parametrize("chunk_seconds", [None, 0.2])
 def test_validation_separates_songs_of_any_length(chunk_seconds):
-    model, params = RoFormer(tiny().model), trainer.initial_state(tiny()).params
+    model, params = RoFormer(tiny().model), init_params(RoFormer(tiny().model), 0)
     mixture = 0.1 * np.random.default_rng(0).standard_normal((2, 7999), dtype=np.float32)
     assert evaluate.separate_song(model, params, mixture, chunk_seconds=chunk_seconds).shape == (1, 2, 7999)

@@ -4,6 +4,7 @@ import dataclasses
 import os
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import jax
 import optax
@@ -11,6 +12,7 @@ import orbax.checkpoint as ocp
 import pytest
 from tiny_model import CONFIG, FULL, assert_same, fail_halfway, files_in, largest_file, make_params
 
+from wroformer_jax import files
 from wroformer_jax.checkpoint import load_model
 from wroformer_jax.errors import InputError
 from wroformer_jax.training_checkpoints import TrainingCheckpoints
@@ -111,7 +113,7 @@ def test_another_model_in_the_workdir(tmp_path, params):
     save_steps(tmp_path, params, [1])
     with pytest.raises(InputError, match="holds the training of another model: its dim_mask is 32, not 64"):
         TrainingCheckpoints(tmp_path, dataclasses.replace(CONFIG, dim_mask=64))
-    TrainingCheckpoints(tmp_path, dataclasses.replace(CONFIG, dtype="bfloat16", remat=False)).close()
+    TrainingCheckpoints(tmp_path, dataclasses.replace(CONFIG, dtype="bfloat16", remat="none")).close()
 
 
 def test_another_optimiser(tmp_path, params):
@@ -129,14 +131,74 @@ def test_saving_a_step_twice(tmp_path, params):
 
 
 @pytest.mark.parametrize("error", FULL)
-def test_disk_fills_up_in_training(tmp_path, params, monkeypatch, error):
+@pytest.mark.parametrize("late", [False, True])
+def test_a_disk_that_fills_up_while_saving_ends_no_training(tmp_path, params, monkeypatch, caplog, error, late):
     save_steps(tmp_path, params, [1])
     before = files_in(tmp_path)
     with TrainingCheckpoints(tmp_path, CONFIG) as checkpoints:
-        monkeypatch.setattr(ocp.Checkpointer, "save", fail_halfway(error))
-        with pytest.raises(InputError, match=r"cannot write \S+2: the disk is full"):
-            checkpoints.save(2, params, training_state(params, 2))
-    assert files_in(tmp_path) == before
+        if late:  # when training goes on already
+            monkeypatch.setattr(ocp.PyTreeCheckpointHandler, "finalize", fail_halfway(error))
+        else:
+            monkeypatch.setattr(ocp.AsyncCheckpointer, "save", fail_halfway(error))
+        checkpoints.save(2, params, training_state(params, 2))
+        with pytest.raises(InputError, match=r"the last state could not be saved: cannot write \S+2: the disk is full"):
+            checkpoints.finish()
+        assert "checkpoint 2 is not saved, the next one is the next attempt: cannot write" in caplog.text
+        assert files_in(tmp_path) == before
+        monkeypatch.undo()
+        checkpoints.save(3, params, training_state(params, 3))
+        checkpoints.finish()
+    assert sorted(os.listdir(tmp_path / "checkpoints")) == ["1", "3"]
+    assert_same(params, load_model(tmp_path)[1])
+
+
+def test_a_disk_without_room_is_known_of_before(tmp_path, params, monkeypatch, caplog):
+    with TrainingCheckpoints(tmp_path, CONFIG) as checkpoints:
+        monkeypatch.setattr(files.shutil, "disk_usage", lambda _: SimpleNamespace(free=1000))
+        checkpoints.save(1, params, training_state(params, 1))
+        assert os.listdir(tmp_path / "checkpoints") == []
+        assert "the disk is full" in caplog.text
+        with pytest.raises(InputError, match="the last state could not be saved"):
+            checkpoints.finish()
+
+
+def test_an_unreachable_place_is_no_end_either(tmp_path, params, caplog):
+    with TrainingCheckpoints(tmp_path, CONFIG) as checkpoints:
+        checkpoints.directory.rmdir()
+        checkpoints.directory.write_text("")  # what was mounted there is gone
+        checkpoints.save(1, params, training_state(params, 1))
+        assert "checkpoint 1 is not saved" in caplog.text
+        checkpoints.directory.unlink()
+        checkpoints.directory.mkdir()
+        checkpoints.save(2, params, training_state(params, 2))
+        checkpoints.finish()
+        assert checkpoints.steps() == [2]
+
+
+def test_what_is_given_away_after_saving_is_saved_as_it_was(tmp_path, params):
+    donated = jax.jit(lambda tree: jax.tree.map(lambda leaf: leaf + 1, tree), donate_argnums=0)
+    state = jax.tree.map(jax.numpy.array, params)
+    with TrainingCheckpoints(tmp_path, CONFIG) as checkpoints:
+        checkpoints.save(1, state, {"n": 1})
+        for _ in range(3):
+            state = donated(state)
+        checkpoints.finish()
+    assert_same(params, load_model(tmp_path)[1])
+
+
+def test_the_best_step_stays(tmp_path, params):
+    def save(steps, scores):
+        with TrainingCheckpoints(tmp_path, CONFIG, max_to_keep=1) as checkpoints:
+            for step, score in zip(steps, scores, strict=True):
+                checkpoints.save(step, params, {"n": step}, score=score)
+        return sorted(map(int, os.listdir(tmp_path / "checkpoints")))
+
+    assert save([1, 2, 3], [1.0, 3.0, 2.0]) == [2, 3]
+    assert save([4, 5], [None, float("nan")]) == [2, 5]  # known by another process, too
+    assert save([6, 7], [4.0, 3.5]) == [6, 7]
+    (tmp_path / "checkpoints" / "6" / "score" / "metadata").write_text("{garbled")
+    assert save([8], [1.0]) == [7, 8]
+    assert_same(params, load_model(tmp_path)[1])
 
 
 def test_damaged_metadata_of_orbax_is_neither_needed_nor_mentioned(tmp_path, params, caplog):
@@ -166,8 +228,10 @@ def die(*_, **__):
 
 params, checkpoints = make_params(), TrainingCheckpoints(sys.argv[1], CONFIG)
 checkpoints.save(1, params, {"n": 1})
+checkpoints.finish()
 ocp.PyTreeCheckpointHandler.finalize = die
 checkpoints.save(2, params, {"n": 2})
+checkpoints.finish()
 """
 
 

@@ -13,6 +13,7 @@ from wroformer_jax.errors import InputError
 BAND_SCHEMES = ("mel", "band_split")
 TIME_MIXERS = ("windowed_sink", "full")
 DTYPES = ("float32", "bfloat16")
+REMATS = ("none", "block", "dots")
 
 # BS-RoFormer (arXiv 2309.02612), table 1 as the public implementations have it: 62 bands, 1,025 bins.
 DEFAULT_FREQS_PER_BANDS = (2,) * 24 + (4,) * 12 + (12,) * 8 + (24,) * 8 + (48,) * 8 + (128, 129)
@@ -52,7 +53,9 @@ class ModelConfig:
     skip_connection: bool = False  # add the outputs of all earlier blocks before each block
     zero_dc: bool = True  # zero bin 0 of the result
     dtype: str = "float32"  # of matrix products; parameters, norms, softmax and STFT are float32 always
-    remat: bool = True  # recompute a block in the backward pass instead of keeping its activations
+    # What the backward pass finds kept, and does not compute again: "none" (recompute nothing), "block" (only the
+    # residual stream between blocks is kept), or "dots" (the results of matrix products, too).
+    remat: str = "block"
 
     def __post_init__(self) -> None:
         if isinstance(self.stems, str):
@@ -65,6 +68,8 @@ class ModelConfig:
             object.__setattr__(self, "freqs_per_bands", DEFAULT_FREQS_PER_BANDS)
         if self.band_scheme == "band_split":
             object.__setattr__(self, "num_bands", len(self.freqs_per_bands))
+        if isinstance(self.remat, bool):  # as models were saved before there was a choice
+            object.__setattr__(self, "remat", "block" if self.remat else "none")
         self._validate()
 
     def _validate(self) -> None:
@@ -72,6 +77,7 @@ class ModelConfig:
             ("band_scheme", BAND_SCHEMES),
             ("time_mixer", TIME_MIXERS),
             ("dtype", DTYPES),
+            ("remat", REMATS),
             ("channels", (1, 2)),
         ):
             if (value := getattr(self, name)) not in allowed:
@@ -80,7 +86,7 @@ class ModelConfig:
             _check_int(name, getattr(self, name), minimum=1)
         for name in ("window", "num_sinks"):
             _check_int(name, getattr(self, name), minimum=0)
-        for name in ("skip_connection", "zero_dc", "remat"):
+        for name in ("skip_connection", "zero_dc"):
             if not isinstance(value := getattr(self, name), bool):
                 raise InputError(f"{name} is {value!r}, expected true or false")
         if self.dim_head % 2:

@@ -10,6 +10,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float
 
 from wroformer_jax.stft import stft
@@ -50,7 +51,7 @@ def multi_resolution_stft_loss(
     total = jnp.zeros((), difference.dtype)
     for window in windows:
         spectrum = stft(difference, n_fft=max(window, stft_n_fft), hop_length=hop, win_length=window)
-        total += jnp.mean(_modulus(*spectrum))
+        total += mean_modulus(*spectrum)
     return total
 
 
@@ -61,8 +62,11 @@ def reconstruction_loss(
     return l1(estimate, target) + multi_resolution_stft_loss(estimate, target, **sizes)
 
 
-def _modulus(real: Float[Array, "*shape"], imag: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
-    """|real + i imag|, its gradient 0 where it is 0, as torch has it; the bare square root would give NaN."""
+def mean_modulus(
+    real: Float[Array, "*shape"], imag: Float[Array, "*shape"], weights: Float[np.ndarray, ...] | float = 1.0
+) -> Float[Array, ""]:
+    """Mean of weights * |real + i imag|, its gradient 0 where the modulus is 0, as torch has it; the bare square root
+    would give NaN."""
     power = real * real + imag * imag
     positive = power > 0
-    return jnp.where(positive, jnp.sqrt(jnp.where(positive, power, 1)), 0)
+    return jnp.mean(weights * jnp.where(positive, jnp.sqrt(jnp.where(positive, power, 1)), 0))

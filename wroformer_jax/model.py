@@ -33,6 +33,8 @@ Params = dict[str, Any]
 Tables = tuple[Float[Array, "position 1 head_dim"], Float[Array, "position 1 head_dim"]]
 MakeMixer = Callable[..., nn.Module]
 
+_REMAT_POLICIES = {"block": None, "dots": jax.checkpoint_policies.dots_saveable}
+
 # Standard deviation of fresh sink tokens: small beside the features, whose entries are of the order of 1.
 SINK_STD = 0.02
 
@@ -68,7 +70,9 @@ class RoFormer(nn.Module):
                 _named(nn.initializers.normal(SINK_STD), "sink", "band", "embed"),
                 (config.num_sinks, config.num_bands, config.dim),
             )
-        block = nn.remat(Block, prevent_cse=False) if config.remat else Block
+        block = Block
+        if config.remat != "none":
+            block = nn.remat(Block, prevent_cse=False, policy=_REMAT_POLICIES[config.remat])
         self.blocks = nn.scan(
             block,
             variable_axes={"params": 0},
@@ -95,6 +99,16 @@ class RoFormer(nn.Module):
         Raises:
           InputError: the shape does not fit the model.
         """
+        return self.stems_and_masks(audio)[0]
+
+    def stems_and_masks(
+        self, audio: Float[Array | np.ndarray, "batch channel sample"]
+    ) -> tuple[
+        Float[Array, "batch stem channel out_sample"],
+        Float[Array, "batch stem channel frame bin"],
+        Float[Array, "batch stem channel frame bin"],
+    ]:
+        """What `__call__` gives, with the real and imaginary part of the masks."""
         self._check(audio)
         real, imag = stft(audio, **_stft_sizes(self.config))
         mask_real, mask_imag = self._masks(real, imag)
@@ -104,7 +118,7 @@ class RoFormer(nn.Module):
         if self.config.zero_dc:
             keep = jnp.arange(self.config.num_bins) > 0
             stem_real, stem_imag = jnp.where(keep, stem_real, 0.0), jnp.where(keep, stem_imag, 0.0)
-        return inverse_stft(stem_real, stem_imag, **_stft_sizes(self.config))
+        return inverse_stft(stem_real, stem_imag, **_stft_sizes(self.config)), mask_real, mask_imag
 
     def masks(
         self, audio: Float[Array | np.ndarray, "batch channel sample"]
@@ -401,10 +415,9 @@ def init_params(model: RoFormer, seed: int) -> Params:
 
     Args:
       model: the model.
-      seed: the same seed gives the same parameters on the same kind of device.
+      seed: the same seed gives the same parameters on any number of devices.
     """
-    # The default generator would be unrolled once a parameter and takes three times as long to compile.
-    return _initial_params(model, jax.random.key(seed, impl="rbg"))
+    return _initial_params(model, jax.random.key(seed, impl="threefry2x32"))  # "rbg" would depend on the sharding
 
 
 @functools.partial(jax.jit, static_argnums=0)

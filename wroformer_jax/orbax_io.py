@@ -98,28 +98,43 @@ def quiet_orbax() -> Iterator[Any]:
     collected with their errors unread.
     """
 
-    def not_from_orbax(record: logging.LogRecord) -> bool:
-        return f"{os.sep}orbax{os.sep}" not in record.pathname
-
-    absl, report = logging.getLogger("absl"), sys.unraisablehook
-    absl.addFilter(not_from_orbax)
+    report = sys.unraisablehook
     sys.unraisablehook = lambda _: None
     try:
-        import orbax.checkpoint as ocp
+        with muted_log():
+            import orbax.checkpoint as ocp
 
-        yield ocp
+            yield ocp
     except Exception:
         time.sleep(0.1)  # for transfers under way
         raise
     finally:
         sys.unraisablehook = report
+
+
+@contextlib.contextmanager
+def muted_log() -> Iterator[None]:
+    """Keeps what Orbax logs, in any thread, to itself."""
+
+    def not_from_orbax(record: logging.LogRecord) -> bool:
+        return f"{os.sep}orbax{os.sep}" not in record.pathname
+
+    absl = logging.getLogger("absl")
+    absl.addFilter(not_from_orbax)
+    try:
+        yield
+    finally:
         absl.removeFilter(not_from_orbax)
 
 
 def _read_tree(ocp: Any, path: Path, like: Any, to_numpy: bool) -> Any:
     import jax
 
-    with contextlib.closing(ocp.Checkpointer(tree_handler(ocp))) as checkpointer:
+    # Each process reads for itself: one that finds damage would leave the others waiting for it.
+    index = jax.process_index()
+    alone = ocp.options.MultiprocessingOptions(primary_host=index, active_processes={index})
+    handler = tree_handler(ocp, multiprocessing_options=alone)
+    with contextlib.closing(ocp.Checkpointer(handler, multiprocessing_options=alone)) as checkpointer:
         on_disk = checkpointer.metadata(path.absolute()).item_metadata
         if on_disk is None:
             raise ValueError(f"{path} has no readable metadata")

@@ -1,20 +1,37 @@
-"""The checkpoints of a training run: WORKDIR/model.json and WORKDIR/checkpoints/STEP/{params,training}/."""
+"""The checkpoints of a training run: WORKDIR/model.json and WORKDIR/checkpoints/STEP/{params,training,score}/.
+
+They are written while training goes on, by all processes into one directory, each what its devices hold. A step gets
+its name when all of it is on disk.
+"""
 
 from __future__ import annotations
 
 import contextlib
+import json
 import logging
+import math
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
+
+import jax
 
 from wroformer_jax.checkpoint import is_model_directory, read_model_json, write_model_json
 from wroformer_jax.config import ModelConfig
 from wroformer_jax.errors import InputError
 from wroformer_jax.files import check_space, disk_errors_named
-from wroformer_jax.orbax_io import DamagedError, num_bytes, quiet_orbax, refuse_pattern, restore_tree, tree_handler
+from wroformer_jax.hosts import gather, in_first, together
+from wroformer_jax.orbax_io import (
+    DamagedError,
+    muted_log,
+    num_bytes,
+    quiet_orbax,
+    refuse_pattern,
+    restore_tree,
+    tree_handler,
+)
 
 _log = logging.getLogger("wroformer")
 
@@ -22,13 +39,13 @@ _log = logging.getLogger("wroformer")
 class TrainingCheckpoints:
     """The checkpoints in WORKDIR/checkpoints; a thin layer over Orbax's CheckpointManager.
 
-    Use as a context manager, or call `close`. Saving is synchronous: after `save` the step is on disk.
+    Use as a context manager, or call `close`. All processes make one, and call its methods at the same steps.
 
     Args:
-      workdir: the directory of the run; made if it is not there. Gets a model.json, so that
+      workdir: the directory of the run, the same for all processes; made if it is not there. Gets a model.json, so that
         `wroformer_jax.load(workdir)` works as soon as a step is saved.
       config: the settings of the model that is trained.
-      max_to_keep: how many of the newest steps stay; None keeps all.
+      max_to_keep: how many of the newest steps stay, and the best one beside them; None keeps all.
 
     Raises:
       InputError: the workdir holds checkpoints of another model, cannot be written, or has a *, ? or [ in its path.
@@ -36,45 +53,78 @@ class TrainingCheckpoints:
 
     def __init__(self, workdir: str | os.PathLike, config: ModelConfig, *, max_to_keep: int | None = 3) -> None:
         workdir = Path(workdir).absolute()
-        refuse_pattern(workdir)
         self.directory = workdir / "checkpoints"
-        with disk_errors_named(workdir):
-            self.directory.mkdir(parents=True, exist_ok=True)
-            _claim(workdir, config)
+        in_first(lambda: _claim(workdir, config))
+        self._scores = _Scores(self.directory, max_to_keep)
+        self._saving: int | None = None  # the step that is being written
+        self._failure: str | None = None  # why the last save failed
+        self._muted = contextlib.ExitStack()
+        self._muted.enter_context(muted_log())  # its threads log at any time
         with quiet_orbax() as ocp:
+            options, handlers = ocp.options, ocp.handlers
+            # Named processes wait for each other through the coordinator. Through the devices, as Orbax has it else,
+            # its threads would come between the steps of the training, in each process between others.
+            several = {"active_processes": set(range(jax.process_count()))} if jax.process_count() > 1 else {}
+            processes = options.MultiprocessingOptions(primary_host=0, **several)
             self._manager = ocp.CheckpointManager(
                 self.directory,
                 options=ocp.CheckpointManagerOptions(
-                    preservation_policy=ocp.checkpoint_managers.LatestN(max_to_keep),
-                    enable_async_checkpointing=False,
+                    create=False,
+                    preservation_policy=self._scores,
+                    enable_async_checkpointing=True,
+                    # A place that refuses is known of at once, and before a process waits for another.
+                    async_options=options.AsyncOptions(create_directories_asynchronously=False),
+                    multiprocessing_options=processes,
                     cleanup_tmp_directories=True,
                 ),
-                handler_registry=ocp.handlers.create_default_handler_registry(
-                    params=tree_handler(ocp), training=tree_handler(ocp)
+                handler_registry=handlers.create_default_handler_registry(
+                    params=tree_handler(ocp, multiprocessing_options=processes),
+                    training=tree_handler(ocp, multiprocessing_options=processes),
+                    score=ocp.JsonCheckpointHandler(multiprocessing_options=processes),
                 ),
             )
 
-    def save(self, step: int, params: Any, training: Any) -> None:
-        """Saves one step; does nothing if that step is saved already.
+    def save(self, step: int, params: Any, training: Any, *, score: float | None = None) -> None:
+        """Starts to save one step, and returns when its arrays may be given away; nothing if it is saved already.
+
+        A save that fails, at once or later, does not end the training: a warning says why, what was saved before stays,
+        and the next save is the next attempt. `finish` raises if there was none that succeeded.
 
         Args:
           step: the number of optimiser steps taken.
           params: the parameters, a nested dict of JAX arrays.
           training: whatever else resuming needs (optimiser state, random keys, counters): any pytree of
             arrays, numbers and texts.
-
-        Raises:
-          InputError: the disk is full or refuses; earlier steps are as they were.
+          score: how good it is; the highest stays.
         """
+        self._settle()
         if step in self.steps():
             return
-        with self._clean_after_failure(), disk_errors_named(self.directory / str(step)), quiet_orbax() as ocp:
-            check_space(self.directory, num_bytes((params, training)))
-            self._manager.save(
-                step,
-                args=ocp.args.Composite(params=ocp.args.PyTreeSave(params), training=ocp.args.PyTreeSave(training)),
-                force=True,  # the caller decides when to save
-            )
+        self._scores.add(step, score)
+        self._saving = step
+        error = None
+        try:
+            num_needed = num_bytes((params, training))
+            # Asked by all before one begins: Orbax has processes wait for one whose disk is full.
+            no_room = gather(self._no_room(num_needed))
+            if not any(no_room):
+                self._start(step, params, training)
+            else:
+                error = next(filter(None, no_room))
+        except Exception as raised:  # whatever a disk or a bucket comes up with must not end the training
+            error = _sentence(raised)
+        if any(gather(error)):
+            self._settle(error)
+
+    def finish(self) -> None:
+        """Waits until the last step is on disk.
+
+        Raises:
+          InputError: it could not be saved.
+        """
+        self._settle()
+        if self._failure:
+            raise InputError(f"the last state could not be saved: {self._failure}")
 
     def restore(self, params_like: Any, training_like: Any) -> tuple[int, Any, Any] | None:
         """Reads the newest step that is whole.
@@ -92,17 +142,16 @@ class TrainingCheckpoints:
         Raises:
           InputError: a step is of another model or optimiser, or steps were saved and every one is damaged.
         """
+        self._settle()
         damaged: list[tuple[Path, str]] = []
         for step in self.steps()[::-1]:
             directory = self.directory / str(step)
-            try:
-                params = restore_tree(directory / "params", params_like)
-                training = restore_tree(directory / "training", training_like)
-            except DamagedError as error:
-                damaged.append((directory, str(error)))
+            params, training, reason = together(lambda path=directory: _read(path, params_like, training_like))
+            if reasons := list(filter(None, gather(reason))):  # in one process or another: each reads its part
+                damaged.append((directory, reasons[0]))
                 continue
             for path, reason in damaged:
-                _set_aside(path, reason)
+                in_first(lambda path=path, reason=reason: _set_aside(path, reason))
             with quiet_orbax():
                 self._manager.reload()
             return step, params, training
@@ -114,13 +163,18 @@ class TrainingCheckpoints:
         return None
 
     def steps(self) -> list[int]:
-        """The steps on disk, oldest first."""
+        """The steps on disk and the one that is being written, oldest first."""
         return sorted(self._manager.all_steps())
 
     def close(self) -> None:
-        """Releases what Orbax holds."""
+        """Waits for what is being written, and releases what Orbax holds."""
         with quiet_orbax():
+            try:
+                self._manager.wait_until_finished()
+            except Exception as error:  # as in `save`
+                self._warn(_sentence(error))
             self._manager.close()
+        self._muted.close()
 
     def __enter__(self) -> TrainingCheckpoints:
         return self
@@ -128,21 +182,108 @@ class TrainingCheckpoints:
     def __exit__(self, *_) -> None:
         self.close()
 
-    @contextlib.contextmanager
-    def _clean_after_failure(self) -> Iterator[None]:
+    def _start(self, step: int, params: Any, training: Any) -> None:
+        with quiet_orbax() as ocp, disk_errors_named(self.directory / str(step)):
+            items = {"params": ocp.args.PyTreeSave(params), "training": ocp.args.PyTreeSave(training)}
+            if (score := self._scores.of(step)) is not None:
+                items["score"] = ocp.args.JsonSave({"score": score})
+            # The caller decides when to save.
+            self._manager.save(step, args=ocp.args.Composite(**items), force=True)
+
+    def _no_room(self, num_needed: int) -> str | None:
         try:
-            yield
-        except BaseException:
-            for leftover in self.directory.glob("*.orbax-checkpoint-tmp*"):
-                shutil.rmtree(leftover, ignore_errors=True)
-            raise
+            check_space(self.directory, num_needed)
+        except OSError as error:
+            return f"cannot write {self.directory}: the disk is full ({error.strerror})"
+        return None
+
+    def _settle(self, error: str | None = None) -> None:
+        """Waits for the save under way, and notes in all processes whether it succeeded in all.
+
+        Args:
+          error: why it could not even be started.
+        """
+        if self._saving is None:
+            return
+        try:
+            with quiet_orbax(), disk_errors_named(self.directory / str(self._saving)):
+                self._manager.wait_until_finished()
+        except Exception as raised:  # as in `save`
+            error = error or _sentence(raised)
+        self._failure = next(filter(None, gather(error)), None)
+        if self._failure:
+            self._warn(self._failure)
+            self._scores.drop(self._saving)
+            in_first(self._remove_leftovers)
+            with quiet_orbax():
+                self._manager.reload()
+        self._saving = None
+
+    def _warn(self, reason: str) -> None:
+        _log.warning("checkpoint %s is not saved, the next one is the next attempt: %s", self._saving, reason)
+
+    def _remove_leftovers(self) -> None:
+        for leftover in self.directory.glob("*.orbax-checkpoint-tmp*"):
+            shutil.rmtree(leftover, ignore_errors=True)
+
+
+class _Scores:
+    """How good steps are, and Orbax's rule, from that, of which to keep: the newest, and the best.
+
+    Scores lie in STEP/score/. One that cannot be read is none: that a score is damaged is no reason to lose a run.
+    """
+
+    def __init__(self, directory: Path, max_to_keep: int | None) -> None:
+        self._directory, self._max_to_keep = directory, max_to_keep
+        self._new: dict[int, float] = {}
+
+    def add(self, step: int, score: float | None) -> None:
+        if score is not None and math.isfinite(score):
+            self._new[step] = score
+
+    def drop(self, step: int) -> None:
+        self._new.pop(step, None)
+
+    def of(self, step: int) -> float | None:
+        if step in self._new:
+            return self._new[step]
+        try:
+            score = json.loads((self._directory / str(step) / "score" / "metadata").read_text())["score"]
+        except (OSError, ValueError, KeyError, TypeError):
+            return None
+        return score if isinstance(score, float) else None
+
+    def should_preserve(self, checkpoints: Sequence[Any], *, context: Any) -> list[bool]:
+        """Whether each stays, oldest first. Orbax calls this."""
+        if self._max_to_keep is None:
+            return [True] * len(checkpoints)
+        steps = [checkpoint.step for checkpoint in checkpoints]
+        scored = {step: score for step in steps if (score := self.of(step)) is not None}
+        best = max(scored, key=lambda step: (scored[step], step), default=None)
+        return [step == best or step in steps[-self._max_to_keep :] for step in steps]
+
+
+def _read(directory: Path, params_like: Any, training_like: Any) -> tuple[Any, Any, str | None]:
+    """Parameters and training state of a step; in place of them, why it is damaged."""
+    try:
+        params = restore_tree(directory / "params", params_like)
+        return params, restore_tree(directory / "training", training_like), None
+    except DamagedError as error:
+        return None, None, str(error)
+
+
+def _sentence(error: Exception) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0][:300]
 
 
 def _claim(workdir: Path, config: ModelConfig) -> None:
     """Makes the workdir this model's, or checks that it is."""
-    if not is_model_directory(workdir):
-        write_model_json(workdir, config)
-        return
+    refuse_pattern(workdir)
+    with disk_errors_named(workdir):
+        (workdir / "checkpoints").mkdir(parents=True, exist_ok=True)
+        if not is_model_directory(workdir):
+            write_model_json(workdir, config)
+            return
     there = read_model_json(workdir)[0].to_dict()
     for name, value in config.to_dict().items():
         # These decide how the model is computed, not what its parameters are.

@@ -35,27 +35,24 @@ class TrainingLog:
         self._bar = tqdm(total=steps, initial=first_step, unit="step", disable=not on_terminal())
         self._steps = steps
 
-    def train(
-        self,
-        step: int,
-        *,
-        loss: float,
-        gradient_norm: float,
-        learning_rate: float,
-        seconds_per_step: float,
-        data_wait: float,
-    ) -> None:
-        """Records means over the steps since the last record; `data_wait` is the share of the time spent waiting."""
-        scalars = {"loss": loss, "gradient_norm": gradient_norm, "learning_rate": learning_rate}
+    def train(self, step: int, *, seconds_per_step: float, data_wait: float, **scalars: float) -> None:
+        """Records means over the steps since the last record.
+
+        Args:
+          step: the last of them.
+          seconds_per_step: of the clock.
+          data_wait: share of the time that was spent waiting for data.
+          scalars: "loss" and whatever else the training step measures.
+        """
         self._record("train", step, scalars)
         self._events.add_scalar("train/seconds_per_step", seconds_per_step, step)
         self._events.add_scalar("train/data_wait", data_wait, step)
         if on_terminal():
-            self._bar.set_postfix(loss=f"{loss:.3f}", data_wait=f"{data_wait:.0%}", refresh=False)
+            self._bar.set_postfix(loss=f"{scalars['loss']:.3f}", data_wait=f"{data_wait:.0%}", refresh=False)
             self._bar.update(step - self._bar.n)
         else:
             self.say(
-                f"step {step}/{self._steps}: loss {loss:.4f}, {seconds_per_step:.2f} s a step, "
+                f"step {step}/{self._steps}: loss {scalars['loss']:.4f}, {seconds_per_step:.2f} s a step, "
                 f"{data_wait:.0%} waiting for data"
             )
 

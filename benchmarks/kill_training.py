@@ -1,0 +1,143 @@
+"""Training runs that are killed at random moments, also while saving, end with the weights of one that is not.
+
+    python benchmarks/kill_training.py
+
+Trains once without interruption (or takes the workdir of such a run, --reference, made by the same code on the same
+machine). Then trains again, killed (SIGKILL) and restarted until it was killed so many times: one time in three as soon
+as a checkpoint is being written, else after a random time. A run that ends before that is compared with the first one,
+weights bit for bit and records byte for byte, and another one begins. At last a run gets SIGTERM: how long it takes to
+save and exit, and what it then ends with.
+"""
+
+import argparse
+import contextlib
+import random
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+from report import print_table, write_result
+
+ROOT = Path(__file__).parents[1]
+# A model and songs so small that most of a life is not the compiling of the step.
+SMALL = [
+    "--config.model.dim=8", "--config.model.num_bands=8", "--config.model.dim_feed_forward=8",
+    "--config.model.dim_mask=8", "--config.seconds=0.3", "--config.song_seconds=2", "--config.train_songs=4",
+    "--config.validation_songs=1", "--config.batch_size=2", "--config.steps=600", "--config.checkpoint_every=10",
+    "--config.validate_every=200", "--config.loss_windows=(1024,256)", "--config.ema=0.9",
+]  # fmt: skip
+
+
+def start(command: list[str]) -> subprocess.Popen:
+    return subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL)
+
+
+def ended(process: subprocess.Popen) -> bool:
+    """Whether the run is at its end, which must be a good one."""
+    if process.poll():
+        sys.exit(f"training failed with status {process.returncode}")
+    return process.returncode == 0
+
+
+def being_written(checkpoints: Path) -> set[tuple[str, int]]:
+    """Names and numbers of the checkpoints that are not whole."""
+    found = set()
+    for path in checkpoints.glob("*.orbax-checkpoint-tmp*"):
+        with contextlib.suppress(FileNotFoundError):  # whole by now
+            found.add((path.name, path.stat().st_ino))
+    return found
+
+
+def wait_for_save(process: subprocess.Popen, checkpoints: Path) -> bool:
+    """Waits until a checkpoint is being written; whether it came to that."""
+    left = being_written(checkpoints)  # by the life before
+    while not ended(process):
+        if being_written(checkpoints) - left:
+            return True
+        time.sleep(0.0005)
+    return False
+
+
+def wait_for_time(process: subprocess.Popen, seconds: float | None) -> bool:
+    """Waits so long, or till the end; whether the run goes on after that."""
+    try:
+        process.wait(seconds)
+    except subprocess.TimeoutExpired:
+        return True
+    return not ended(process)
+
+
+def newest(checkpoints: Path) -> int:
+    steps = checkpoints.iterdir() if checkpoints.is_dir() else []
+    return max((int(step.name) for step in steps if step.name.isdigit()), default=0)
+
+
+def differences(a: Path, b: Path) -> dict[str, object]:
+    """How the weights and the records of two runs differ."""
+    import jax
+
+    import wroformer_jax
+
+    first, second = (jax.tree.leaves(wroformer_jax.load(path)[1]) for path in (a, b))
+    differ = sum(np.asarray(x).tobytes() != np.asarray(y).tobytes() for x, y in zip(first, second, strict=True))
+    same = (a / "metrics.jsonl").read_bytes() == (b / "metrics.jsonl").read_bytes()
+    return {"arrays that differ": differ, "same records": same}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--reference", type=Path, help="workdir of a run that was never interrupted")
+    parser.add_argument("--config", default="configs/quickstart.py")
+    parser.add_argument("--kills", type=int, default=30)
+    parser.add_argument("--seconds", type=float, nargs=2, default=[1, 40], help="least and most before a kill")
+    parser.add_argument("--seed", type=int, default=0, help="of the moments")
+    args, settings = parser.parse_known_args()  # the rest goes to train.py: --config.steps=120
+    moments = random.Random(args.seed)
+    train = [sys.executable, "train.py", f"--config={args.config}", *SMALL, *settings]
+    plan = ["killed while saving" if kill % 3 == 0 else "killed" for kill in range(args.kills)]
+    ends = iter([*plan, "SIGTERM while saving"])
+    rows, runs, end = [], [], next(ends)
+    with tempfile.TemporaryDirectory() as folder:
+        if args.reference is None:
+            args.reference = Path(folder) / "reference"
+            wait_for_time(start([*train, f"--workdir={args.reference}"]), None)
+        while end != "over":
+            run = Path(folder) / f"run{len(runs) + 1}"
+            process, began = start([*train, f"--workdir={run}"]), time.perf_counter()
+            if end.endswith("saving"):
+                goes_on = wait_for_save(process, run / "checkpoints")
+            else:
+                goes_on = wait_for_time(process, moments.uniform(*args.seconds) if end == "killed" else None)
+            asked = time.perf_counter()
+            if goes_on:
+                process.send_signal(signal.SIGTERM if end.startswith("SIGTERM") else signal.SIGKILL)
+                process.wait()
+            rows.append(
+                {
+                    "run": len(runs) + 1,
+                    "end": end if goes_on else "whole",
+                    "seconds before": asked - began,
+                    "seconds to exit": time.perf_counter() - asked,
+                    "status": process.returncode,
+                    "newest checkpoint": newest(run / "checkpoints"),
+                }
+            )
+            print(rows[-1], file=sys.stderr, flush=True)
+            if goes_on:
+                end = next(ends, "whole")
+            else:
+                runs.append(differences(args.reference, run))
+                print(runs[-1], file=sys.stderr, flush=True)
+                end = "over" if end == "whole" else end
+    print_table(rows)
+    print_table(runs)
+    write_result("kill_training", f"python {' '.join(sys.argv)}", [*rows, *runs])
+    sys.exit(any(run["arrays that differ"] or not run["same records"] for run in runs))
+
+
+if __name__ == "__main__":
+    main()

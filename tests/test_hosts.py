@@ -1,0 +1,191 @@
+"""Several processes: how they find each other, agree, and train one model."""
+
+import itertools
+import json
+import os
+import shutil
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+from tiny_training import tiny_run
+
+from wroformer_jax import hosts
+from wroformer_jax.checkpoint import load_model
+from wroformer_jax.errors import InputError
+
+ROOT = Path(__file__).parents[1]
+MESH = {"data": 2, "fsdp": 2, "seq": 1}
+
+
+def config(**fields):
+    settings = {"steps": 8, "batch_size": 4, "mesh": MESH, "ema": 0.9, "validate_every": 4, "max_skipped": 2}
+    return tiny_run({"depth": 1}, **{**settings, **fields})
+
+
+def free_port():
+    with socket.socket() as listening:
+        listening.bind(("localhost", 0))
+        return listening.getsockname()[1]
+
+
+def run(workdir, *each, devices=2):
+    """Runs a process for each mapping of events; the status and what is said on stderr, of each."""
+    port = free_port()
+    running = []
+    for process, events in enumerate(each):
+        settings = {"workdir": str(workdir), "config": config().to_dict(), "devices": devices, **events}
+        if len(each) > 1:
+            settings |= {"port": port, "process": process, "processes": len(each)}
+        command = [sys.executable, str(ROOT / "tests" / "one_of_several.py"), json.dumps(settings)]
+        environment = {**os.environ, "PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu"}
+        running.append(
+            subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        )
+    ended = []
+    try:
+        for process in running:
+            _, said = process.communicate(timeout=240)
+            ended.append((process.returncode, [line for line in said.splitlines() if "[Gloo]" not in line]))
+    finally:
+        for process in running:
+            process.kill()
+    return ended
+
+
+def losses(workdir):
+    records = map(json.loads, (workdir / "metrics.jsonl").read_text().splitlines())
+    return [record["loss"] for record in records if record["kind"] == "train"]
+
+
+def num_that_differ(one, other):
+    both = (jax.tree.leaves(load_model(path)[1]) for path in (one, other))
+    return sum(a.tobytes() != b.tobytes() for a, b in zip(*both, strict=True))
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """A run of two processes of two devices each that nothing interrupted."""
+    workdir = tmp_path_factory.mktemp("whole") / "run"
+    assert run(workdir, {}, {}) == [(0, []), (0, [])]
+    return workdir
+
+
+def test_killed_and_preempted_two_processes_end_with_the_same_weights(whole, tmp_path):
+    workdir = tmp_path / "run"
+    (first, _), (second, _) = run(workdir, {"sigkill": 6}, {"sigkill": 6})
+    assert (first, second) == (-9, -9)
+    assert not (workdir / "checkpoints" / "8").exists()
+    # A notice to one of them is heard by both, which save the same step.
+    ended = run(workdir, {}, {"sigterm": 1})
+    assert [status for status, _ in ended] == [143, 143]
+    assert all(f"of 8 is saved in {workdir}" in said[-1] for _, said in ended)
+    assert run(workdir, {}, {}) == [(0, []), (0, [])]
+    assert (workdir / "metrics.jsonl").read_bytes() == (whole / "metrics.jsonl").read_bytes()
+    assert num_that_differ(whole, workdir) == 0
+
+
+def test_one_process_has_the_losses_of_two(whole, tmp_path):
+    workdir = tmp_path / "run"
+    assert run(workdir, {}, devices=4) == [(0, [])]
+    np.testing.assert_allclose(losses(workdir), losses(whole), rtol=1e-4)
+
+
+def test_a_run_of_two_processes_goes_on_in_one(whole, tmp_path):
+    workdir = shutil.copytree(whole, tmp_path / "run")
+    shutil.rmtree(workdir / "checkpoints" / "8")
+    assert run(workdir, {}, devices=4) == [(0, [])]
+    np.testing.assert_allclose(losses(workdir), losses(whole), rtol=1e-4)
+
+
+def test_batches_that_are_no_numbers_end_all_processes(tmp_path):
+    workdir = tmp_path / "run"
+    ended = run(workdir, {}, {"nan": [1, 8]})  # those of one of them alone
+    assert [status for status, _ in ended] == [2, 2]
+    assert all("not finite at 2 steps in a row, the last of them step 2" in said[-1] for _, said in ended)
+    with np.load(workdir / "bad_batch.npz") as batch:
+        assert batch["mixture"].shape == (4, 2, config().crop_samples)
+
+
+def test_hosts_with_different_settings_are_refused(tmp_path):
+    other = {"config": config(learning_rate=1e-4).to_dict()}
+    ended = run(tmp_path / "run", {}, other)
+    assert [status for status, _ in ended] == [2, 2]
+    for _, said in ended:
+        assert said[-1].startswith(
+            "the hosts have different settings: process 1 has learning_rate = 0.0001, the first one 0.002"
+        )
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (
+            ("localhost:1", 2, None),
+            "--process_id is missing: --coordinator, --num_processes and --process_id go together",
+        ),
+        ((None, 2, 0), "--coordinator is missing"),
+        (("localhost", 2, 0), "--coordinator is 'localhost', expected HOST:PORT"),
+        (("localhost:1", 0, 0), "--num_processes is 0, expected a number of at least 1"),
+        (("localhost:1", 2, 2), "--process_id is 2, expected a number from 0 to 1"),
+    ],
+)
+def test_wrong_ways_to_join(arguments, sentence):
+    with pytest.raises(InputError, match=sentence):
+        hosts.connect(*arguments)
+
+
+def test_a_single_host_joins_nobody(monkeypatch):
+    monkeypatch.setattr(jax.distributed, "initialize", lambda *_: pytest.fail("it did"))
+    hosts.connect()
+    for name, value in (("TPU_WORKER_HOSTNAMES", "localhost"), ("SLURM_STEP_NUM_TASKS", "1")):
+        monkeypatch.setenv(name, value)
+        hosts.connect()
+
+
+@pytest.mark.parametrize(
+    "environment",
+    [
+        {"TPU_WORKER_HOSTNAMES": "10.0.0.2,10.0.0.3"},
+        {"MEGASCALE_NUM_SLICES": "2"},
+        {"SLURM_STEP_NODELIST": "node[1-2]", "SLURM_STEP_NUM_TASKS": "2"},
+        {"OMPI_COMM_WORLD_SIZE": "2"},
+    ],
+)
+def test_several_hosts_are_seen_in_the_environment(monkeypatch, environment):
+    joined = itertools.count()
+    monkeypatch.setattr(jax.distributed, "initialize", lambda *_: next(joined))
+    monkeypatch.setattr(jax.config, "update", lambda *_: None)
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    hosts.connect()
+    assert next(joined) == 1
+
+
+def test_a_tpu_of_which_nobody_says_that_it_is_part_of_a_pod_is_a_single_host(monkeypatch):
+    def find_none(*_):
+        raise ValueError("coordinator_address should be defined.")
+
+    monkeypatch.setattr(hosts, "_asks_the_metadata_server", lambda: True)
+    monkeypatch.setattr(jax.distributed, "initialize", find_none)
+    monkeypatch.setattr(jax.config, "update", lambda *_: None)
+    hosts.connect()
+    with pytest.raises(InputError, match=r"cannot join the other processes .coordinator_address should be defined"):
+        hosts.connect("localhost:1", 2, 0)
+
+
+def test_one_process_agrees_with_itself():
+    assert hosts.gather({"a": 1}) == [{"a": 1}]
+    assert hosts.together(lambda: 3) == 3
+    with pytest.raises(InputError, match="wrong"):
+        hosts.together(fail)
+    hosts.check_same({"a": {"b": 1}})
+
+
+def fail():
+    raise InputError("wrong")

@@ -1,0 +1,104 @@
+"""The mesh, what lies where on it, and that training on it gives the numbers of one device."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+from test_trainer import tiny
+
+from wroformer_jax.errors import InputError
+from wroformer_jax.model import RoFormer, abstract_params
+from wroformer_jax.sharding import check_batch, make_mesh, param_shardings
+from wroformer_jax.train_step import abstract_state
+
+# One device, then what has to agree with it: (data, fsdp, seq), and parts that a batch is cut into.
+MESHES = (((1, 1, 1), 1), ((2, 2, 1), 1), ((1, 4, 1), 1), ((4, 1, 1), 1))
+
+
+@pytest.fixture(scope="module")
+def rows():
+    """What mesh_steps.py prints."""
+    settings = tiny(batch_size=4, seconds=0.05, loss_windows=(64,), ema=0.9, steps=20).to_dict()
+    program = Path(__file__).with_name("mesh_steps.py")
+    command = [sys.executable, str(program), json.dumps(settings), json.dumps(MESHES)]
+    ran = subprocess.run(command, capture_output=True, text=True, cwd=program.parents[1])
+    assert ran.returncode == 0, ran.stderr
+    return [json.loads(line) for line in ran.stdout.splitlines()]
+
+
+def test_every_mesh_gives_the_numbers_of_one_device(rows):
+    assert len(rows) == len(MESHES)
+    for row in rows[1:]:
+        assert row["loss"] < 1e-5, row
+        assert row["gradients"] < 1e-5, row
+        assert row["trace"] < 1e-4, row
+        assert row["learnt"] > 0.01, row
+
+
+def test_fsdp_cuts_the_state(rows):
+    by_mesh = {tuple(row["mesh"]): row["bytes"] for row in rows}
+    assert by_mesh[4, 1, 1] == 1
+    assert by_mesh[2, 2, 1] < 0.6  # what does not divide stays whole
+    assert by_mesh[1, 4, 1] < 0.4
+
+
+def fake_mesh(data, fsdp):
+    """A mesh of devices that there are not, of which only the shape is looked at."""
+    return jax.sharding.AbstractMesh((data, fsdp, 1), ("data", "fsdp", "seq"))
+
+
+@pytest.mark.parametrize("fsdp", [2, 8, 64, 256])
+def test_the_published_size_falls_as_one_over_fsdp(fsdp):
+    from wroformer_jax.config import ModelConfig
+
+    model = RoFormer(ModelConfig())
+    shardings = param_shardings(model, fake_mesh(1, fsdp))
+    sizes = jax.tree.map(lambda leaf: leaf.size, abstract_params(model))
+    parts = jax.tree.map(
+        lambda leaf, sharding: int(np.prod(sharding.shard_shape(leaf.shape))), abstract_params(model), shardings
+    )
+    whole = sum(jax.tree.leaves(sizes))
+    # Band split and sinks, 4 M of 234 M parameters with padding, have no axis that 256 divides.
+    assert sum(jax.tree.leaves(parts)) < whole / fsdp + (0.018 if fsdp == 256 else 1e-3) * whole
+
+
+def test_optimiser_state_lies_as_the_parameters_do():
+    config = tiny(ema=0.9)
+    state = abstract_state(config, make_mesh(config.mesh))
+    assert jax.tree.structure(state.ema) == jax.tree.structure(state.params)
+    moments = state.opt_state.inner_states["trained"].inner_state[1].mu
+    for path, leaf in jax.tree_util.tree_leaves_with_path(moments):
+        twin = state.params
+        for entry in path:
+            twin = twin[entry.key]
+        assert (leaf.shape, leaf.sharding) == (twin.shape, twin.sharding)
+
+
+@pytest.mark.parametrize(
+    ("sizes", "sentence"),
+    [
+        ((2, 1, 1), r"mesh is data=2, fsdp=1, seq=1, which takes 2 devices, but there are 1$"),
+        ((-1, 3, 1), r"which takes a multiple of 3 devices, but there are 1$"),
+        ((-1, -1, 1), r"only one axis can be -1"),
+    ],
+)
+def test_a_mesh_that_does_not_fit_is_refused(sizes, sentence):
+    with pytest.raises(InputError, match=sentence):
+        make_mesh(dict(zip(("data", "fsdp", "seq"), sizes, strict=True)))
+
+
+def test_minus_one_is_the_rest():
+    assert dict(make_mesh({"data": -1, "fsdp": 1, "seq": 1}).shape) == {"data": 1, "fsdp": 1, "seq": 1}
+
+
+@pytest.mark.parametrize(("accumulate", "sentence"), [(1, "expected a multiple of 4$"), (2, "multiple of 8$")])
+def test_a_batch_that_does_not_divide_is_refused(accumulate, sentence):
+    check_batch(4 * accumulate, fake_mesh(2, 2), accumulate=accumulate)
+    with pytest.raises(
+        InputError, match=rf"batch_size is 6, which does not divide over the mesh \(data=2 x fsdp=2.*{sentence}"
+    ):
+        check_batch(6, fake_mesh(2, 2), accumulate=accumulate)

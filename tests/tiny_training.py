@@ -1,0 +1,52 @@
+"""A training run small enough for a test: configs/quickstart.py with a tiny model, short songs and few steps."""
+
+import importlib.util
+from pathlib import Path
+
+from wroformer_jax.training_config import TrainingConfig
+
+CONFIGS = Path(__file__).parents[1] / "configs"
+
+MODEL = {
+    "num_bands": 6,
+    "sample_rate": 16000,
+    "stft_n_fft": 256,
+    "stft_hop_length": 128,
+    "stft_win_length": 256,
+    "dim": 8,
+    "heads": 1,
+    "dim_head": 4,
+    "dim_feed_forward": 8,
+    "dim_mask": 8,
+    "window": 4,
+    "num_sinks": 2,
+}
+TRAINING = {
+    "steps": 4,
+    "batch_size": 2,
+    "seconds": 0.1,
+    "song_seconds": 0.5,
+    "train_songs": 2,
+    "validation_songs": 1,
+    "workers": 0,
+    "mesh": {"data": 1, "fsdp": 1, "seq": 1},
+    "loss_windows": (256, 64),
+    "loss_hop": 64,
+    "log_every": 2,
+    "checkpoint_every": 2,
+}
+
+
+def fields_of(name):
+    """The fields of a file in configs/ as plain values."""
+    spec = importlib.util.spec_from_file_location(name, CONFIGS / f"{name}.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module.get_config().to_dict()
+
+
+def tiny_run(model=None, **fields):
+    base = fields_of("quickstart")
+    return TrainingConfig.from_dict(
+        {**base, **TRAINING, **fields, "model": {**base["model"], **MODEL, **(model or {})}}
+    )

@@ -1,0 +1,148 @@
+"""Where arrays live on many devices: the mesh, and one table from the names of axes to its axes.
+
+The mesh has three axes. `data` holds copies of the model, each with examples of its own; `fsdp` holds parts of the
+parameters and of the optimiser's state, each device with examples of its own, too; `seq` is for time. This is the only
+file that names them: elsewhere arrays have the logical axes of `model.logical_axes`.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import AbstractMesh, Mesh, NamedSharding, PartitionSpec
+from jaxtyping import Array, Shaped
+
+from wroformer_jax.errors import InputError
+from wroformer_jax.model import Params, RoFormer, abstract_params, logical_axes
+
+AXES = ("data", "fsdp", "seq")
+
+# Which axis of a parameter is cut over `fsdp`: the first of these that it has and that divides. The long axes of the
+# large matrices come first; what has none that divides (gains, biases, gates) is small and stays whole.
+_CUT_FIRST = ("mlp", "qkv", "mask_out", "mask_in", "heads", "embed", "band_feature")
+
+_EXAMPLES = ("data", "fsdp")  # what the first axis of a batch is cut over
+
+
+def make_mesh(sizes: Mapping[str, int], devices: Sequence[jax.Device] | None = None) -> Mesh:
+    """The mesh of a run.
+
+    Args:
+      sizes: devices along "data", "fsdp" and "seq"; one of them may be -1, the rest of the devices.
+      devices: all of all hosts by default.
+
+    Raises:
+      InputError: the sizes do not come out at the number of devices.
+    """
+    devices = list(jax.devices() if devices is None else devices)
+    shape = _filled(sizes, len(devices))
+    if devices[0].platform == "tpu":
+        from jax.experimental import mesh_utils
+
+        # Neighbours in the mesh are then neighbours in the torus.
+        return Mesh(mesh_utils.create_device_mesh(shape, devices), AXES)
+    return Mesh(np.asarray(devices).reshape(shape), AXES)
+
+
+def param_shardings(model: RoFormer, mesh: Mesh | AbstractMesh) -> Params:
+    """How each parameter lies on the mesh, as a nested dict of `NamedSharding`."""
+    parts = mesh.shape["fsdp"]
+    return jax.tree.map(
+        lambda leaf, axes: NamedSharding(mesh, _spec(leaf.shape, tuple(axes), parts)),
+        abstract_params(model),
+        logical_axes(model),
+    )
+
+
+def mirrored_shardings(tree: Any, params: Params, mesh: Mesh) -> Any:
+    """How an optimiser's state lies: what mirrors a parameter lies as it does, counters are on every device.
+
+    Args:
+      tree: the state, or its shapes.
+      params: the shardings of the parameters.
+      mesh: the mesh.
+    """
+    by_name = {_names(path): sharding for path, sharding in jax.tree_util.tree_leaves_with_path(params)}
+
+    def sharding_of(path: tuple[Any, ...], leaf: Any) -> NamedSharding:
+        names = _names(path)
+        matching = (by_name.get(names[start:]) for start in range(len(names)))
+        return next((found for found in matching if found and leaf.ndim), replicated(mesh))
+
+    return jax.tree_util.tree_map_with_path(sharding_of, tree)
+
+
+def replicated(mesh: Mesh) -> NamedSharding:
+    """The whole array on every device."""
+    return NamedSharding(mesh, PartitionSpec())
+
+
+def batch_sharding(mesh: Mesh) -> NamedSharding:
+    """Examples (the first axis) spread over the devices."""
+    return NamedSharding(mesh, PartitionSpec(_EXAMPLES))
+
+
+def num_example_shards(mesh: Mesh | AbstractMesh) -> int:
+    """How many parts a batch is cut into."""
+    return math.prod(mesh.shape[axis] for axis in _EXAMPLES)
+
+
+def check_batch(batch_size: int, mesh: Mesh | AbstractMesh, *, accumulate: int = 1) -> None:
+    """Raises an InputError if the examples of a step do not divide over the mesh."""
+    parts = num_example_shards(mesh)
+    if batch_size % (parts * accumulate):
+        said = " x ".join(f"{axis}={mesh.shape[axis]}" for axis in _EXAMPLES)
+        steps = f" and accumulate={accumulate}" if accumulate > 1 else ""
+        raise InputError(
+            f"batch_size is {batch_size}, which does not divide over the mesh ({said}{steps}): expected a multiple of "
+            f"{parts * accumulate}"
+        )
+
+
+def to_global(
+    batch: Mapping[str, Shaped[np.ndarray, "local ..."]], mesh: Mesh
+) -> dict[str, Shaped[Array, "batch ..."]]:
+    """This process's rows of a batch as its part of arrays that span all processes."""
+    sharding = batch_sharding(mesh)
+    return {name: jax.make_array_from_process_local_data(sharding, rows) for name, rows in batch.items()}
+
+
+def place(array: Shaped[np.ndarray, ...], sharding: NamedSharding) -> Shaped[Array, ...]:
+    """An array that every process has whole, laid out on the mesh; each device gets its part only."""
+    return jax.make_array_from_callback(np.shape(array), sharding, lambda index: np.asarray(array)[index])
+
+
+def bytes_per_device(tree: Any) -> int:
+    """What the arrays (or shapes with shardings) of a tree take on one device."""
+    return sum(math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))
+
+
+def _filled(sizes: Mapping[str, int], num_devices: int) -> tuple[int, ...]:
+    """The sizes along AXES, with the -1 replaced."""
+    shape = [sizes[axis] for axis in AXES]
+    said = ", ".join(f"{axis}={size}" for axis, size in zip(AXES, shape, strict=True))
+    if shape.count(-1) > 1:
+        raise InputError(f"mesh is {said}: only one axis can be -1, which means the rest of the devices")
+    known = math.prod(size for size in shape if size != -1)
+    if -1 in shape and num_devices % known == 0:
+        shape[shape.index(-1)] = num_devices // known
+    if math.prod(shape) != num_devices:
+        needed = f"a multiple of {known} devices" if -1 in shape else f"{known} devices"
+        raise InputError(f"mesh is {said}, which takes {needed}, but there are {num_devices}")
+    return tuple(shape)
+
+
+def _spec(shape: tuple[int, ...], axes: tuple[str | None, ...], parts: int) -> PartitionSpec:
+    if parts > 1:
+        for name in _CUT_FIRST:
+            if name in axes and shape[axes.index(name)] % parts == 0:
+                return PartitionSpec(*("fsdp" if axis == name else None for axis in axes))
+    return PartitionSpec()
+
+
+def _names(path: tuple[Any, ...]) -> tuple[str, ...]:
+    return tuple(entry.key for entry in path if isinstance(entry, jax.tree_util.DictKey))

@@ -1,0 +1,77 @@
+"""What a run starts from: the weights of a checkpoint, and a teacher."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import jax
+from jax.sharding import Mesh
+
+from wroformer_jax import sources
+from wroformer_jax.config import ModelConfig
+from wroformer_jax.distillation import check_teacher
+from wroformer_jax.errors import InputError
+from wroformer_jax.model import Params, RoFormer
+from wroformer_jax.sharding import param_shardings, place
+from wroformer_jax.torch_bridge import add_windowed_sinks
+from wroformer_jax.train_step import Teacher
+from wroformer_jax.training_config import TrainingConfig
+
+# How a model is computed, not what its parameters are.
+_FREE = ("dtype", "remat", "zero_dc")
+# What windowed sinks change in a full-attention model.
+_MADE = ("time_mixer", "window", "num_sinks")
+
+
+def starting_params(config: TrainingConfig) -> Params | None:
+    """The parameters of `config.init`, with windowed sinks if the run is to have them; None for random ones.
+
+    Raises:
+      InputError: the checkpoint cannot be loaded, or is of another model than `config.model`.
+    """
+    if not config.init:
+        return None
+    there, params, _ = sources.read(config.init)
+    check_init(there, config)
+    if _gets_windows(there, config.model):
+        window, num_sinks = config.model.window, config.model.num_sinks
+        _, params = add_windowed_sinks(there, params, window=window, num_sinks=num_sinks, seed=config.seed)
+    return params
+
+
+def check_init(there: ModelConfig, config: TrainingConfig) -> None:
+    """Raises an InputError if `there`, the model of `config.init`, is not that of the run, nor becomes it by getting
+    windowed sinks."""
+    free = (*_FREE, *_MADE) if _gets_windows(there, config.model) else _FREE
+    # The window is of no meaning to full attention.
+    free = free if config.model.time_mixer == "windowed_sink" else (*free, "window")
+    ours, theirs = config.model.to_dict(), there.to_dict()
+    for name, value in theirs.items():
+        if name not in free and ours[name] != value:
+            raise InputError(
+                f"init {config.init} is a model with {name} = {value!r}, but the config has model.{name} = "
+                f"{ours[name]!r}: make them equal"
+            )
+
+
+def frozen_teacher(config: TrainingConfig, mesh: Mesh) -> Teacher | None:
+    """The model of `config.teacher`, its parameters spread over the mesh; it computes in bfloat16 if the run does.
+
+    Raises:
+      InputError: it cannot be loaded, its masks are not those of such a model, or it hears too little at once.
+    """
+    if not config.teacher:
+        return None
+    if config.teacher_samples < config.model.stft_n_fft:
+        raise InputError(
+            f"teacher_seconds is {config.teacher_seconds}, which is {config.teacher_samples} samples in whole hops: "
+            f"the teacher needs an STFT window, {config.model.stft_n_fft} samples, at least"
+        )
+    there, params, _ = sources.read(config.teacher)
+    check_teacher(there, config.model)
+    model = RoFormer(dataclasses.replace(there, dtype=config.model.dtype, remat="none"))
+    return Teacher(model, jax.tree.map(place, params, param_shardings(model, mesh)))
+
+
+def _gets_windows(there: ModelConfig, wanted: ModelConfig) -> bool:
+    return there.time_mixer == "full" and not there.num_sinks and wanted.time_mixer == "windowed_sink"

@@ -1,0 +1,235 @@
+"""The training step: one pure function, (state, batch) to (state, metrics), jitted once over a mesh.
+
+The loss is the weighted sum of L1, the multi-resolution STFT loss and, with a teacher, the distance between the
+model's masks and the teacher's.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax.sharding import Mesh
+from jaxtyping import Array, Float, Int
+
+from wroformer_jax.distillation import Masks, compared_frames, mask_distance, teacher_masks
+from wroformer_jax.losses import l1, multi_resolution_stft_loss
+from wroformer_jax.model import Params, RoFormer, abstract_params, init_params
+from wroformer_jax.optimizer import make_optimizer, schedule, trained_mask
+from wroformer_jax.sharding import batch_sharding, mirrored_shardings, param_shardings, place, replicated
+from wroformer_jax.training_config import TrainingConfig
+
+Batch = dict[str, Float[Array, "batch *stem channel sample"]]
+Metrics = dict[str, Float[Array, ""] | Int[Array, ""]]
+
+# A young average follows quickly: its decay is at most (1 + step) / (_EMA_WARMUP + step).
+_EMA_WARMUP = 10.0
+
+_TINY = 1e-10  # energy, so that the SDR of silence is finite
+
+
+class TrainState(NamedTuple):
+    """All that a step changes."""
+
+    step: Int[Array, ""]
+    params: Params
+    ema: Params | None  # moving average of the parameters, None without
+    opt_state: optax.OptState
+    skipped: Int[Array, ""]  # steps that changed nothing, because their loss or gradient was not finite
+    skipped_in_a_row: Int[Array, ""]
+
+
+class Teacher(NamedTuple):
+    """A frozen model to learn masks from."""
+
+    model: RoFormer
+    params: Params
+
+
+TrainStep = Callable[[TrainState, Batch], tuple[TrainState, Metrics]]
+LossAndGradients = Callable[[Params, Batch, Params | None], tuple[tuple[Array, Metrics], Params]]
+
+
+def state_shardings(config: TrainingConfig, mesh: Mesh) -> TrainState:
+    """How the state lies on the mesh: a TrainState of shardings."""
+    model = RoFormer(config.model)
+    params, whole = param_shardings(model, mesh), replicated(mesh)
+    shapes = abstract_params(model)
+    opt_state = mirrored_shardings(jax.eval_shape(make_optimizer(config, shapes).init, shapes), params, mesh)
+    return TrainState(whole, params, params if config.ema else None, opt_state, whole, whole)
+
+
+def initial_state(config: TrainingConfig, mesh: Mesh, params: Params | None = None) -> TrainState:
+    """The state of step 0, made in its place: no device ever holds more than its part.
+
+    Args:
+      config: the settings.
+      mesh: where it is to lie.
+      params: to start from, on the host; None for random ones from the seed.
+    """
+    model, shardings = RoFormer(config.model), state_shardings(config, mesh)
+    if params is None:
+        placed = jax.jit(lambda: init_params(model, config.seed), out_shardings=shardings.params)()
+    else:
+        placed = jax.tree.map(place, params, shardings.params)
+    return jax.jit(lambda p: _start(config, p), out_shardings=shardings)(placed)
+
+
+def abstract_state(config: TrainingConfig, mesh: Mesh) -> TrainState:
+    """Shapes, dtypes and shardings of the state, computing nothing."""
+    shapes = jax.eval_shape(lambda p: _start(config, p), abstract_params(RoFormer(config.model)))
+    return jax.tree.map(
+        lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
+        shapes,
+        state_shardings(config, mesh),
+    )
+
+
+def make_train_step(config: TrainingConfig, mesh: Mesh, teacher: Teacher | None = None) -> TrainStep:
+    """The jitted step. The state given to it is donated: use it no more.
+
+    The batch has "mixture", (batch, channel, sample), and "targets", (batch, stem, channel, sample), on the mesh (see
+    `sharding.to_global`). Metrics: "loss" and its parts by name, "sdr" (dB, the mean over the batch's examples and
+    stems), "gradient_norm" (before clipping), "learning_rate", "skipped" and "skipped_in_a_row".
+
+    Args:
+      config: the settings.
+      mesh: the devices.
+      teacher: its parameters lie on the mesh already.
+    """
+    step = jax.jit(
+        build_train_step(config, teacher.model if teacher else None),
+        in_shardings=(state_shardings(config, mesh), batch_sharding(mesh), None),
+        out_shardings=(state_shardings(config, mesh), replicated(mesh)),
+        donate_argnums=0,
+    )
+    params = teacher.params if teacher else None
+    return lambda state, batch: step(state, batch, params)
+
+
+def build_train_step(
+    config: TrainingConfig, teacher: RoFormer | None = None
+) -> Callable[[TrainState, Batch, Params | None], tuple[TrainState, Metrics]]:
+    """The step as a pure function of the state, the batch and the teacher's parameters, not jitted."""
+    gradients_of = loss_and_gradients(config, teacher)
+    optimizer = make_optimizer(config, abstract_params(RoFormer(config.model)))
+    learning_rate = schedule(config)
+
+    def train_step(state: TrainState, batch: Batch, teacher_params: Params | None) -> tuple[TrainState, Metrics]:
+        (loss, parts), gradients = gradients_of(state.params, batch, teacher_params)
+        norm = _trained_norm(config, gradients)
+        finite = jnp.isfinite(loss) & jnp.isfinite(norm)
+        updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
+        params = optax.apply_updates(state.params, updates)
+        changed = (params, _averaged(config, state.ema, params, state.step), opt_state)
+        params, ema, opt_state = jax.tree.map(
+            lambda new, old: jnp.where(finite, new, old), changed, (state.params, state.ema, state.opt_state)
+        )
+        skip = 1 - finite.astype(jnp.int32)
+        new_state = TrainState(
+            step=state.step + 1,
+            params=params,
+            ema=ema,
+            opt_state=opt_state,
+            skipped=state.skipped + skip,
+            skipped_in_a_row=(state.skipped_in_a_row + 1) * skip,
+        )
+        metrics = {
+            "loss": loss,
+            **parts,
+            "gradient_norm": norm,
+            "learning_rate": jnp.asarray(learning_rate(state.step)),
+            "skipped": new_state.skipped,
+            "skipped_in_a_row": new_state.skipped_in_a_row,
+        }
+        return new_state, metrics
+
+    return train_step
+
+
+def loss_and_gradients(config: TrainingConfig, teacher: RoFormer | None = None) -> LossAndGradients:
+    """(parameters, batch, the teacher's parameters) to ((loss, its parts and the SDR), gradients), not jitted.
+
+    The batch is cut into `config.accumulate` parts, one after the other; all is the mean over them.
+    """
+    value_and_grad = jax.value_and_grad(_loss(config, teacher), has_aux=True)
+    if config.accumulate == 1:
+        return value_and_grad
+
+    def accumulated(params: Params, batch: Batch, teacher_params: Params | None) -> tuple[Any, Params]:
+        # Every device has its share of each part: consecutive rows, which lie together, go to different parts.
+        parts = jax.tree.map(
+            lambda rows: rows.reshape(-1, config.accumulate, *rows.shape[1:]).swapaxes(0, 1), dict(batch)
+        )
+
+        def add(total: Any, part: Batch) -> tuple[Any, None]:
+            return jax.tree.map(jnp.add, total, value_and_grad(params, part, teacher_params)), None
+
+        zeros = jax.tree.map(
+            lambda leaf: jnp.zeros(leaf.shape, leaf.dtype),
+            jax.eval_shape(value_and_grad, params, jax.tree.map(lambda rows: rows[0], parts), teacher_params),
+        )
+        total, _ = jax.lax.scan(add, zeros, parts)
+        return jax.tree.map(lambda leaf: leaf / config.accumulate, total)
+
+    return accumulated
+
+
+def _start(config: TrainingConfig, params: Params) -> TrainState:
+    zero = jnp.zeros((), jnp.int32)
+    ema = jax.tree.map(jnp.copy, params) if config.ema else None
+    return TrainState(zero, params, ema, make_optimizer(config, params).init(params), zero, zero)
+
+
+def _loss(config: TrainingConfig, teacher: RoFormer | None) -> Callable:
+    """(parameters, batch, parameters of the teacher) to (loss, its parts and the SDR)."""
+    model, weights = RoFormer(config.model), config.loss_weights
+
+    def loss_of(params: Params, batch: Batch, teacher_params: Params | None) -> tuple[Array, Metrics]:
+        mixture = batch["mixture"]
+        estimate, *masks = model.apply({"params": params}, mixture, method="stems_and_masks")
+        target = batch["targets"][..., : estimate.shape[-1]]
+        parts = {
+            "l1": l1(estimate, target),
+            "stft": multi_resolution_stft_loss(
+                estimate,
+                target,
+                stft_n_fft=config.model.stft_n_fft,
+                windows=config.loss_windows,
+                hop=config.loss_hop,
+            ),
+        }
+        if teacher is not None:
+            window = config.teacher_samples
+            theirs = teacher_masks(teacher, teacher_params, mixture, window_samples=window)
+            counts = compared_frames(config.model, mixture.shape[-1], window)
+            parts["masks"] = mask_distance(Masks(*masks), theirs, counts)
+        loss = sum(weights[name] * value for name, value in parts.items())
+        return loss, {**parts, "sdr": _mean_sdr(target, jax.lax.stop_gradient(estimate))}
+
+    return loss_of
+
+
+def _trained_norm(config: TrainingConfig, gradients: Params) -> Float[Array, ""]:
+    trained = trained_mask(config, gradients)
+    return optax.global_norm(
+        [leaf for leaf, counts in zip(jax.tree.leaves(gradients), jax.tree.leaves(trained), strict=True) if counts]
+    )
+
+
+def _averaged(config: TrainingConfig, ema: Params | None, params: Params, step: Int[Array, ""]) -> Params | None:
+    if ema is None:
+        return None
+    decay = jnp.minimum(config.ema, (1.0 + step) / (_EMA_WARMUP + step))
+    return jax.tree.map(lambda mean, new: mean + (1.0 - decay) * (new - mean), ema, params)
+
+
+def _mean_sdr(
+    target: Float[Array, "batch stem channel sample"], estimate: Float[Array, "batch stem channel sample"]
+) -> Float[Array, ""]:
+    signal = jnp.sum(target * target, axis=(-2, -1)) + _TINY
+    noise = jnp.sum(jnp.square(target - estimate), axis=(-2, -1)) + _TINY
+    return jnp.mean(10.0 * jnp.log10(signal / noise))

@@ -1,0 +1,106 @@
+"""The songs of a run: a prepared set, or one that is synthesised in its workdir."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Iterator
+from pathlib import Path
+
+from wroformer_jax.data.crops import whole_song
+from wroformer_jax.data.loading import Loading
+from wroformer_jax.data.prepare import prepare_synthetic
+from wroformer_jax.data.record_set import RecordSet, is_set
+from wroformer_jax.errors import InputError
+from wroformer_jax.evaluate import WholeSong, validate
+from wroformer_jax.hosts import gather, in_first, together
+from wroformer_jax.model import Params, RoFormer
+from wroformer_jax.training_config import TrainingConfig
+
+TRAIN = "train"
+UNSEEN = ("validation", "test")  # the split to validate on: the first that a set has
+
+# Where the songs of a run without a data set are kept, in its workdir.
+_SYNTHETIC = "songs"
+
+
+def open_songs(config: TrainingConfig) -> RecordSet:
+    """The set of songs to train on.
+
+    Raises:
+      InputError: it cannot be used, or does not go with the model.
+    """
+    songs = RecordSet.open(config.data)
+    if songs.sample_rate != config.model.sample_rate:
+        raise InputError(
+            f"{config.data} has {songs.sample_rate} Hz and the model {config.model.sample_rate}: prepare the songs "
+            f"with --sample-rate {config.model.sample_rate}"
+        )
+    return songs
+
+
+def synthesised_songs(config: TrainingConfig, workdir: Path) -> RecordSet:
+    """The set in the workdir, synthesised by the first process if it is not there yet."""
+    path = workdir / _SYNTHETIC
+    in_first(lambda: _synthesise(config, path))
+    return together(lambda: RecordSet.open(path))
+
+
+def _synthesise(config: TrainingConfig, path: Path) -> None:
+    if is_set(path):
+        return
+    print(f"synthesising {config.train_songs + config.validation_songs} songs", flush=True)
+    prepare_synthetic(
+        path,
+        train_songs=config.train_songs,
+        test_songs=config.validation_songs,
+        seconds=config.song_seconds,
+        sample_rate=config.model.sample_rate,
+        seed=config.seed,
+        say=functools.partial(print, flush=True),
+    )
+
+
+def loading_of(config: TrainingConfig) -> Loading:
+    """How the batches of a run are made."""
+    return Loading(
+        crop_samples=config.crop_samples,
+        batch_size=config.batch_size,
+        targets=config.model.stems,
+        stems=config.stems,
+        channels=config.model.channels,
+        seed=config.seed,
+        workers=config.workers,
+        prefetch=config.prefetch,
+        augmentation=config.augment,
+    )
+
+
+class Validation:
+    """The songs that are validated on, read anew each time: whole songs are too much to keep."""
+
+    def __init__(self, config: TrainingConfig, songs: RecordSet) -> None:
+        split = next((split for split in UNSEEN if split in songs.splits), None)
+        self._set, self._config = songs, config
+        self._songs = songs.songs(split)[: config.validation_songs] if split else ()
+        self.chunk_seconds = config.validation_chunk_seconds or None
+
+    def __bool__(self) -> bool:
+        return bool(self._songs)
+
+    def __iter__(self) -> Iterator[WholeSong]:
+        model = self._config.model
+        for song in self._songs:
+            yield WholeSong(*whole_song(self._set, song, model.stems, model.channels, self._config.stems))
+
+    def score(self, params: Params) -> dict[str, float]:
+        """As `evaluate.validate`, on these songs.
+
+        Args:
+          params: on devices of this process. The first process works, and tells the others what came out.
+        """
+        scores: list[dict[str, float]] = []
+        in_first(lambda: scores.append(self._score(params)))
+        return gather(scores)[0][0]
+
+    def _score(self, params: Params) -> dict[str, float]:
+        return validate(RoFormer(self._config.model), params, self, chunk_seconds=self.chunk_seconds)
