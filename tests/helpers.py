@@ -1,5 +1,9 @@
 """Small things that several test files need."""
 
+import os
+import socket
+from pathlib import Path
+
 import numpy as np
 
 from wroformer_jax.config import ModelConfig
@@ -32,3 +36,17 @@ def relative_error(actual, expected):
     actual, expected = np.asarray(actual), np.asarray(expected)
     assert actual.shape == expected.shape
     return float(np.abs(actual - expected).max() / np.abs(expected).max())
+
+
+def free_port():
+    """A port of this machine on which nobody listens."""
+    with socket.socket() as listening:
+        listening.bind(("localhost", 0))
+        return listening.getsockname()[1]
+
+
+def of_a_program():
+    """The environment of a program that computes on virtual CPU devices and is compiled more often than it is run."""
+    root = str(Path(__file__).parents[1])
+    quick = "--xla_backend_optimization_level=0"
+    return {**os.environ, "JAX_PLATFORMS": "cpu", "PYTHONPATH": root, "XLA_FLAGS": quick}

@@ -1,73 +1,87 @@
-"""Run as a program by test_sharding.py: training steps on meshes of virtual devices against those on one device.
+"""Run as a program by test_sharding.py: training steps on meshes of virtual devices, in one process or as one of two.
 
-Prints a line of JSON for each mesh: how far loss, gradients and a trace of losses are from those of one device.
+    python mesh_steps.py SETTINGS MESHES FOLDER [PORT PROCESS]
+
+Prints a line of JSON for each mesh and writes the gradients of its first step into FOLDER, from the first process.
 """
 
 import json
 import sys
+from pathlib import Path
 
 import jax
 import numpy as np
 
-from wroformer_jax.sharding import batch_sharding, bytes_per_device, make_mesh, replicated, to_global
-from wroformer_jax.train_step import (
+SETTINGS, MESHES, FOLDER, *SEVERAL = sys.argv[1:]
+jax.config.update("jax_num_cpu_devices", 2 if SEVERAL else 4)
+
+from wroformer_jax.hosts import connect, is_first, whole_here  # noqa: E402
+from wroformer_jax.sharding import (  # noqa: E402
+    batch_sharding,
+    bytes_per_device,
+    make_mesh,
+    replicated,
+    to_global,
+)
+from wroformer_jax.train_step import (  # noqa: E402
     abstract_state,
-    build_train_step,
+    build_update,
     initial_state,
     loss_and_gradients,
     state_shardings,
 )
-from wroformer_jax.training_config import TrainingConfig
+from wroformer_jax.training_config import TrainingConfig  # noqa: E402
 
 STEPS = 20
 
 
 def batch(config: TrainingConfig, seed: int) -> dict[str, np.ndarray]:
+    """This process's rows."""
     rng = np.random.default_rng(seed)
     targets = 0.1 * rng.standard_normal((config.batch_size, 1, 2, config.crop_samples), dtype=np.float32)
-    return {"targets": targets, "mixture": targets[:, 0] + 0.1 * rng.standard_normal(targets[:, 0].shape, np.float32)}
+    mixture = targets[:, 0] + 0.1 * rng.standard_normal(targets[:, 0].shape, np.float32)
+    share = config.batch_size // jax.process_count()
+    rows = slice(jax.process_index() * share, (jax.process_index() + 1) * share)
+    return {"targets": targets[rows], "mixture": mixture[rows]}
 
 
-def run(config: TrainingConfig, params: dict | None) -> tuple[dict, float, dict, list[float], int]:
-    """Initial parameters, first loss and gradients, the losses of all steps, and the bytes of the state on a device."""
+def run(config: TrainingConfig) -> tuple[list[float], dict, int]:
+    """The losses of all steps, the gradients of the first, and the bytes of the state on a device."""
     mesh = make_mesh(config.mesh, jax.devices()[: int(np.prod(list(config.mesh.values())))])
-    state = initial_state(config, mesh, params)
-    params = jax.device_get(state.params)
-    shardings = state_shardings(config, mesh)
-    train_step, gradients_of = build_train_step(config), loss_and_gradients(config)
+    state, shardings = initial_state(config, mesh), state_shardings(config, mesh)
+    gradients_of, updated = loss_and_gradients(config), build_update(config)
+
+    def step(state, batch):
+        (loss, parts), gradients = gradients_of(state.params, batch, None)
+        return updated(state, {"loss": loss, **parts}, gradients), gradients
+
     step = jax.jit(
-        lambda state, batch: (train_step(state, batch, None), gradients_of(state.params, batch, None)[1]),
+        step,
         in_shardings=(shardings, batch_sharding(mesh)),
         out_shardings=((shardings, replicated(mesh)), shardings.params),
     )
     losses, first = [], None
     for number in range(STEPS):
         (state, metrics), gradients = step(state, to_global(batch(config, number), mesh))
-        first = first or jax.device_get(gradients)
+        first = first or jax.device_get(whole_here(gradients, mesh))
         losses.append(float(metrics["loss"]))
-    return params, losses[0], first, losses, bytes_per_device(abstract_state(config, mesh))
+    return losses, first, bytes_per_device(abstract_state(config, mesh))
 
 
 def main() -> None:
-    jax.config.update("jax_num_cpu_devices", 4)
-    settings, meshes = json.loads(sys.argv[1]), json.loads(sys.argv[2])
-    params = reference = None
-    for sizes, accumulate in meshes:
+    if SEVERAL:
+        connect(f"localhost:{SEVERAL[0]}", 2, int(SEVERAL[1]))
+    for sizes, accumulate in json.loads(MESHES):
         mesh = dict(zip(("data", "fsdp", "seq"), sizes, strict=True))
-        config = TrainingConfig.from_dict({**settings, "mesh": mesh, "accumulate": accumulate})
-        params, loss, gradients, losses, num_bytes = run(config, params)
-        reference = reference or (loss, gradients, losses, num_bytes)
-        apart = jax.tree.map(lambda a, b: float(abs(a - b).max() / max(abs(a).max(), 1e-12)), reference[1], gradients)
-        row = {
-            "mesh": sizes,
-            "accumulate": accumulate,
-            "loss": abs(loss / reference[0] - 1),
-            "gradients": max(jax.tree.leaves(apart)),
-            "trace": max(abs(a / b - 1) for a, b in zip(losses, reference[2], strict=True)),
-            "learnt": losses[0] - losses[-1],
-            "bytes": num_bytes / reference[3],
-        }
-        print(json.dumps(row), flush=True)
+        losses, gradients, num_bytes = run(
+            TrainingConfig.from_dict({**json.loads(SETTINGS), "mesh": mesh, "accumulate": accumulate})
+        )
+        if is_first():
+            name = f"gradients-{jax.process_count()}-{'x'.join(map(str, sizes))}-{accumulate}.npz"
+            leaves = jax.tree_util.tree_leaves_with_path(gradients)
+            np.savez(Path(FOLDER) / name, **{jax.tree_util.keystr(path): leaf for path, leaf in leaves})
+            row = {"mesh": sizes, "accumulate": accumulate, "losses": losses, "bytes": num_bytes, "file": name}
+            print(json.dumps(row), flush=True)
 
 
 if __name__ == "__main__":

@@ -2,9 +2,7 @@
 
 import itertools
 import json
-import os
 import shutil
-import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -12,6 +10,7 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
+from helpers import free_port, of_a_program
 from tiny_training import tiny_run
 
 from wroformer_jax import hosts
@@ -27,12 +26,6 @@ def config(**fields):
     return tiny_run({"depth": 1}, **{**settings, **fields})
 
 
-def free_port():
-    with socket.socket() as listening:
-        listening.bind(("localhost", 0))
-        return listening.getsockname()[1]
-
-
 def run(workdir, *each, devices=2):
     """Runs a process for each mapping of events; the status and what is said on stderr, of each."""
     port = free_port()
@@ -42,9 +35,8 @@ def run(workdir, *each, devices=2):
         if len(each) > 1:
             settings |= {"port": port, "process": process, "processes": len(each)}
         command = [sys.executable, str(ROOT / "tests" / "one_of_several.py"), json.dumps(settings)]
-        environment = {**os.environ, "PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu"}
         running.append(
-            subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+            subprocess.Popen(command, env=of_a_program(), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
         )
     ended = []
     try:

@@ -114,14 +114,23 @@ def build_train_step(
     config: TrainingConfig, teacher: RoFormer | None = None
 ) -> Callable[[TrainState, Batch, Params | None], tuple[TrainState, Metrics]]:
     """The step as a pure function of the state, the batch and the teacher's parameters, not jitted."""
-    gradients_of = loss_and_gradients(config, teacher)
-    optimizer = make_optimizer(config, abstract_params(RoFormer(config.model)))
-    learning_rate = schedule(config)
+    gradients_of, updated = loss_and_gradients(config, teacher), build_update(config)
 
     def train_step(state: TrainState, batch: Batch, teacher_params: Params | None) -> tuple[TrainState, Metrics]:
         (loss, parts), gradients = gradients_of(state.params, batch, teacher_params)
+        return updated(state, {"loss": loss, **parts}, gradients)
+
+    return train_step
+
+
+def build_update(config: TrainingConfig) -> Callable[[TrainState, Metrics, Params], tuple[TrainState, Metrics]]:
+    """What follows the gradients, as a pure function of the state, what was measured so far, and the gradients."""
+    optimizer = make_optimizer(config, abstract_params(RoFormer(config.model)))
+    learning_rate = schedule(config)
+
+    def update(state: TrainState, measured: Metrics, gradients: Params) -> tuple[TrainState, Metrics]:
         norm = _trained_norm(config, gradients)
-        finite = jnp.isfinite(loss) & jnp.isfinite(norm)
+        finite = jnp.isfinite(measured["loss"]) & jnp.isfinite(norm)
         updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
         changed = (params, _averaged(config, state.ema, params, state.step), opt_state)
@@ -138,8 +147,7 @@ def build_train_step(
             skipped_in_a_row=(state.skipped_in_a_row + 1) * skip,
         )
         metrics = {
-            "loss": loss,
-            **parts,
+            **measured,
             "gradient_norm": norm,
             "learning_rate": jnp.asarray(learning_rate(state.step)),
             "skipped": new_state.skipped,
@@ -147,7 +155,7 @@ def build_train_step(
         }
         return new_state, metrics
 
-    return train_step
+    return update
 
 
 def loss_and_gradients(config: TrainingConfig, teacher: RoFormer | None = None) -> LossAndGradients:
