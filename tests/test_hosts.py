@@ -18,15 +18,15 @@ from wroformer_jax.checkpoint import load_model
 from wroformer_jax.errors import InputError
 
 ROOT = Path(__file__).parents[1]
-MESH = {"data": 2, "fsdp": 2, "seq": 1}
+MESH = {"data": 4, "fsdp": 2, "seq": 1}
 
 
 def config(**fields):
-    settings = {"steps": 8, "batch_size": 4, "mesh": MESH, "ema": 0.9, "validate_every": 4, "max_skipped": 2}
+    settings = {"steps": 8, "batch_size": 8, "mesh": MESH, "ema": 0.9, "validate_every": 4, "max_skipped": 2}
     return tiny_run({"depth": 1}, **{**settings, **fields})
 
 
-def run(workdir, *each, devices=2):
+def run(workdir, *each, devices=4):
     """Runs a process for each mapping of events; the status and what is said on stderr, of each."""
     port = free_port()
     running = []
@@ -61,7 +61,7 @@ def num_that_differ(one, other):
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory):
-    """A run of two processes of two devices each that nothing interrupted."""
+    """A run of two processes of four devices each that nothing interrupted."""
     workdir = tmp_path_factory.mktemp("whole") / "run"
     assert run(workdir, {}, {}) == [(0, []), (0, [])]
     return workdir
@@ -83,14 +83,14 @@ def test_killed_and_preempted_two_processes_end_with_the_same_weights(whole, tmp
 
 def test_one_process_has_the_losses_of_two(whole, tmp_path):
     workdir = tmp_path / "run"
-    assert run(workdir, {}, devices=4) == [(0, [])]
+    assert run(workdir, {}, devices=8) == [(0, [])]
     np.testing.assert_allclose(losses(workdir), losses(whole), rtol=1e-4)
 
 
 def test_a_run_of_two_processes_goes_on_in_one(whole, tmp_path):
     workdir = shutil.copytree(whole, tmp_path / "run")
     shutil.rmtree(workdir / "checkpoints" / "8")
-    assert run(workdir, {}, devices=4) == [(0, [])]
+    assert run(workdir, {}, devices=8) == [(0, [])]
     np.testing.assert_allclose(losses(workdir), losses(whole), rtol=1e-4)
 
 
@@ -100,7 +100,7 @@ def test_batches_that_are_no_numbers_end_all_processes(tmp_path):
     assert [status for status, _ in ended] == [2, 2]
     assert all("not finite at 2 steps in a row, the last of them step 2" in said[-1] for _, said in ended)
     with np.load(workdir / "bad_batch.npz") as batch:
-        assert batch["mixture"].shape == (4, 2, config().crop_samples)
+        assert batch["mixture"].shape == (8, 2, config().crop_samples)
 
 
 def test_hosts_with_different_settings_are_refused(tmp_path):
