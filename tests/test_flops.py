@@ -114,8 +114,9 @@ def test_the_scores_of_the_paper():
     """8 s at 44.1 kHz: 641,601 scores a head become 14,418, 44.5 times fewer; both counts agree to what they say."""
     wsa, frames = ModelConfig(), num_frames(ModelConfig(), 8 * 44100)
     assert frames == 801
-    assert (published_score_entries(FULL, frames), published_score_entries(wsa, frames)) == (641_601, 14_418)
-    assert 641_601 / 14_418 == pytest.approx(44.5, abs=0.05)
+    full, windowed = (published_score_entries(config, frames) for config in (FULL, wsa))
+    assert (full, windowed) == (641_601, 14_418)
+    assert full / windowed == pytest.approx(44.5, abs=0.05)
     assert score_entries(FULL, frames) == 641_601
     own_places, over_the_ends, queries_of_sinks = 801, 2 * (5 + 4 + 3 + 2 + 1), 8 * 809
     assert score_entries(wsa, frames) == 14_418 + own_places - over_the_ends + queries_of_sinks
@@ -140,8 +141,8 @@ def test_a_step_of_a_run_with_and_without_a_teacher():
 
 
 def test_utilisation():
-    assert mfu(275e12, 2.0, "TPU v4", 1) == 0.5
-    assert mfu(989e12, 0.5, "NVIDIA H200", 8) == 0.25
+    assert mfu(275 * 10**12, 2.0, "TPU v4", 1) == 0.5
+    assert mfu(989 * 10**12, 0.5, "NVIDIA H200", 8) == 0.25
     assert peak_flops("TPU7x") == 2307e12 / 2  # a chip is two devices
     assert peak_flops("cpu") is None
-    assert mfu(1e12, 1.0, "cpu", 1) is None
+    assert mfu(10**12, 1.0, "cpu", 1) is None

@@ -126,7 +126,7 @@ def peak_flops(device_kind: str) -> float | None:
     return _PEAKS.get(device_kind)
 
 
-def mfu(flops: float, seconds: float, device_kind: str, num_devices: int) -> float | None:
+def mfu(flops: int, seconds: float, device_kind: str, num_devices: int) -> float | None:
     """Model FLOPs utilisation, 0 to 1: against the peak in bfloat16, whatever the model's dtype.
 
     Args:
