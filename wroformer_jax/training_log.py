@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import sys
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -31,7 +32,7 @@ class TrainingLog:
         from tqdm import tqdm
 
         path = workdir / "metrics.jsonl"
-        self.records = _read(path, first_step)
+        self.records = read_records(path, first_step)
         with replacing(path) as temporary:
             temporary.write_text("".join(map(_line, self.records)), encoding="utf-8")
         self._file = path.open("a", encoding="utf-8")
@@ -166,8 +167,11 @@ def _line(record: dict) -> str:
     return json.dumps(record) + "\n"
 
 
-def _read(path: Path, last_step: int) -> list[dict]:
-    """The records up to a step; a line that is none, because a crash cut it short, belongs to a later one."""
+def read_records(path: Path, last_step: float = math.inf) -> list[dict]:
+    """The records of metrics.jsonl up to a step; none if there is no such file.
+
+    A line that is none, because it is being written or a crash cut it short, belongs to a later step.
+    """
     records = []
     for line in path.read_bytes().splitlines() if path.exists() else []:
         try:
