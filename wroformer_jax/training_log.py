@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 import sys
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -167,8 +166,8 @@ def _line(record: dict) -> str:
     return json.dumps(record) + "\n"
 
 
-def read_records(path: Path, last_step: float = math.inf) -> list[dict]:
-    """The records of metrics.jsonl up to a step; none if there is no such file.
+def read_records(path: Path, last_step: int | None = None) -> list[dict]:
+    """The records of metrics.jsonl, up to a step if one is given; none if there is no such file.
 
     A line that is none, because it is being written or a crash cut it short, belongs to a later step.
     """
@@ -176,7 +175,7 @@ def read_records(path: Path, last_step: float = math.inf) -> list[dict]:
     for line in path.read_bytes().splitlines() if path.exists() else []:
         try:
             record = json.loads(line)
-            if record["step"] <= last_step:
+            if last_step is None or record["step"] <= last_step:
                 records.append(record)
         except (ValueError, KeyError, TypeError):
             break
