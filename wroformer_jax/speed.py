@@ -33,14 +33,14 @@ def work_of(config: TrainingConfig, mesh: Mesh, teacher: ModelConfig | None = No
 
 
 def speed(work: Work, seconds_per_step: float) -> dict[str, float]:
-    """ "audio_seconds_per_second", and "mfu" (0 to 1) on devices whose peak is known."""
+    """What a step's time means: "audio_seconds_per_second", and "mfu" (0 to 1) on devices whose peak is known."""
     utilisation = mfu(work.flops, seconds_per_step, work.device_kind, work.num_devices)
     known = {} if utilisation is None else {"mfu": utilisation}
     return {"audio_seconds_per_second": work.audio_seconds / seconds_per_step, **known}
 
 
 def memory_in_use(devices: Iterable[jax.Device]) -> dict[str, float]:
-    """ "hbm_gib": the most memory that one of the devices has used since the process began, in GiB.
+    """The most memory that one of the devices has used since the process began: "hbm_gib", in GiB.
 
     Of devices that tell only what they use now, that; nothing of those that do not tell (CPUs).
     """

@@ -35,7 +35,10 @@ class TrainingLog:
         with replacing(path) as temporary:
             temporary.write_text("".join(map(_line, self.records)), encoding="utf-8")
         self._file = path.open("a", encoding="utf-8")
-        self._events = SummaryWriter(str(workdir / "events"), purge_step=first_step + 1)
+        # Files are called by the second, and one of the same name would be overwritten.
+        self._events = SummaryWriter(
+            str(workdir / "events"), purge_step=first_step + 1, filename_suffix=f".{first_step}"
+        )
         self._bar = tqdm(total=steps, initial=first_step, unit="step", disable=not on_terminal())
         self._steps = steps
 
