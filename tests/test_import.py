@@ -26,7 +26,15 @@ def test_the_import_loads_nothing_heavy():
 
 @pytest.mark.parametrize(
     "arguments",
-    [["--help"], ["separate", "--help"], ["evaluate", "--help"], ["prepare", "--help"], ["--version"], ["models"]],
+    [
+        ["--help"],
+        ["separate", "--help"],
+        ["evaluate", "--help"],
+        ["prepare", "--help"],
+        ["inspect", "--help"],
+        ["--version"],
+        ["models"],
+    ],
 )
 def test_what_the_command_says_of_itself_loads_nothing_heavy(arguments):
     code = f"import contextlib, wroformer_jax.cli as cli\nwith contextlib.suppress(SystemExit): cli.main({arguments})"

@@ -36,6 +36,16 @@ def test_spectrograms_of_silence_and_of_one_short_panel(tmp_path):
     assert read(tmp_path / "s.png").size
 
 
+def test_pictures_of_one_song_share_their_brightest_level():
+    loud, soft, silence = tone(1000), 0.1 * tone(1000), 0 * tone(1000)
+    pictures = [plots.spectrogram_image(audio, sample_rate=44100, beside=loud) for audio in (loud, soft, silence)]
+    assert {picture.shape for picture in pictures} == {(384, 2 * (1 + 88200 // 1024), 3)}
+    assert all(picture.dtype == np.uint8 for picture in pictures)
+    brightness = [int(picture.sum(axis=-1).max()) for picture in pictures]
+    assert brightness[0] > brightness[1] > brightness[2]
+    np.testing.assert_array_equal(pictures[2], pictures[2][:1, :1] + 0 * pictures[2])  # nothing in it
+
+
 @pytest.mark.parametrize(
     ("loss", "sdr"),
     [

@@ -1,10 +1,12 @@
 """Training: what it leaves, that it resumes exactly, and what it refuses."""
 
+import dataclasses
 import errno
 import functools
 import itertools
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -12,6 +14,7 @@ import sys
 import jax
 import numpy as np
 import pytest
+from event_files import events_in, sound_of, steps_by_tag
 
 from wroformer_jax import evaluate, files, trainer, training_checkpoints, training_report
 from wroformer_jax.checkpoint import load_model
@@ -162,6 +165,23 @@ def test_tensorboard_gets_the_scalars(whole):
     written = events.read_bytes()
     for scalar in (b"train/loss", b"train/learning_rate", b"validation/vocals_usdr"):
         assert scalar in written
+
+
+def test_tensorboard_gets_the_speed_and_excerpts(whole):
+    events = whole[0] / "events"
+    scalars, sounds, pictures = (steps_by_tag(events, kind) for kind in ("simple_value", "audio", "image"))
+    for name in ("seconds_per_step", "data_wait", "audio_seconds_per_second"):
+        assert scalars[f"speed/{name}"] == [2, 4, 6, 8]
+    assert not {"speed/mfu", "speed/hbm_gib"} & scalars.keys()  # of a CPU neither is known
+    for tags, kind in ((sounds, ""), (pictures, "_spectrogram")):
+        assert {tag: steps for tag, steps in tags.items() if tag.startswith(f"song_2{kind}/")} == {
+            f"song_2{kind}/vocals_estimate": [0, 4, 8],
+            f"song_2{kind}/vocals_reference": [0],
+            f"song_2{kind}/mixture": [0],
+        }
+    estimates = [sound_of(value)[0] for _, value in events_in(events) if value.tag == "song_1/vocals_estimate"]
+    assert [estimate.shape for estimate in estimates] == [(2, 8000)] * 3
+    assert not np.array_equal(estimates[0], estimates[2])
 
 
 def test_a_workdir_loads_as_a_model(whole):
@@ -378,6 +398,70 @@ def test_a_workdir_that_is_read_only_is_named(tmp_path):
     tmp_path.chmod(0o500)
     with pytest.raises(InputError, match="cannot write"):
         trainer.train(tiny(), tmp_path)
+
+
+@pytest.fixture
+def traces(monkeypatch):
+    """What begins and ends a trace. Runs that are traced are compiled like those that are not."""
+    calls = []
+    for name in ("start_trace", "stop_trace"):
+        act = getattr(jax.profiler, name)
+        noted = lambda *args, name=name, act=act: (calls.append(name), act(*args))  # noqa: E731
+        monkeypatch.setattr(jax.profiler, name, noted)
+    for name in ("make_train_step", "abstract_state", "initial_state"):
+        make = getattr(trainer, name)
+        untraced = lambda config, *rest, make=make: make(dataclasses.replace(config, profile_steps=()), *rest)  # noqa: E731
+        monkeypatch.setattr(trainer, name, untraced)
+    return calls
+
+
+def traced_files(workdir):
+    return list((workdir / "profile").rglob("*.xplane.pb"))
+
+
+def test_a_trace_of_some_steps(whole, tmp_path, traces, capsys):
+    trainer.train(tiny(profile_steps=(3, 4)), tmp_path)
+    assert traces == ["start_trace", "stop_trace"]
+    [trace] = traced_files(tmp_path)
+    assert trace.stat().st_size
+    assert (tmp_path / "metrics.jsonl").read_bytes() == (whole[0] / "metrics.jsonl").read_bytes()
+    lines = capsys.readouterr().out.splitlines()
+    for step in (2, 4, 6, 8):
+        [line] = [line for line in lines if line.startswith(f"step {step}/8: loss ")]
+        assert re.fullmatch(
+            rf"step {step}/8: loss \d+\.\d{{4}}, SDR -?\d+\.\d\d dB, [\d.e+]+ s of audio a second, [\d.e-]+ s a step, "
+            r"\d+% waiting for data",
+            line,
+        )
+
+
+def test_a_trace_ends_when_the_run_is_preempted_and_a_resumed_one_has_none(tmp_path, traces, monkeypatch):
+    def notice(batch, number):
+        if number == 3:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return batch
+
+    config = tiny(profile_steps=(3, 6))
+    with monkeypatch.context() as patch:
+        patch.setattr(trainer, "make_train_step", with_batches(notice))
+        with pytest.raises(trainer.PreemptedError, match="step 4 of 8 is saved"):
+            trainer.train(config, tmp_path)
+    assert traces == ["start_trace", "stop_trace"]
+    assert len(traced_files(tmp_path)) == 1
+    trainer.train(config, tmp_path)  # steps 5 to 8
+    assert traces == ["start_trace", "stop_trace"]
+
+
+def test_a_trace_ends_with_an_error(tmp_path, traces, monkeypatch):
+    def fail(batch, number):
+        if number == 3:
+            raise MemoryError
+        return batch
+
+    monkeypatch.setattr(trainer, "make_train_step", with_batches(fail))
+    with pytest.raises(MemoryError):
+        trainer.train(tiny(profile_steps=(3, 8)), tmp_path)
+    assert traces == ["start_trace", "stop_trace"]
 
 
 def nan_batches(first, last):

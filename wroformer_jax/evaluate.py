@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -12,6 +12,8 @@ from wroformer_jax.metrics import mean_defined, usdr
 from wroformer_jax.model import RoFormer
 from wroformer_jax.separation import separate
 
+Estimates = Float32[np.ndarray, "stem channel sample"]
+
 
 class WholeSong(NamedTuple):
     """A song and what is to be found in it."""
@@ -20,8 +22,16 @@ class WholeSong(NamedTuple):
     targets: Float32[np.ndarray, "stem channel sample"]  # in the order of the model's stems
 
 
+Heard = Callable[[WholeSong, Estimates], None]
+
+
 def validate(
-    model: RoFormer, params: Any, songs: Iterable[WholeSong], *, chunk_seconds: float | None
+    model: RoFormer,
+    params: Any,
+    songs: Iterable[WholeSong],
+    *,
+    chunk_seconds: float | None,
+    heard: Heard | None = None,
 ) -> dict[str, float]:
     """Mean uSDR over the songs, in dB; NaN for a stem that is silent in every song.
 
@@ -30,6 +40,7 @@ def validate(
       params: its parameters.
       songs: at the model's rate; one at a time is looked at.
       chunk_seconds: what the model hears at once, None for whole songs.
+      heard: is given each song and the model's stems of it, so that nobody need separate it again.
 
     Returns:
       "STEM_usdr" for each stem of the model; "usdr", their mean; "mixture_usdr", that of the mixtures taken as
@@ -39,9 +50,10 @@ def validate(
     estimated: dict[str, list[float]] = {stem: [] for stem in stems}
     untouched: dict[str, list[float]] = {stem: [] for stem in stems}
     for song in songs:
-        for stem, target, estimate in zip(
-            stems, song.targets, separate_song(model, params, song.mixture, chunk_seconds=chunk_seconds), strict=True
-        ):
+        estimates = separate_song(model, params, song.mixture, chunk_seconds=chunk_seconds)
+        if heard:
+            heard(song, estimates)
+        for stem, target, estimate in zip(stems, song.targets, estimates, strict=True):
             estimated[stem].append(usdr(target, estimate))
             untouched[stem].append(usdr(target, song.mixture))
     by_stem = {stem: mean_defined(values) for stem, values in estimated.items()}
@@ -56,7 +68,7 @@ def validate(
 
 def separate_song(
     model: RoFormer, params: Any, mixture: Float32[np.ndarray, "channel sample"], *, chunk_seconds: float | None
-) -> Float32[np.ndarray, "stem channel sample"]:
+) -> Estimates:
     """The model's stems of a song at the model's rate."""
     stems = separate(model, params, mixture, sample_rate=model.config.sample_rate, chunk_seconds=chunk_seconds)
     return np.stack([stems[stem] for stem in model.config.stems])

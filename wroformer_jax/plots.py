@@ -6,10 +6,11 @@ import os
 from collections.abc import Mapping, Sequence
 
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Float, UInt8
 
 from wroformer_jax.files import replacing
 
+_N_FFT, _HOP, _NUM_MELS = 4096, 1024, 192
 _RANGE_DB = 70  # what a spectrogram shows below its loudest point
 _TICKS_HZ = (100, 500, 1000, 2000, 4000, 8000, 16000)
 
@@ -26,9 +27,8 @@ def save_spectrograms(
     """
     import librosa
 
-    n_fft, hop, num_mels = 4096, 1024, 192
-    bank = librosa.filters.mel(sr=sample_rate, n_fft=n_fft, n_mels=num_mels, fmin=40, htk=True)
-    images = {title: 10 * np.log10(bank @ _power(audio, n_fft, hop) + 1e-12) for title, audio in panels.items()}
+    num_mels = _NUM_MELS
+    images = {title: _mel_levels(audio, sample_rate) for title, audio in panels.items()}
     loudest = max(float(image.max()) for image in images.values())
     seconds = max(audio.shape[-1] for audio in panels.values()) / sample_rate
 
@@ -54,6 +54,23 @@ def save_spectrograms(
     axes[-1].set_xlabel("time (s)")
     figure.colorbar(drawn, ax=list(axes), label="level (dB below the loudest point)", pad=0.015, aspect=40)
     _save(figure, path)
+
+
+def spectrogram_image(
+    audio: Float[np.ndarray, "channel sample"], *, sample_rate: int, beside: Float[np.ndarray, "channel other"]
+) -> UInt8[np.ndarray, "row column rgb"]:
+    """The mel spectrogram as a bare picture, high frequencies on top: two pixels a band and a hop of 1,024 samples.
+
+    Args:
+      audio: what is shown.
+      sample_rate: Hz.
+      beside: its loudest point is the brightest level, so that pictures of one song can be compared.
+    """
+    from matplotlib import colormaps
+
+    below = _mel_levels(audio, sample_rate) - _mel_levels(beside, sample_rate).max()
+    picture = colormaps["magma"](np.clip(1 + below[::-1] / _RANGE_DB, 0, 1), bytes=True)[..., :3]
+    return picture.repeat(2, axis=0).repeat(2, axis=1)
 
 
 def save_curves(
@@ -99,6 +116,14 @@ def save_curves(
         axis.grid(alpha=0.25)
         axis.spines[["top", "right"]].set_visible(False)
     _save(figure, path)
+
+
+def _mel_levels(audio: Float[np.ndarray, "channel sample"], sample_rate: int) -> Float[np.ndarray, "mel frame"]:
+    """Mel spectrogram in dB."""
+    import librosa
+
+    bank = librosa.filters.mel(sr=sample_rate, n_fft=_N_FFT, n_mels=_NUM_MELS, fmin=40, htk=True)
+    return 10 * np.log10(bank @ _power(audio, _N_FFT, _HOP) + 1e-12)
 
 
 def _power(audio: np.ndarray, n_fft: int, hop: int) -> Float[np.ndarray, "bin frame"]:

@@ -14,7 +14,6 @@ import contextlib
 import itertools
 import json
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -25,10 +24,14 @@ from jax.sharding import Mesh
 from wroformer_jax.bands import band_layout
 from wroformer_jax.data.loading import Batches, batches
 from wroformer_jax.errors import InputError
+from wroformer_jax.evaluate import Estimates, WholeSong
+from wroformer_jax.excerpts import SONGS, Excerpt, excerpt_of
 from wroformer_jax.files import disk_errors_named, locked
 from wroformer_jax.hosts import Preemption, check_same, gather, in_first, is_first, together, whole_here
 from wroformer_jax.model import Params, RoFormer
+from wroformer_jax.profiling import StepTrace
 from wroformer_jax.sharding import check_batch, make_mesh, to_global
+from wroformer_jax.speed import work_of
 from wroformer_jax.starting_point import frozen_teacher, starting_params
 from wroformer_jax.torch_bridge import num_parameters
 from wroformer_jax.train_step import Teacher, TrainState, abstract_state, initial_state, make_train_step
@@ -127,7 +130,8 @@ class _Run(NamedTuple):
         # The scores before the first step, or those that there was no time for when the run was preempted.
         if validation and step % self.config.validate_every == 0 and step not in self._validated_steps():
             self._validate(state)
-        state = self._steps(state)
+        with StepTrace(self.config.profile_steps, self.workdir / "profile") as trace:
+            state = self._steps(state, trace)
         self.checkpoints.finish()
         if validation and int(state.step) not in self._validated_steps():  # its record was lost
             self._validate(state)
@@ -137,18 +141,17 @@ class _Run(NamedTuple):
         self._say(_farewell(self.workdir, scores or {}))
         return scores or {}
 
-    def _steps(self, state: TrainState) -> TrainState:
+    def _steps(self, state: TrainState, trace: StepTrace) -> TrainState:
         """Steps until the last one. Log, validation and checkpoint of a step are written in this order."""
         config, watch = self.config, self.watch
         train_step = make_train_step(config, self.mesh, self.teacher)
         first = int(state.step)
-        watch.clock.restart()
+        watch.begin(work_of(config, self.mesh, self.teacher.model.config if self.teacher else None))
         for step in range(first + 1, config.steps + 1):
             batch = self._next_batch()
-            with self._traced(step):
-                state, metrics = train_step(state, to_global(batch, self.mesh))
-                if step in config.profile_steps:
-                    jax.block_until_ready(metrics)  # what runs beside the host ends in the trace
+            trace.begin(step, state)
+            state, metrics = train_step(state, to_global(batch, self.mesh))
+            trace.end(step, metrics)
             watch.take(step, metrics, batch)
             if step == first + 1:
                 jax.block_until_ready(metrics)
@@ -178,9 +181,15 @@ class _Run(NamedTuple):
 
     def _validate(self, state: TrainState) -> float:
         """Writes the scores of the songs, and returns the one by which the best checkpoint is known."""
-        scores = self.validation.score(whole_here(best_params(state), self.mesh))
+        excerpts: list[Excerpt] = []  # in the first process, which separates
+
+        def keep(song: WholeSong, estimates: Estimates) -> None:
+            if len(excerpts) < SONGS:
+                excerpts.append(excerpt_of(self.config.model, song, estimates))
+
+        scores = self.validation.score(whole_here(best_params(state), self.mesh), heard=keep)
         if self.log:
-            self.log.validation(int(state.step), scores)
+            self.log.validation(int(state.step), scores, excerpts)
         return scores["usdr"]
 
     def _validated_steps(self) -> list[int]:
@@ -194,16 +203,6 @@ class _Run(NamedTuple):
         for song in itertools.islice(self.validation, 1):
             write_example(self.workdir, RoFormer(self.config.model), params, song, self.validation.chunk_seconds)
         write_curves(self.workdir, self.log)
-
-    @contextlib.contextmanager
-    def _traced(self, step: int) -> Iterator[None]:
-        """Begins a trace for xprof before the first, and ends it after the last, of `config.profile_steps`."""
-        first, last = self.config.profile_steps or (None, None)
-        if step == first:
-            jax.profiler.start_trace(str(self.workdir / "profile"))
-        yield
-        if step == last:
-            jax.profiler.stop_trace()
 
     def _say(self, line: str) -> None:
         if self.log:

@@ -11,7 +11,7 @@ from wroformer_jax.data.loading import Loading
 from wroformer_jax.data.prepare import prepare_synthetic
 from wroformer_jax.data.record_set import RecordSet, is_set
 from wroformer_jax.errors import InputError
-from wroformer_jax.evaluate import WholeSong, validate
+from wroformer_jax.evaluate import Heard, WholeSong, validate
 from wroformer_jax.hosts import gather, in_first, together
 from wroformer_jax.model import Params, RoFormer
 from wroformer_jax.training_config import TrainingConfig
@@ -92,15 +92,16 @@ class Validation:
         for song in self._songs:
             yield WholeSong(*whole_song(self._set, song, model.stems, model.channels, self._config.stems))
 
-    def score(self, params: Params) -> dict[str, float]:
+    def score(self, params: Params, heard: Heard | None = None) -> dict[str, float]:
         """As `evaluate.validate`, on these songs.
 
         Args:
           params: on devices of this process. The first process works, and tells the others what came out.
+          heard: is given, in the first process, each song and the model's stems of it.
         """
         scores: list[dict[str, float]] = []
-        in_first(lambda: scores.append(self._score(params)))
+        in_first(lambda: scores.append(self._score(params, heard)))
         return gather(scores)[0][0]
 
-    def _score(self, params: Params) -> dict[str, float]:
-        return validate(RoFormer(self._config.model), params, self, chunk_seconds=self.chunk_seconds)
+    def _score(self, params: Params, heard: Heard | None) -> dict[str, float]:
+        return validate(RoFormer(self._config.model), params, self, chunk_seconds=self.chunk_seconds, heard=heard)

@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
+import numpy as np
+
+from wroformer_jax.excerpts import Excerpt
 from wroformer_jax.files import replacing
+from wroformer_jax.plots import spectrogram_image
 
 
 class TrainingLog:
@@ -27,37 +31,42 @@ class TrainingLog:
         from tqdm import tqdm
 
         path = workdir / "metrics.jsonl"
-        self.records = _read(path, first_step)
+        self.records = read_records(path, first_step)
         with replacing(path) as temporary:
             temporary.write_text("".join(map(_line, self.records)), encoding="utf-8")
         self._file = path.open("a", encoding="utf-8")
-        self._events = SummaryWriter(str(workdir / "events"), purge_step=first_step + 1)
+        # Files are called by the second, and one of the same name would be overwritten.
+        self._events = SummaryWriter(
+            str(workdir / "events"), purge_step=first_step + 1, filename_suffix=f".{first_step}"
+        )
         self._bar = tqdm(total=steps, initial=first_step, unit="step", disable=not on_terminal())
         self._steps = steps
 
-    def train(self, step: int, *, seconds_per_step: float, data_wait: float, **scalars: float) -> None:
+    def train(self, step: int, scalars: Mapping[str, float], rates: Mapping[str, float]) -> None:
         """Records means over the steps since the last record.
 
         Args:
           step: the last of them.
-          seconds_per_step: of the clock.
-          data_wait: share of the time that was spent waiting for data.
-          scalars: "loss" and whatever else the training step measures.
+          scalars: "loss", "sdr", and whatever else the training step measures.
+          rates: what depends on the clock and the devices, as `progress_line` takes it; not in metrics.jsonl.
         """
         self._record("train", step, scalars)
-        self._events.add_scalar("train/seconds_per_step", seconds_per_step, step)
-        self._events.add_scalar("train/data_wait", data_wait, step)
+        for name, value in rates.items():
+            self._events.add_scalar(f"speed/{name}", value, step)
+        self._events.flush()
+        line = progress_line(scalars, rates)
         if on_terminal():
-            self._bar.set_postfix(loss=f"{scalars['loss']:.3f}", data_wait=f"{data_wait:.0%}", refresh=False)
+            self._bar.set_postfix_str(line, refresh=False)
             self._bar.update(step - self._bar.n)
         else:
-            self.say(
-                f"step {step}/{self._steps}: loss {scalars['loss']:.4f}, {seconds_per_step:.2f} s a step, "
-                f"{data_wait:.0%} waiting for data"
-            )
+            self.say(f"step {step}/{self._steps}: {line}")
 
-    def validation(self, step: int, scores: dict[str, float]) -> None:
-        """Records what `evaluate.validate` returns."""
+    def validation(self, step: int, scores: dict[str, float], excerpts: Sequence[Excerpt] = ()) -> None:
+        """Records what `evaluate.validate` returns, and in TensorBoard how excerpts of the songs sound and look.
+
+        Mixtures and references go there at the first validation only: they stay the same.
+        """
+        self._show(step, excerpts, with_references=not self.curve("validation", "usdr"))
         self._record("validation", step, scores)
         self.say(f"step {step}/{self._steps}: {describe(scores)}")
 
@@ -89,7 +98,21 @@ class TrainingLog:
     def __exit__(self, *_) -> None:
         self.close()
 
-    def _record(self, kind: str, step: int, scalars: dict[str, float]) -> None:
+    def _show(self, step: int, excerpts: Sequence[Excerpt], *, with_references: bool) -> None:
+        for number, excerpt in enumerate(excerpts, start=1):
+            sounds = {f"{stem}_estimate": audio for stem, audio in excerpt.estimates.items()}
+            if with_references:
+                sounds |= {f"{stem}_reference": audio for stem, audio in excerpt.references.items()}
+                sounds["mixture"] = excerpt.mixture
+            rate = excerpt.sample_rate
+            for name, audio in sounds.items():
+                # Files of 16 bits: what is beyond full scale is cut off.
+                self._events.add_audio(f"song_{number}/{name}", np.clip(audio.T, -1, 1), step, sample_rate=rate)
+                # A tag of TensorBoard is of one kind.
+                picture = spectrogram_image(audio, sample_rate=rate, beside=excerpt.mixture)
+                self._events.add_image(f"song_{number}_spectrogram/{name}", picture, step, dataformats="HWC")
+
+    def _record(self, kind: str, step: int, scalars: Mapping[str, float]) -> None:
         record = {"kind": kind, "step": step, **scalars}
         self.records.append(record)
         self._file.write(_line(record))
@@ -97,6 +120,27 @@ class TrainingLog:
         for name, value in scalars.items():
             self._events.add_scalar(f"{kind}/{name}", value, step)
         self._events.flush()
+
+
+def progress_line(scalars: Mapping[str, float], rates: Mapping[str, float]) -> str:
+    """One line for people of the steps since the last one.
+
+    Args:
+      scalars: "loss", and "sdr" in dB.
+      rates: "seconds_per_step"; "data_wait", the share of the time that was spent waiting for data;
+        "audio_seconds_per_second" and, where they are known, "mfu" (see `speed.speed`) and "hbm_gib" (see
+        `speed.memory_in_use`).
+    """
+    phrases = [
+        f"loss {scalars['loss']:.4f}",
+        f"SDR {scalars['sdr']:.2f} dB",
+        f"{rates['audio_seconds_per_second']:.3g} s of audio a second",
+        f"{rates['seconds_per_step']:.3g} s a step",
+        f"MFU {rates['mfu']:.1%}" if "mfu" in rates else "",
+        f"{rates['data_wait']:.0%} waiting for data",
+        f"{rates['hbm_gib']:.1f} GiB of HBM" if "hbm_gib" in rates else "",
+    ]
+    return ", ".join(filter(None, phrases))
 
 
 def describe(scores: dict[str, float]) -> str:
@@ -125,13 +169,16 @@ def _line(record: dict) -> str:
     return json.dumps(record) + "\n"
 
 
-def _read(path: Path, last_step: int) -> list[dict]:
-    """The records up to a step; a line that is none, because a crash cut it short, belongs to a later one."""
+def read_records(path: Path, last_step: int | None = None) -> list[dict]:
+    """The records of metrics.jsonl, up to a step if one is given; none if there is no such file.
+
+    A line that is none, because it is being written or a crash cut it short, belongs to a later step.
+    """
     records = []
     for line in path.read_bytes().splitlines() if path.exists() else []:
         try:
             record = json.loads(line)
-            if record["step"] <= last_step:
+            if last_step is None or record["step"] <= last_step:
                 records.append(record)
         except (ValueError, KeyError, TypeError):
             break

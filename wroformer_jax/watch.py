@@ -16,6 +16,7 @@ from wroformer_jax.data.loading import Batches
 from wroformer_jax.errors import InputError
 from wroformer_jax.files import replacing
 from wroformer_jax.hosts import all_rows, in_first
+from wroformer_jax.speed import Work, memory_in_use, speed
 from wroformer_jax.train_step import Metrics
 from wroformer_jax.training_config import TrainingConfig
 from wroformer_jax.training_log import TrainingLog
@@ -53,6 +54,11 @@ class Watch:
         self.interval = interval
         self._taken: tuple[int, Metrics, HostBatch] | None = None  # the step that is not looked at yet
 
+    def begin(self, work: Work) -> None:
+        """Starts the clock, and tells what each step from here on does, by which its speed is known."""
+        self._work = work
+        self.clock.restart()
+
     def take(self, step: int, metrics: Metrics, batch: HostBatch) -> None:
         """Takes what a step has given, and looks at the step before.
 
@@ -88,6 +94,8 @@ class Watch:
         self.clock.restart()
         if self._log is None:
             return
+        rates |= speed(self._work, rates["seconds_per_step"])
+        rates |= memory_in_use(jax.local_devices())
         if len(kept) < number:
             self._log.say(
                 f"step {step}: {number - len(kept)} of the last {number} steps were skipped, because their loss or "
@@ -101,7 +109,7 @@ class Watch:
             if name not in _COUNTERS
         }
         try:
-            self._log.train(step, **means, **{name: float(last[name]) for name in _COUNTERS}, **rates)
+            self._log.train(step, {**means, **{name: float(last[name]) for name in _COUNTERS}}, rates)
         except OSError as error:  # what could not be written is kept, and written with the next record
             _log.warning("cannot write the log of step %d yet: %s", step, error)
 

@@ -1,0 +1,142 @@
+"""How much a model computes, counted from its settings, and how much of what a device can do that is.
+
+XLA's own count takes the body of a loop once and what is computed again or for padding as well; this one counts what
+the model is: products of matrices, two FLOPs a multiply-add, of real bands and of the scores that the mask of the
+attention shows. Not counted, as is usual: the STFT and its inverse, norms, softmax and other elementwise work.
+"""
+
+from __future__ import annotations
+
+from wroformer_jax.bands import band_layout
+from wroformer_jax.config import ModelConfig
+from wroformer_jax.training_config import TrainingConfig
+
+# A backward pass has two products for each of the forward pass: one for the inputs, one for the weights.
+_FORWARD_AND_BACKWARD = 3
+
+# Dense bfloat16 FLOP/s of a device as JAX counts devices, by `device_kind`.
+_PEAKS = {
+    # cloud.google.com/tpu/docs/system-architecture-tpu-vm and the pages of the versions; v2, v3 and 7x have two
+    # devices a chip (jax/_src/pallas/mosaic/tpu_info.py, which has these names, too).
+    "TPU v2": 46e12 / 2,
+    "TPU v3": 123e12 / 2,
+    "TPU v4": 275e12,
+    "TPU v5 lite": 197e12,  # v5e
+    "TPU v5e": 197e12,
+    "TPU v5": 459e12,  # v5p
+    "TPU v5p": 459e12,
+    "TPU v6 lite": 918e12,  # v6e, Trillium
+    "TPU v6e": 918e12,
+    "TPU7x": 2307e12 / 2,  # Ironwood
+    # NVIDIA's data sheets, without sparsity, which doubles what they print.
+    "NVIDIA A100-SXM4-40GB": 312e12,
+    "NVIDIA A100-SXM4-80GB": 312e12,
+    "NVIDIA A100-PCIE-40GB": 312e12,
+    "NVIDIA A100 80GB PCIe": 312e12,
+    "NVIDIA L4": 121e12,
+    "NVIDIA L40S": 362e12,
+    "NVIDIA H100 80GB HBM3": 989e12,  # SXM
+    "NVIDIA H100 PCIe": 756e12,
+    "NVIDIA H200": 989e12,
+}
+
+
+def num_frames(config: ModelConfig, samples: int) -> int:
+    """Frames of the STFT of so many samples."""
+    return 1 + samples // config.stft_hop_length
+
+
+def forward_flops(config: ModelConfig, frames: int) -> dict[str, int]:
+    """FLOPs of the forward pass of one example, by part of the model; their sum is the whole.
+
+    "time_projections" are queries, keys, values, gates and outputs of the time attention, "time_scores" its scores and
+    the weighted sums of values, and so for "freq".
+
+    Args:
+      config: the settings of the model.
+      frames: of the STFT, see `num_frames`.
+    """
+    bands, planes, inner = config.num_bands, 2 * config.channels, config.heads * config.dim_head
+    tokens = frames + config.num_sinks
+    features = planes * sum(band_layout(config).widths)  # of all bands together
+    places = config.depth * tokens * bands  # where each layer of a transformer works
+    projections = 2 * config.dim * (4 * inner + config.heads)
+    feed_forward = 4 * config.dim * config.dim_feed_forward
+    score = 4 * inner  # of a pair of tokens, in all heads: the score, and the value's share in the sum
+    hidden = [config.dim, *[config.dim_mask] * (config.mask_layers - 1)]
+    masks = bands * sum(2 * size * config.dim_mask for size in hidden[:-1]) + 2 * hidden[-1] * 2 * features
+    time, freq = config.time_transformer_depth, config.freq_transformer_depth
+    return {
+        "band_split": 2 * frames * features * config.dim,
+        "time_projections": time * places * projections,
+        "time_scores": time * config.depth * bands * score_entries(config, frames) * score,
+        "time_feed_forward": time * places * feed_forward,
+        "freq_projections": freq * places * projections,
+        "freq_scores": freq * config.depth * tokens * bands**2 * score,
+        "freq_feed_forward": freq * places * feed_forward,
+        "masks": frames * config.num_stems * masks,
+    }
+
+
+def score_entries(config: ModelConfig, frames: int) -> int:
+    """Scores of one head of the time attention for one band: pairs of tokens that the mask shows.
+
+    The paper (arXiv 2510.25745) takes frames * (window + sinks) for windowed sinks, and frames² for full
+    attention: `published_score_entries`. Here a frame's own place is counted beside the window, the sinks' queries,
+    which see everything, are, and what the window reaches over at both ends is not. The blocks of attention.py
+    compute more: 64 queries share 64 keys and their halo, of which most are hidden.
+    """
+    tokens = frames + config.num_sinks
+    if config.time_mixer == "full":
+        return tokens * tokens
+    reach = min(config.window // 2, frames - 1)
+    near = frames * (2 * reach + 1) - reach * (reach + 1)
+    return near + frames * config.num_sinks + config.num_sinks * tokens
+
+
+def published_score_entries(config: ModelConfig, frames: int) -> int:
+    """Scores of one head of the time attention for one band as the paper counts them (see `score_entries`)."""
+    return frames * (frames if config.time_mixer == "full" else config.window + config.num_sinks)
+
+
+def step_flops(config: TrainingConfig, teacher: ModelConfig | None = None) -> int:
+    """Model FLOPs of one training step on all devices together: forward and backward passes of a batch.
+
+    What remat computes again is not counted, so that MFU is a measure of progress (Chowdhery et al. 2022,
+    arXiv 2204.02311, appendix B). Frozen parameters are counted like the others.
+
+    Args:
+      config: the settings of the run.
+      teacher: the settings of its teacher, whose forward pass over its windows is then added.
+    """
+    model, samples = config.model, config.crop_samples
+    flops = _FORWARD_AND_BACKWARD * sum(forward_flops(model, num_frames(model, samples)).values())
+    if teacher is not None:
+        window = min(config.teacher_samples, samples)
+        flops += samples // window * sum(forward_flops(teacher, num_frames(teacher, window)).values())
+    return config.batch_size * flops
+
+
+def peak_flops(device_kind: str) -> float | None:
+    """Dense bfloat16 FLOP/s of one device, None for a kind that is not known (a CPU).
+
+    Args:
+      device_kind: of `jax.Device`.
+    """
+    return _PEAKS.get(device_kind)
+
+
+def mfu(flops: int, seconds: float, device_kind: str, num_devices: int) -> float | None:
+    """Model FLOPs utilisation, 0 to 1: against the peak in bfloat16, whatever the model's dtype.
+
+    Args:
+      flops: model FLOPs, see `step_flops`.
+      seconds: that they took.
+      device_kind: of `jax.Device`.
+      num_devices: that worked on them.
+
+    Returns:
+      None if the peak of the devices is not known.
+    """
+    peak = peak_flops(device_kind)
+    return None if peak is None else flops / (seconds * num_devices * peak)

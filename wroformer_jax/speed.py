@@ -1,0 +1,50 @@
+"""How fast a run is, from what a step does and the time it takes; asked of the host alone, so that no step waits."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import NamedTuple
+
+import jax
+from jax.sharding import Mesh
+
+from wroformer_jax.config import ModelConfig
+from wroformer_jax.flops import mfu, step_flops
+from wroformer_jax.training_config import TrainingConfig
+
+
+class Work(NamedTuple):
+    """What a training step does, on all hosts together."""
+
+    audio_seconds: float  # of the mixtures of a batch
+    flops: int  # see `flops.step_flops`
+    device_kind: str
+    num_devices: int
+
+
+def work_of(config: TrainingConfig, mesh: Mesh, teacher: ModelConfig | None = None) -> Work:
+    """What a step of the run does on these devices, with a teacher of these settings if there is one."""
+    return Work(
+        audio_seconds=config.batch_size * config.crop_samples / config.model.sample_rate,
+        flops=step_flops(config, teacher),
+        device_kind=mesh.devices.flat[0].device_kind,
+        num_devices=mesh.size,
+    )
+
+
+def speed(work: Work, seconds_per_step: float) -> dict[str, float]:
+    """What a step's time means: "audio_seconds_per_second", and "mfu" (0 to 1) on devices whose peak is known."""
+    utilisation = mfu(work.flops, seconds_per_step, work.device_kind, work.num_devices)
+    known = {} if utilisation is None else {"mfu": utilisation}
+    return {"audio_seconds_per_second": work.audio_seconds / seconds_per_step, **known}
+
+
+def memory_in_use(devices: Iterable[jax.Device]) -> dict[str, float]:
+    """The most memory that one of the devices has used since the process began: "hbm_gib", in GiB.
+
+    Of devices that tell only what they use now, that; nothing of those that do not tell (CPUs).
+    """
+    told = [stats for device in devices if (stats := device.memory_stats())]
+    used = [stats.get("peak_bytes_in_use", stats.get("bytes_in_use")) for stats in told]
+    known = [number for number in used if number is not None]
+    return {"hbm_gib": max(known) / 2**30} if known else {}
