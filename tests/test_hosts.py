@@ -23,6 +23,7 @@ MESH = {"data": 4, "fsdp": 2, "seq": 1}
 
 def config(**fields):
     settings = {"steps": 8, "batch_size": 8, "mesh": MESH, "ema": 0.9, "validate_every": 4, "max_skipped": 2}
+    settings["validation_songs"] = 3  # two for the first process, one for the other
     return tiny_run({"depth": 1}, **{**settings, **fields})
 
 
@@ -49,9 +50,10 @@ def run(workdir, *each, devices=4):
     return ended
 
 
-def losses(workdir):
-    records = map(json.loads, (workdir / "metrics.jsonl").read_text().splitlines())
-    return [record["loss"] for record in records if record["kind"] == "train"]
+def curves(workdir):
+    """The losses and the scores of the validations."""
+    records = list(map(json.loads, (workdir / "metrics.jsonl").read_text().splitlines()))
+    return [[record[name] for record in records if name in record] for name in ("loss", "usdr")]
 
 
 def num_that_differ(one, other):
@@ -81,17 +83,19 @@ def test_killed_and_preempted_two_processes_end_with_the_same_weights(whole, tmp
     assert num_that_differ(whole, workdir) == 0
 
 
-def test_one_process_has_the_losses_of_two(whole, tmp_path):
+def test_one_process_has_the_losses_and_scores_of_two(whole, tmp_path):
     workdir = tmp_path / "run"
     assert run(workdir, {}, devices=8) == [(0, [])]
-    np.testing.assert_allclose(losses(workdir), losses(whole), rtol=1e-4)
+    for one, other in zip(curves(workdir), curves(whole), strict=True):
+        np.testing.assert_allclose(one, other, rtol=1e-4)
 
 
 def test_a_run_of_two_processes_goes_on_in_one(whole, tmp_path):
     workdir = shutil.copytree(whole, tmp_path / "run")
     shutil.rmtree(workdir / "checkpoints" / "8")
     assert run(workdir, {}, devices=8) == [(0, [])]
-    np.testing.assert_allclose(losses(workdir), losses(whole), rtol=1e-4)
+    for one, other in zip(curves(workdir), curves(whole), strict=True):
+        np.testing.assert_allclose(one, other, rtol=1e-4)
 
 
 def test_batches_that_are_no_numbers_end_all_processes(tmp_path):

@@ -526,7 +526,9 @@ def test_validation_scores_each_stem(monkeypatch):
     halved = lambda *args, **kwargs: 0.5 * next(targets)  # noqa: E731
     targets = (song.targets for song in songs)
     monkeypatch.setattr(evaluate, "separate_song", halved)
-    scores = evaluate.validate(RoFormer(config), None, songs, chunk_seconds=None)
+    model = RoFormer(config)
+    each = [evaluate.score_song(model, None, song, chunk_seconds=None) for song in songs]
+    scores = evaluate.mean_scores(config.stems, each)
     assert scores.keys() == {"vocals_usdr", "drums_usdr", "usdr", "mixture_usdr", "improvement"}
     for name in ("vocals_usdr", "drums_usdr", "usdr"):
         assert scores[name] == pytest.approx(20 * np.log10(2), abs=1e-4)

@@ -158,7 +158,8 @@ def test_validation_shows_what_it_separated(monkeypatch):
     monkeypatch.setattr(evaluate, "separate_song", separate_song)
     songs = [WholeSong(tones(300, 300), tones(200 * i, 200 * i)[None]) for i in (1, 2, 3)]
     heard = []
-    evaluate.validate(RoFormer(config), None, songs, chunk_seconds=None, heard=lambda *pair: heard.append(pair))
+    for song in songs:
+        evaluate.score_song(RoFormer(config), None, song, chunk_seconds=None, heard=lambda *pair: heard.append(pair))
     assert len(made) == 3  # once each
     for (song, estimates), one, other in zip(heard, songs, made, strict=True):
         assert song is one

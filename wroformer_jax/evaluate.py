@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -25,41 +25,52 @@ class WholeSong(NamedTuple):
 Heard = Callable[[WholeSong, Estimates], None]
 
 
-def validate(
-    model: RoFormer,
-    params: Any,
-    songs: Iterable[WholeSong],
-    *,
-    chunk_seconds: float | None,
-    heard: Heard | None = None,
-) -> dict[str, float]:
-    """Mean uSDR over the songs, in dB; NaN for a stem that is silent in every song.
+class SongScores(NamedTuple):
+    """uSDR of a song in dB by stem, NaN where the stem is silent."""
+
+    estimates: list[float]
+    mixture: list[float]  # taken as the estimate: what doing nothing gives
+
+
+def score_song(
+    model: RoFormer, params: Any, song: WholeSong, *, chunk_seconds: float | None, heard: Heard | None = None
+) -> SongScores:
+    """Separates a song, and scores what comes out.
 
     Args:
       model: the model.
       params: its parameters.
-      songs: at the model's rate; one at a time is looked at.
-      chunk_seconds: what the model hears at once, None for whole songs.
-      heard: is given each song and the model's stems of it, so that nobody need separate it again.
+      song: at the model's rate.
+      chunk_seconds: what the model hears at once, None for the whole song.
+      heard: is given the song and the model's stems of it, so that nobody need separate it again.
+    """
+    estimates = separate_song(model, params, song.mixture, chunk_seconds=chunk_seconds)
+    if heard:
+        heard(song, estimates)
+    return SongScores(
+        [usdr(target, estimate) for target, estimate in zip(song.targets, estimates, strict=True)],
+        [usdr(target, song.mixture) for target in song.targets],
+    )
+
+
+def mean_scores(stems: Sequence[str], songs: Sequence[SongScores]) -> dict[str, float]:
+    """Mean uSDR over songs, in dB; NaN for a stem that is silent in every song.
+
+    Args:
+      stems: of the model.
+      songs: their scores, one at least.
 
     Returns:
-      "STEM_usdr" for each stem of the model; "usdr", their mean; "mixture_usdr", that of the mixtures taken as
-      estimates (what doing nothing gives); and "improvement", the difference of these two.
+      "STEM_usdr" for each stem; "usdr", their mean; "mixture_usdr", that of the mixtures taken as estimates; and
+      "improvement", the difference of these two.
     """
-    stems = model.config.stems
-    estimated: dict[str, list[float]] = {stem: [] for stem in stems}
-    untouched: dict[str, list[float]] = {stem: [] for stem in stems}
-    for song in songs:
-        estimates = separate_song(model, params, song.mixture, chunk_seconds=chunk_seconds)
-        if heard:
-            heard(song, estimates)
-        for stem, target, estimate in zip(stems, song.targets, estimates, strict=True):
-            estimated[stem].append(usdr(target, estimate))
-            untouched[stem].append(usdr(target, song.mixture))
-    by_stem = {stem: mean_defined(values) for stem, values in estimated.items()}
-    mean, mixture = mean_defined(by_stem.values()), mean_defined(map(mean_defined, untouched.values()))
+    means, mixtures = (
+        [mean_defined(values) for values in zip(*by_song, strict=True)]
+        for by_song in ([song.estimates for song in songs], [song.mixture for song in songs])
+    )
+    mean, mixture = mean_defined(means), mean_defined(mixtures)
     return {
-        **{f"{stem}_usdr": value for stem, value in by_stem.items()},
+        **{f"{stem}_usdr": value for stem, value in zip(stems, means, strict=True)},
         "usdr": mean,
         "mixture_usdr": mixture,
         "improvement": mean - mixture,

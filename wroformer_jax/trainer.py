@@ -59,7 +59,7 @@ def train(config: TrainingConfig, workdir: str | Path) -> dict[str, float]:
         example/ (wavs of a validation song), spectrogram.png, curve.png and, without `config.data`, songs/.
 
     Returns:
-      The scores of the last validation, as `evaluate.validate` has them; nothing if there are no validation songs.
+      The scores of the last validation, as `evaluate.mean_scores` has them; nothing if there are no validation songs.
 
     Raises:
       InputError: the workdir cannot be written, is in use or holds a run with other settings, the songs or the
@@ -181,7 +181,7 @@ class _Run(NamedTuple):
 
     def _validate(self, state: TrainState) -> float:
         """Writes the scores of the songs, and returns the one by which the best checkpoint is known."""
-        excerpts: list[Excerpt] = []  # in the first process, which separates
+        excerpts: list[Excerpt] = []  # of the first songs, which are the first process's
 
         def keep(song: WholeSong, estimates: Estimates) -> None:
             if len(excerpts) < SONGS:

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
+
+import jax
+import numpy as np
 
 from wroformer_jax.data.crops import whole_song
 from wroformer_jax.data.loading import Loading
 from wroformer_jax.data.prepare import prepare_synthetic
 from wroformer_jax.data.record_set import RecordSet, is_set
 from wroformer_jax.errors import InputError
-from wroformer_jax.evaluate import Heard, WholeSong, validate
+from wroformer_jax.evaluate import Heard, SongScores, WholeSong, mean_scores, score_song
 from wroformer_jax.hosts import gather, in_first, together
 from wroformer_jax.model import Params, RoFormer
 from wroformer_jax.training_config import TrainingConfig
@@ -88,20 +91,27 @@ class Validation:
         return bool(self._songs)
 
     def __iter__(self) -> Iterator[WholeSong]:
-        model = self._config.model
-        for song in self._songs:
-            yield WholeSong(*whole_song(self._set, song, model.stems, model.channels, self._config.stems))
+        return self._read(range(len(self._songs)))
 
     def score(self, params: Params, heard: Heard | None = None) -> dict[str, float]:
-        """As `evaluate.validate`, on these songs.
+        """As `evaluate.mean_scores`, on these songs; each process separates its share of them.
 
         Args:
-          params: on devices of this process. The first process works, and tells the others what came out.
-          heard: is given, in the first process, each song and the model's stems of it.
+          params: on a device of this process.
+          heard: is given each song of this process and the model's stems of it.
         """
-        scores: list[dict[str, float]] = []
-        in_first(lambda: scores.append(self._score(params, heard)))
-        return gather(scores)[0][0]
+        config = self._config.model
+        mine = np.array_split(np.arange(len(self._songs)), jax.process_count())[jax.process_index()]
+        scores = together(
+            lambda: [
+                score_song(RoFormer(config), params, song, chunk_seconds=self.chunk_seconds, heard=heard)
+                for song in self._read(mine)
+            ]
+        )
+        return mean_scores(config.stems, [SongScores(*song) for part in gather(scores) for song in part])
 
-    def _score(self, params: Params, heard: Heard | None) -> dict[str, float]:
-        return validate(RoFormer(self._config.model), params, self, chunk_seconds=self.chunk_seconds, heard=heard)
+    def _read(self, numbers: Iterable[int]) -> Iterator[WholeSong]:
+        model = self._config.model
+        for number in numbers:
+            song = self._songs[number]
+            yield WholeSong(*whole_song(self._set, song, model.stems, model.channels, self._config.stems))

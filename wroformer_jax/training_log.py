@@ -62,7 +62,7 @@ class TrainingLog:
             self.say(f"step {step}/{self._steps}: {line}")
 
     def validation(self, step: int, scores: dict[str, float], excerpts: Sequence[Excerpt] = ()) -> None:
-        """Records what `evaluate.validate` returns, and in TensorBoard how excerpts of the songs sound and look.
+        """Records what `evaluate.mean_scores` returns, and in TensorBoard how excerpts of the songs sound and look.
 
         Mixtures and references go there at the first validation only: they stay the same.
         """
@@ -144,7 +144,7 @@ def progress_line(scalars: Mapping[str, float], rates: Mapping[str, float]) -> s
 
 
 def describe(scores: dict[str, float]) -> str:
-    """One line for people of what `evaluate.validate` returns."""
+    """One line for people of what `evaluate.mean_scores` returns."""
     stems = [name.removesuffix("_usdr") for name in scores if name.endswith("_usdr") and name != "mixture_usdr"]
     each = ", ".join(f"{stem} {scores[f'{stem}_usdr']:.2f} dB" for stem in stems)
     return (
