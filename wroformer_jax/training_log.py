@@ -9,6 +9,8 @@ from pathlib import Path
 
 from wroformer_jax.files import replacing
 
+METRICS = "metrics.jsonl"
+
 
 class TrainingLog:
     """Records of a run. Use as a context manager.
@@ -26,7 +28,7 @@ class TrainingLog:
         from tensorboardX import SummaryWriter
         from tqdm import tqdm
 
-        path = workdir / "metrics.jsonl"
+        path = workdir / METRICS
         self.records = _read(path, first_step)
         with replacing(path) as temporary:
             temporary.write_text("".join(map(_line, self.records)), encoding="utf-8")
