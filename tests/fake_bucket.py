@@ -7,6 +7,7 @@ import hashlib
 import http.server
 import itertools
 import json
+import math
 import re
 import threading
 from urllib.parse import parse_qs, quote, unquote, urlsplit
@@ -30,7 +31,11 @@ class _Objects(dict):
 
 
 class FakeStorage(http.server.ThreadingHTTPServer):
-    """Objects by (bucket, name). `requests` is what was asked; `refusal` an HTTP status that answers all."""
+    """Objects by (bucket, name). `requests` is what was asked.
+
+    `refusal`, an HTTP status, answers all requests whose text in `requests` has the pattern `refused` in it, as often as
+    `refusals_left` says.
+    """
 
     daemon_threads = True
     request_queue_size = 128
@@ -44,6 +49,8 @@ class FakeStorage(http.server.ThreadingHTTPServer):
         self.uploads = {}
         self.requests = []
         self.refusal = None
+        self.refused = ""
+        self.refusals_left = math.inf
         self.bytes_lost = 0  # of every object that is uploaded
 
     def handle_error(self, request, client_address):
@@ -87,9 +94,9 @@ class _Handler(http.server.BaseHTTPRequestHandler):
 
     def do_GET(self):
         path, query, _ = self._asked()
-        if self.server.refusal:
-            self._refuse()
-        elif match := re.fullmatch(r"/storage/v1/b/([^/]+)", path):
+        if self._is_refused():
+            return
+        if match := re.fullmatch(r"/storage/v1/b/([^/]+)", path):
             self._answer(200 if match[1] in self.server.buckets else 404, {"name": match[1]})
         elif match := re.fullmatch(r"/storage/v1/b/([^/]+)/o", path):
             self._list(match[1], query)
@@ -100,9 +107,9 @@ class _Handler(http.server.BaseHTTPRequestHandler):
 
     def do_POST(self):
         path, query, body = self._asked()
-        if self.server.refusal:
-            self._refuse()
-        elif match := re.fullmatch(r"/upload/storage/v1/b/([^/]+)/o", path):
+        if self._is_refused():
+            return
+        if match := re.fullmatch(r"/upload/storage/v1/b/([^/]+)/o", path):
             if match[1] not in self.server.buckets:
                 self._answer(404, {})
             elif query["uploadType"] == "media":
@@ -134,8 +141,7 @@ class _Handler(http.server.BaseHTTPRequestHandler):
 
     def do_DELETE(self):
         path, query, _ = self._asked()
-        if self.server.refusal:
-            self._refuse()
+        if self._is_refused():
             return
         match = re.fullmatch(r"/storage/v1/b/([^/]+)/o/([^/]+)", path)
         key = (match[1], unquote(match[2]))
@@ -150,12 +156,19 @@ class _Handler(http.server.BaseHTTPRequestHandler):
 
     def _asked(self):
         url = urlsplit(self.path)
-        self.server.requests.append(f"{self.command} {unquote(url.path)}")
+        self.asked = f"{self.command} {unquote(url.path)}"
+        self.server.requests.append(self.asked)
         body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
         return url.path, {name: values[0] for name, values in parse_qs(url.query).items()}, body
 
-    def _refuse(self):
-        self._answer(self.server.refusal, {"error": {"message": "no access\nto storage.objects"}})
+    def _is_refused(self):
+        """Whether this request is to be refused, which it then is."""
+        with self.server.lock:
+            refused = self.server.refusal and self.server.refusals_left and re.search(self.server.refused, self.asked)
+            self.server.refusals_left -= bool(refused)
+        if refused:
+            self._answer(self.server.refusal, {"error": {"message": "no access\nto storage.objects"}})
+        return bool(refused)
 
     def _described(self, key, content):
         digest = base64.b64encode(hashlib.md5(content).digest()).decode()

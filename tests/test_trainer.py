@@ -1,7 +1,6 @@
 """Training: what it leaves, that it resumes exactly, and what it refuses."""
 
 import errno
-import functools
 import itertools
 import json
 import os
@@ -12,13 +11,13 @@ import sys
 import jax
 import numpy as np
 import pytest
+from tiny_training import compiled_once
 
 from wroformer_jax import evaluate, files, trainer, training_checkpoints, training_report
 from wroformer_jax.checkpoint import load_model
 from wroformer_jax.data.loading import Batches
 from wroformer_jax.errors import InputError
 from wroformer_jax.model import RoFormer, init_params
-from wroformer_jax.train_step import initial_state
 from wroformer_jax.training_config import TrainingConfig
 from wroformer_jax.workdir import claim
 
@@ -102,19 +101,8 @@ def with_batches(change):
 
 
 @pytest.fixture(scope="module", autouse=True)
-def compiled_once():
-    """What runs of a config compile is compiled for all tests together: that takes longer than all else."""
-    with pytest.MonkeyPatch.context() as patch:
-        make_state = functools.cache(lambda *args: jax.device_get(initial_state(*args)))
-        for name in ("make_train_step", "abstract_state"):
-            patch.setattr(trainer, name, functools.cache(getattr(trainer, name)))
-
-        def copied_state(config, mesh, params):
-            assert params is None
-            shardings = jax.tree.map(lambda leaf: leaf.sharding, trainer.abstract_state(config, mesh))
-            return jax.device_put(jax.tree.map(np.array, make_state(config, mesh)), shardings)
-
-        patch.setattr(trainer, "initial_state", copied_state)
+def _compiled_once():
+    with compiled_once():
         yield
 
 

@@ -72,9 +72,9 @@ def restore_tree(path: Place, like: Any, *, to_numpy: bool = False) -> Any:
         damage = isinstance(error, OSError | ValueError | KeyError | TypeError) or type(error) is Exception
         if isinstance(error, InputError):
             raise
-        if is_remote(path) and _is_out_of_reach(error):
+        if is_remote(path) and _is_out_of_reach(cause := _cause(error)):
             with access(path):
-                raise
+                raise cause
         if not damage:
             raise
         reason = (str(error).splitlines() or [type(error).__name__])[0][:300]
@@ -83,7 +83,12 @@ def restore_tree(path: Place, like: Any, *, to_numpy: bool = False) -> Any:
     raise DamagedError(reason)
 
 
-def _is_out_of_reach(error: Exception) -> bool:
+def _cause(error: BaseException) -> BaseException:
+    """What TensorStore has raised, where Orbax raises a bare Exception from it."""
+    return error if error.__cause__ is None else _cause(error.__cause__)
+
+
+def _is_out_of_reach(error: BaseException) -> bool:
     """Whether a bucket cannot be reached, rather than that something in it is missing or garbled."""
     if isinstance(error, OSError):
         return not isinstance(error, FileNotFoundError)
@@ -154,15 +159,14 @@ def muted_log() -> Iterator[None]:
 
 def _read_tree(ocp: Any, path: Place, like: Any, to_numpy: bool) -> Any:
     import jax
+    from etils import epath
 
     # Each process reads for itself: one that finds damage would leave the others waiting for it.
     index = jax.process_index()
     alone = ocp.options.MultiprocessingOptions(primary_host=index, active_processes={index})
     handler = tree_handler(ocp, multiprocessing_options=alone)
     with contextlib.closing(ocp.Checkpointer(handler, multiprocessing_options=alone)) as checkpointer:
-        on_disk = checkpointer.metadata(absolute(path)).item_metadata
-        if on_disk is None:
-            raise ValueError(f"{path} has no readable metadata")
+        on_disk = handler.metadata(epath.Path(absolute(path)))  # the checkpointer's own hides why it cannot be read
         check_leaves(f"the arrays in {path}", on_disk.tree, like)
         restore_args = jax.tree.map(lambda leaf: _restore_args(ocp, leaf, to_numpy), like)
         return checkpointer.restore(absolute(path), args=ocp.args.PyTreeRestore(item=like, restore_args=restore_args))

@@ -56,16 +56,17 @@ def train(config: TrainingConfig, workdir: str | Path) -> dict[str, float]:
 
     Args:
       config: the settings of the run.
-      workdir: a directory, made if need be, or a place in a bucket (gs://BUCKET/RUN). Gets checkpoints/, model.json, config.json, metrics.jsonl, events/ (TensorBoard),
-        example/ (wavs of a validation song), spectrogram.png, curve.png and, without `config.data`, songs/.
+      workdir: a directory, made if need be, or a place in a bucket (gs://BUCKET/RUN). Gets checkpoints/, model.json,
+        config.json, metrics.jsonl, events/ (TensorBoard), example/ (wavs of a validation song), spectrogram.png,
+        curve.png and, without `config.data`, songs/.
 
     Returns:
       The scores of the last validation, as `evaluate.validate` has them; nothing if there are no validation songs.
 
     Raises:
-      InputError: the workdir cannot be reached or written, is in use or holds a run with other settings, the songs or the
-        checkpoint to start from cannot be used, the mesh does not fit the devices, the hosts have different settings,
-        the loss stays no number, or the last state cannot be saved.
+      InputError: the workdir cannot be reached or written, is in use or holds a run with other settings, the songs or
+        the checkpoint to start from cannot be used, the mesh does not fit the devices, the hosts have different
+        settings, the loss stays no number, or the last state cannot be saved.
       PreemptedError: SIGTERM came, and the state after the step under way is saved.
     """
     check_same({**config.to_dict(), "workdir": str(workdir)})

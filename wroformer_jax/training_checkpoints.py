@@ -173,11 +173,13 @@ class TrainingCheckpoints:
     def close(self) -> None:
         """Waits for what is being written, and releases what Orbax holds."""
         with quiet_orbax():
-            try:
-                self._manager.wait_until_finished()
-            except Exception as error:  # as in `save`
-                self._warn(_sentence(error))
-            self._manager.close()
+            for end in (self._manager.wait_until_finished, self._manager.close):
+                try:
+                    end()
+                except Exception as error:  # as in `save`
+                    if self._saving is not None:  # else it is known
+                        self._warn(_sentence(error))
+                        self._saving = None
         self._muted.close()
 
     def __enter__(self) -> TrainingCheckpoints:
@@ -305,7 +307,7 @@ def _read(directory: Place, params_like: Any, training_like: Any) -> tuple[Any, 
 
 
 def _sentence(error: Exception) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0][:300]
+    return " ".join(str(error).split())[:300] or type(error).__name__
 
 
 def _claim(workdir: Place, config: ModelConfig) -> None:
