@@ -33,8 +33,8 @@ class _Objects(dict):
 class FakeStorage(http.server.ThreadingHTTPServer):
     """Objects by (bucket, name). `requests` is what was asked.
 
-    `refusal`, an HTTP status, answers all requests whose text in `requests` has the pattern `refused` in it, as often as
-    `refusals_left` says.
+    `refusal`, an HTTP status, answers all requests whose text in `requests` has the pattern `refused` in it, as often
+    as `refusals_left` says.
     """
 
     daemon_threads = True

@@ -234,7 +234,7 @@ def test_a_last_state_that_cannot_be_saved_is_an_error(whole, bucket, monkeypatc
     with monkeypatch.context() as patch:
         patch.setattr(trainer, "make_train_step", with_batches(refuse))
         patch.setattr(trainer.TrainingCheckpoints, "save", save_and_wait(trainer.TrainingCheckpoints.save))
-        with pytest.raises(InputError, match="the last state could not be saved: .*no access"):
+        with pytest.raises(InputError, match=r"the last state could not be saved: .*no access"):
             trainer.train(tiny(), RUN)
     assert re.search(r"the log is not copied to \S+ runs/a yet, it stays in \S+: cannot use", caplog.text)
     bucket.refusal = None
@@ -248,7 +248,7 @@ def test_a_last_state_that_cannot_be_saved_is_an_error(whole, bucket, monkeypatc
 def test_what_cannot_be_reached_is_not_taken_for_damaged(ended_bucket, requests):
     before = dict(ended_bucket.objects)
     ended_bucket.refusal, ended_bucket.refused = 403, f"^GET.*{requests}"
-    with pytest.raises(InputError, match="^cannot use gs://bucket/some runs/a.*no access"):
+    with pytest.raises(InputError, match=r"^cannot use gs://bucket/some runs/a.*no access"):
         trainer.train(tiny(), RUN)
     assert saved_steps(ended_bucket) == {"6", "8"}
     assert ended_bucket.objects.items() >= {key: before[key] for key in before if "/checkpoints/" in key[1]}.items()
@@ -308,7 +308,7 @@ def test_the_model_of_a_run_is_loaded(ended_bucket, whole):
     jax.tree.map(np.testing.assert_array_equal, params, load_model(whole[0])[1])
     with pytest.raises(InputError, match="carries its own settings"):
         wroformer_jax.load(RUN, config=tiny().model)
-    with pytest.raises(InputError, match="gs://bucket/b has no model.json"):
+    with pytest.raises(InputError, match=r"gs://bucket/b has no model\.json"):
         wroformer_jax.load("gs://bucket/b")
     with pytest.raises(InputError, match=r"copy it with `gcloud storage cp gs://bucket/b.ckpt .`"):
         wroformer_jax.load("gs://bucket/b.ckpt")

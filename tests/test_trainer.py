@@ -4,6 +4,7 @@ import errno
 import itertools
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -14,7 +15,7 @@ import pytest
 from tiny_training import compiled_once
 
 from wroformer_jax import evaluate, files, trainer, training_checkpoints, training_report
-from wroformer_jax.checkpoint import load_model
+from wroformer_jax.checkpoint import load_model, save_model
 from wroformer_jax.data.loading import Batches
 from wroformer_jax.errors import InputError
 from wroformer_jax.model import RoFormer, init_params
@@ -244,8 +245,6 @@ def test_songs_that_are_all_to_train_on(tmp_path, capsys):
 
 
 def test_a_lost_log_is_no_obstacle(tmp_path, whole):
-    import shutil
-
     shutil.copytree(whole[0], tmp_path / "copy")
     (tmp_path / "copy" / "metrics.jsonl").unlink()
     assert trainer.train(tiny(), tmp_path / "copy") == whole[1]
@@ -270,6 +269,31 @@ def test_other_settings_are_refused(whole, changed, sentence):
     with pytest.raises(InputError, match=sentence):
         trainer.train(tiny(**changed), whole[0])
     assert {path: path.read_bytes() for path in whole[0].rglob("*") if path.is_file()} == before
+
+
+@pytest.mark.parametrize(
+    ("role", "weights", "sentence"),
+    [("init", {}, r"init \S+ is a model with stems = "), ("teacher", {"masks": 1}, "the teacher has stems = ")],
+)
+def test_a_checkpoint_of_another_kind_leaves_no_workdir(tmp_path, role, weights, sentence):
+    model = RoFormer(tiny(model={"stems": ["drums"]}).model)
+    save_model(tmp_path / "other", model.config, init_params(model, 0))
+    fields = {role: str(tmp_path / "other"), "loss_weights": {"l1": 1, "stft": 1, "masks": 0, **weights}}
+    with pytest.raises(InputError, match=sentence):
+        trainer.train(tiny(**fields), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_run_that_goes_on_reads_no_init(whole, tmp_path, monkeypatch):
+    def read(_):
+        raise InputError("the checkpoint to start from is gone")
+
+    shutil.copytree(whole[0], tmp_path / "copy")
+    monkeypatch.setattr(trainer, "starting_params", read)
+    assert trainer.train(tiny(), tmp_path / "copy") == whole[1]
+    with pytest.raises(InputError, match="is gone"):
+        trainer.train(tiny(), tmp_path / "new")
+    assert not (tmp_path / "new").exists()
 
 
 @pytest.mark.parametrize("content", ["", "{", "[]", "{}", '{"steps": 8}', '{"nonsense": 1}'])

@@ -23,7 +23,7 @@ _log = logging.getLogger("wroformer")
 
 
 class Mirror:
-    """A local folder, empty at first, whose files are copied to a bucket: every half minute, when asked, and at the end.
+    """A local folder, empty at first, whose files are copied to a bucket: now and then, when asked, and at the end.
 
     Use as a context manager. A bucket that does not take them is warned about and tried again; it ends no run. Files
     whose names begin with a dot, which are being written, are left out.

@@ -74,7 +74,7 @@ def restore_tree(path: Place, like: Any, *, to_numpy: bool = False) -> Any:
             raise
         if is_remote(path) and _is_out_of_reach(cause := _cause(error)):
             with access(path):
-                raise cause
+                raise cause from None
         if not damage:
             raise
         reason = (str(error).splitlines() or [type(error).__name__])[0][:300]

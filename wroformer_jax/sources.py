@@ -34,7 +34,8 @@ def load(source: str | os.PathLike, *, config: Config | None = None) -> tuple[Ro
 
     Args:
       source: a .ckpt, .pt, .pth, .th or .safetensors file, a model directory, a training workdir (its newest
-        whole checkpoint), one of both in a bucket (`gs://bucket/folder`), `hf://owner/repo/file`, or a known name such as "kim-melband".
+        whole checkpoint), one of both in a bucket (`gs://bucket/folder`), `hf://owner/repo/file`, or a known name such
+        as "kim-melband".
       config: for PyTorch files only: the settings, as the path of a public YAML file, a `ModelConfig`, or a
         dict of its fields. By default a YAML file of the same name beside the weights is used (on the hub: .yaml
         in the same folder of the repository), the settings that come with a known name, or what the weights tell.

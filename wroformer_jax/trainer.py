@@ -77,7 +77,7 @@ def train(config: TrainingConfig, workdir: str | Path) -> dict[str, float]:
     songs = together(lambda: open_songs(config)) if config.data else None
     if songs:  # stems that there are not are refused before the claim, too
         together(lambda: batches(songs, TRAIN, loading_of(config), **share).close())
-    workdir = together(lambda: place(workdir))
+    workdir = together(lambda: place(workdir))  # only now: the songs are opened with listings that are remembered
     in_first(lambda: refuse_other(workdir, config))
     # A teacher or weights of another size are refused before the claim. A run that goes on needs no weights.
     teacher = together(lambda: frozen_teacher(config, mesh))

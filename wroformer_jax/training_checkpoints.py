@@ -273,7 +273,7 @@ class _Scores:
             return self._known[step]
         try:
             path = self._directory / str(step) / "score" / "metadata"
-            with access(path):
+            with access(path) if is_remote(path) else contextlib.nullcontext():
                 score = json.loads(path.read_text())["score"]
         except InputError:  # it is not known whether there is one
             raise

@@ -107,7 +107,7 @@ def upload(local: Path, remote: Any) -> None:
 
 
 def cache_folder(kind: str, key: str) -> Path:
-    """Where copies are kept, not made: in WROFORMER_CACHE, or else ~/.cache/wroformer_jax, in a folder of their kind."""
+    """Where copies of `key` are kept, not made yet: in WROFORMER_CACHE, or else in ~/.cache/wroformer_jax."""
     cache = Path(os.environ.get("WROFORMER_CACHE") or Path.home() / ".cache" / "wroformer_jax")
     return cache / kind / hashlib.sha256(key.encode()).hexdigest()[:16]
 
