@@ -57,6 +57,8 @@ class TrainingCheckpoints:
         workdir = absolute(place(workdir))
         self.directory = workdir / "checkpoints"
         in_first(lambda: _claim(workdir, config))
+        # Orbax can do it, too, but if it fails once, no save succeeds any more.
+        in_first(lambda: _remove_leftovers(self.directory))
         self._scores = _Scores(self.directory, max_to_keep)
         self._saving: int | None = None  # the step that is being written
         self._failure: str | None = None  # why the last save failed
@@ -78,7 +80,6 @@ class TrainingCheckpoints:
                     # A place that refuses is known of at once, and before a process waits for another.
                     async_options=options.AsyncOptions(create_directories_asynchronously=False),
                     multiprocessing_options=processes,
-                    cleanup_tmp_directories=True,
                 ),
                 handler_registry=handlers.create_default_handler_registry(
                     params=tree_handler(ocp, multiprocessing_options=processes),
@@ -225,7 +226,8 @@ class TrainingCheckpoints:
         if self._failure:
             self._warn(self._failure)
             self._scores.drop(self._saving)
-            in_first(self._remove_leftovers)
+            with contextlib.suppress(InputError):  # what stays is no checkpoint, and goes when the run goes on
+                in_first(lambda: _remove_leftovers(self.directory))
             self._outdated = True
             with contextlib.suppress(Exception):  # a bucket may still refuse: the next save tries again
                 self._reload()
@@ -233,16 +235,6 @@ class TrainingCheckpoints:
 
     def _warn(self, reason: str) -> None:
         _log.warning("checkpoint %s is not saved, the next one is the next attempt: %s", self._saving, reason)
-
-    def _remove_leftovers(self) -> None:
-        if is_remote(self.directory):
-            step = self.directory / str(self._saving)
-            with contextlib.suppress(Exception):  # what stays is no checkpoint, and goes when the run goes on
-                if not (step / COMMITTED).exists():
-                    step.rmtree()
-            return
-        for leftover in self.directory.glob("*.orbax-checkpoint-tmp*"):
-            shutil.rmtree(leftover, ignore_errors=True)
 
     def _reload(self) -> None:
         """Has Orbax look again at which steps there are."""
@@ -327,6 +319,22 @@ def _claim(workdir: Place, config: ModelConfig) -> None:
                 f"{workdir} holds the training of another model: its {name} is {there[name]!r}, not {value!r}; "
                 "choose another workdir"
             )
+
+
+def _remove_leftovers(directory: Place) -> None:
+    """Removes what is left of saves that were cut off, or failed.
+
+    Raises:
+      InputError: a bucket cannot be reached.
+    """
+    if not is_remote(directory):
+        for leftover in directory.glob("*.orbax-checkpoint-tmp*"):
+            shutil.rmtree(leftover, ignore_errors=True)
+        return
+    with contextlib.suppress(FileNotFoundError), access(directory):  # another may remove them, too
+        for step in directory.iterdir() if directory.exists() else ():
+            if step.name.isdigit() and not (step / COMMITTED).exists():
+                step.rmtree()
 
 
 def _set_aside(step: Place, reason: str) -> None:
