@@ -20,7 +20,9 @@ from wroformer_jax.errors import InputError
 from wroformer_jax.training_config import TrainingConfig
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "the settings, for example configs/quickstart.py")
-_WORKDIR = flags.DEFINE_string("workdir", None, "directory for checkpoints, curves and logs; made if need be")
+_WORKDIR = flags.DEFINE_string(
+    "workdir", None, "directory for checkpoints, curves and logs, made if need be; or gs://BUCKET/RUN"
+)
 _COORDINATOR = flags.DEFINE_string("coordinator", None, "HOST:PORT of the first of several processes")
 _NUM_PROCESSES = flags.DEFINE_integer("num_processes", None, "how many processes there are, one a host as a rule")
 _PROCESS_ID = flags.DEFINE_integer("process_id", None, "the number of this one, from 0")

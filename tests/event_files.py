@@ -7,9 +7,9 @@ from tensorboardX.proto.event_pb2 import Event
 
 
 def events_in(directory):
-    """(step, value) of every summary in the event files of a directory, in their order."""
+    """(step, value) of every summary in the event files in and under a directory, in their order."""
     found = []
-    for file in sorted(directory.iterdir()):
+    for file in sorted(path for path in directory.rglob("*") if path.is_file()):
         content, place = file.read_bytes(), 0
         while place < len(content):  # length, its checksum, the event, its checksum
             (length,) = struct.unpack_from("<Q", content, place)

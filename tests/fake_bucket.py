@@ -1,27 +1,56 @@
-"""Google Cloud Storage for tests: as much of its JSON API as gcsfs asks for, on this machine, objects in memory."""
+"""Google Cloud Storage for tests: as much of its JSON API as gcsfs, google-cloud-storage and TensorStore, which Orbax
+goes through, ask for. On this machine, objects in memory."""
 
 import base64
 import contextlib
 import hashlib
 import http.server
+import itertools
 import json
+import math
 import re
 import threading
 from urllib.parse import parse_qs, quote, unquote, urlsplit
 
 
+class _Objects(dict):
+    """Contents by (bucket, name); each that is put there is another generation of its object."""
+
+    def __init__(self):
+        super().__init__()
+        self.generations = {}
+        self._numbers = itertools.count(1)
+
+    def __setitem__(self, key, content):
+        super().__setitem__(key, content)
+        self.generations[key] = next(self._numbers)
+
+    def generation(self, key):
+        """0 where there is nothing, as in conditions of requests."""
+        return self.generations[key] if key in self else 0
+
+
 class FakeStorage(http.server.ThreadingHTTPServer):
-    """Objects by (bucket, name). `requests` is what was asked; `refusal` an HTTP status that answers all."""
+    """Objects by (bucket, name). `requests` is what was asked.
+
+    `refusal`, an HTTP status, answers all requests whose text in `requests` has the pattern `refused` in it, as often
+    as `refusals_left` says.
+    """
 
     daemon_threads = True
+    request_queue_size = 128
+    page_size = 100  # of a listing
 
     def __init__(self, buckets):
         super().__init__(("127.0.0.1", 0), _Handler)
         self.buckets = set(buckets)
-        self.objects = {}
+        self.objects = _Objects()
+        self.lock = threading.Lock()
         self.uploads = {}
         self.requests = []
         self.refusal = None
+        self.refused = ""
+        self.refusals_left = math.inf
         self.bytes_lost = 0  # of every object that is uploaded
 
     def handle_error(self, request, client_address):
@@ -34,7 +63,7 @@ class FakeStorage(http.server.ThreadingHTTPServer):
 
 @contextlib.contextmanager
 def fake_storage(monkeypatch, *buckets):
-    """Serves these buckets, and has gcsfs use them, in this process and in those that it starts."""
+    """Serves these buckets, and has gcsfs and TensorStore use them, in this process and in those that it starts."""
     # Else gcsfs asks Google which kind of bucket it is, over another protocol.
     monkeypatch.setenv("GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT", "false")
     monkeypatch.setenv("FSSPEC_GCS_TOKEN", "anon")
@@ -46,6 +75,8 @@ def fake_storage(monkeypatch, *buckets):
     fsspec.register_implementation("gcs", gcsfs.core.GCSFileSystem, clobber=True)
     with FakeStorage(buckets) as server:
         monkeypatch.setenv("STORAGE_EMULATOR_HOST", server.url)
+        monkeypatch.setenv("TENSORSTORE_GCS_HTTP_URL", server.url)
+        monkeypatch.setenv("GOOGLE_AUTH_TOKEN_FOR_TESTING", "anybody")
         # Instances remember listings.
         gcsfs.core.GCSFileSystem.clear_instance_cache()
         backend.fsspec_backend._get_filesystem.cache_clear()
@@ -63,30 +94,26 @@ class _Handler(http.server.BaseHTTPRequestHandler):
 
     def do_GET(self):
         path, query, _ = self._asked()
-        if self.server.refusal:
-            self._refuse()
-        elif match := re.fullmatch(r"/storage/v1/b/([^/]+)", path):
+        if self._is_refused():
+            return
+        if match := re.fullmatch(r"/storage/v1/b/([^/]+)", path):
             self._answer(200 if match[1] in self.server.buckets else 404, {"name": match[1]})
         elif match := re.fullmatch(r"/storage/v1/b/([^/]+)/o", path):
             self._list(match[1], query)
         elif match := re.fullmatch(r"(/download)?/storage/v1/b/([^/]+)/o/([^/]+)", path):
-            key = (match[2], unquote(match[3]))
-            if key not in self.server.objects:
-                self._answer(404, {})
-            elif match[1]:
-                self._download(self.server.objects[key])
-            else:
-                self._answer(200, self._described(key))
+            self._give((match[2], unquote(match[3])), query, content=match[1] or query.get("alt") == "media")
         else:
             self._answer(501, {})
 
     def do_POST(self):
         path, query, body = self._asked()
-        if self.server.refusal:
-            self._refuse()
-        elif match := re.fullmatch(r"/upload/storage/v1/b/([^/]+)/o", path):
+        if self._is_refused():
+            return
+        if match := re.fullmatch(r"/upload/storage/v1/b/([^/]+)/o", path):
             if match[1] not in self.server.buckets:
                 self._answer(404, {})
+            elif query["uploadType"] == "media":
+                self._keep((match[1], query["name"]), body, query)
             elif query["uploadType"] == "multipart":
                 boundary = b"\n--==0=="
                 head, _, content = body.removesuffix(boundary + b"--").partition(boundary)
@@ -113,29 +140,41 @@ class _Handler(http.server.BaseHTTPRequestHandler):
             self._answer(501, {})
 
     def do_DELETE(self):
-        path, _, _ = self._asked()
+        path, query, _ = self._asked()
+        if self._is_refused():
+            return
         match = re.fullmatch(r"/storage/v1/b/([^/]+)/o/([^/]+)", path)
-        found = self.server.objects.pop((match[1], unquote(match[2])), None)
-        self._answer(204 if found is not None else 404, None)
+        key = (match[1], unquote(match[2]))
+        with self.server.lock:
+            met, found = self._condition_met(key, query), self.server.objects.get(key)
+            if met:
+                self.server.objects.pop(key, None)
+        self._answer(404 if found is None else 204 if met else 412, None)
 
     def log_message(self, *_):
         pass
 
     def _asked(self):
         url = urlsplit(self.path)
-        self.server.requests.append(f"{self.command} {unquote(url.path)}")
+        self.asked = f"{self.command} {unquote(url.path)}"
+        self.server.requests.append(self.asked)
         body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
         return url.path, {name: values[0] for name, values in parse_qs(url.query).items()}, body
 
-    def _refuse(self):
-        self._answer(self.server.refusal, {"error": {"message": "no access\nto storage.objects"}})
+    def _is_refused(self):
+        """Whether this request is to be refused, which it then is."""
+        with self.server.lock:
+            refused = self.server.refusal and self.server.refusals_left and re.search(self.server.refused, self.asked)
+            self.server.refusals_left -= bool(refused)
+        if refused:
+            self._answer(self.server.refusal, {"error": {"message": "no access\nto storage.objects"}})
+        return bool(refused)
 
-    def _described(self, key):
-        content = self.server.objects[key]
+    def _described(self, key, content):
         digest = base64.b64encode(hashlib.md5(content).digest()).decode()
         return {"kind": "storage#object", "bucket": key[0], "name": key[1], "size": str(len(content))} | {
             "md5Hash": digest,
-            "generation": "1",
+            "generation": str(self.server.objects.generation(key)),
             "updated": "2026-01-01T00:00:00.000Z",
             "timeCreated": "2026-01-01T00:00:00.000Z",
         }
@@ -145,27 +184,70 @@ class _Handler(http.server.BaseHTTPRequestHandler):
             self._answer(404, {})
             return
         prefix, delimiter = query.get("prefix", ""), query.get("delimiter")
-        items, prefixes = [], set()
-        for key in sorted(self.server.objects):
-            if key[0] != bucket or not key[1].startswith(prefix):
+        after, page_size = query.get("pageToken", ""), int(query.get("maxResults", self.server.page_size))
+        with self.server.lock:
+            objects = {name: content for (there, name), content in self.server.objects.items() if there == bucket}
+        entries = {}  # by the name of an object, or the prefix that objects have in common; None is such a one's
+        for name in sorted(objects):
+            if not name.startswith(prefix) or name < query.get("startOffset", ""):
                 continue
-            head, mark, _ = key[1].removeprefix(prefix).partition(delimiter or "\0")
-            if mark:
-                prefixes.add(prefix + head + mark)
-            else:
-                items.append(self._described(key))
-        self._answer(200, {"kind": "storage#objects", "items": items, "prefixes": sorted(prefixes)})
+            if "endOffset" in query and name >= query["endOffset"]:
+                continue
+            head, mark, _ = name.removeprefix(prefix).partition(delimiter or "\0")
+            entry = prefix + head + mark if mark else name
+            if entry > after:
+                entries[entry] = None if mark else self._described((bucket, name), objects[name])
+        names = list(entries)[:page_size]
+        answer = {"kind": "storage#objects", "items": [entries[name] for name in names if entries[name]]}
+        answer["prefixes"] = [name for name in names if not entries[name]]
+        if len(names) < len(entries):
+            answer["nextPageToken"] = names[-1]
+        self._answer(200, answer)
 
-    def _download(self, content):
+    def _give(self, key, query, *, content):
+        with self.server.lock:
+            found, generation = self.server.objects.get(key), str(self.server.objects.generation(key))
+        if found is None:
+            self._answer(404, {})
+        elif query.get("ifGenerationNotMatch") == generation:
+            self._answer(304, None)
+        elif query.get("ifGenerationMatch", generation) != generation:
+            self._answer(412, {})
+        elif content:
+            self._download(found, generation)
+        else:
+            self._answer(200, self._described(key, found))
+
+    def _download(self, content, generation):
         first, last = 0, len(content) - 1
-        if asked := self.headers.get("Range"):
+        asked = self.headers.get("Range")
+        if asked and (match := re.fullmatch(r"bytes=-(\d+)", asked)):
+            first = max(0, len(content) - int(match[1]))
+        elif asked:
             first, last = (int(n) if n else last for n in asked.removeprefix("bytes=").split("-"))
+        headers = {"Content-Type": "application/octet-stream", "x-goog-generation": generation}
+        if asked and first >= len(content):
+            self._send(416, b"", headers)
+            return
         part = content[first : last + 1]
-        self._send(206 if asked else 200, part, {"Content-Type": "application/octet-stream"})
+        if asked:
+            headers["Content-Range"] = f"bytes {first}-{first + len(part) - 1}/{len(content)}"
+        self._send(206 if asked else 200, part, headers)
 
-    def _keep(self, key, content):
-        self.server.objects[key] = content[: len(content) - self.server.bytes_lost]
-        self._answer(200, self._described(key))
+    def _condition_met(self, key, query):
+        generation = str(self.server.objects.generation(key))
+        return query.get("ifGenerationMatch", generation) == generation
+
+    def _keep(self, key, content, query=None):
+        with self.server.lock:
+            met = self._condition_met(key, query or {})
+            if met:
+                kept = content[: len(content) - self.server.bytes_lost]
+                self.server.objects[key] = kept
+        if met:
+            self._answer(200, self._described(key, kept))
+        else:
+            self._answer(412, {})
 
     def _answer(self, status, content, **headers):
         self._send(status, b"" if content is None else json.dumps(content).encode(), headers)

@@ -10,6 +10,7 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
+from fake_bucket import fake_storage
 from helpers import free_port, of_a_program
 from tiny_training import tiny_run
 
@@ -81,6 +82,18 @@ def test_killed_and_preempted_two_processes_end_with_the_same_weights(whole, tmp
     assert run(workdir, {}, {}) == [(0, []), (0, [])]
     assert (workdir / "metrics.jsonl").read_bytes() == (whole / "metrics.jsonl").read_bytes()
     assert num_that_differ(whole, workdir) == 0
+
+
+def test_two_processes_with_a_bucket_go_on_on_other_machines(whole, tmp_path, monkeypatch):
+    workdir = "gs://bucket/run"
+    monkeypatch.setenv("WROFORMER_CACHE", str(tmp_path / "cache"))
+    with fake_storage(monkeypatch, "bucket") as bucket:
+        assert [status for status, _ in run(workdir, {"sigkill": 7}, {"sigkill": 7})] == [-9, -9]
+        assert ("bucket", "run/checkpoints/4/commit_success.txt") in bucket.objects
+        monkeypatch.setenv("WROFORMER_CACHE", str(tmp_path / "another cache"))
+        assert [status for status, _ in run(workdir, {}, {})] == [0, 0]
+        assert bucket.objects["bucket", "run/metrics.jsonl"] == (whole / "metrics.jsonl").read_bytes()
+        assert num_that_differ(whole, workdir) == 0
 
 
 def test_one_process_has_the_losses_and_scores_of_two(whole, tmp_path):

@@ -2,11 +2,11 @@
 
 import dataclasses
 import errno
-import functools
 import itertools
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -15,13 +15,13 @@ import jax
 import numpy as np
 import pytest
 from event_files import events_in, sound_of, steps_by_tag
+from tiny_training import compiled_once
 
 from wroformer_jax import evaluate, files, trainer, training_checkpoints, training_report
-from wroformer_jax.checkpoint import load_model
+from wroformer_jax.checkpoint import load_model, save_model
 from wroformer_jax.data.loading import Batches
 from wroformer_jax.errors import InputError
 from wroformer_jax.model import RoFormer, init_params
-from wroformer_jax.train_step import initial_state
 from wroformer_jax.training_config import TrainingConfig
 from wroformer_jax.workdir import claim
 
@@ -105,19 +105,8 @@ def with_batches(change):
 
 
 @pytest.fixture(scope="module", autouse=True)
-def compiled_once():
-    """What runs of a config compile is compiled for all tests together: that takes longer than all else."""
-    with pytest.MonkeyPatch.context() as patch:
-        make_state = functools.cache(lambda *args: jax.device_get(initial_state(*args)))
-        for name in ("make_train_step", "abstract_state"):
-            patch.setattr(trainer, name, functools.cache(getattr(trainer, name)))
-
-        def copied_state(config, mesh, params):
-            assert params is None
-            shardings = jax.tree.map(lambda leaf: leaf.sharding, trainer.abstract_state(config, mesh))
-            return jax.device_put(jax.tree.map(np.array, make_state(config, mesh)), shardings)
-
-        patch.setattr(trainer, "initial_state", copied_state)
+def _compiled_once():
+    with compiled_once():
         yield
 
 
@@ -161,7 +150,7 @@ def test_records_are_complete(whole):
 
 
 def test_tensorboard_gets_the_scalars(whole):
-    [events] = (whole[0] / "events").iterdir()
+    [events] = (whole[0] / "events").glob("events*")
     written = events.read_bytes()
     for scalar in (b"train/loss", b"train/learning_rate", b"validation/vocals_usdr"):
         assert scalar in written
@@ -276,8 +265,6 @@ def test_songs_that_are_all_to_train_on(tmp_path, capsys):
 
 
 def test_a_lost_log_is_no_obstacle(tmp_path, whole):
-    import shutil
-
     shutil.copytree(whole[0], tmp_path / "copy")
     (tmp_path / "copy" / "metrics.jsonl").unlink()
     assert trainer.train(tiny(), tmp_path / "copy") == whole[1]
@@ -302,6 +289,31 @@ def test_other_settings_are_refused(whole, changed, sentence):
     with pytest.raises(InputError, match=sentence):
         trainer.train(tiny(**changed), whole[0])
     assert {path: path.read_bytes() for path in whole[0].rglob("*") if path.is_file()} == before
+
+
+@pytest.mark.parametrize(
+    ("role", "weights", "sentence"),
+    [("init", {}, r"init \S+ is a model with stems = "), ("teacher", {"masks": 1}, "the teacher has stems = ")],
+)
+def test_a_checkpoint_of_another_kind_leaves_no_workdir(tmp_path, role, weights, sentence):
+    model = RoFormer(tiny(model={"stems": ["drums"]}).model)
+    save_model(tmp_path / "other", model.config, init_params(model, 0))
+    fields = {role: str(tmp_path / "other"), "loss_weights": {"l1": 1, "stft": 1, "masks": 0, **weights}}
+    with pytest.raises(InputError, match=sentence):
+        trainer.train(tiny(**fields), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_run_that_goes_on_reads_no_init(whole, tmp_path, monkeypatch):
+    def read(_):
+        raise InputError("the checkpoint to start from is gone")
+
+    shutil.copytree(whole[0], tmp_path / "copy")
+    monkeypatch.setattr(trainer, "starting_params", read)
+    assert trainer.train(tiny(), tmp_path / "copy") == whole[1]
+    with pytest.raises(InputError, match="is gone"):
+        trainer.train(tiny(), tmp_path / "new")
+    assert not (tmp_path / "new").exists()
 
 
 @pytest.mark.parametrize("content", ["", "{", "[]", "{}", '{"steps": 8}', '{"nonsense": 1}'])

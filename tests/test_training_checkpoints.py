@@ -2,6 +2,7 @@
 
 import dataclasses
 import os
+import shutil
 import subprocess
 import sys
 from types import SimpleNamespace
@@ -159,6 +160,16 @@ def test_a_disk_without_room_is_known_of_before(tmp_path, params, monkeypatch, c
         assert os.listdir(tmp_path / "checkpoints") == []
         assert "the disk is full" in caplog.text
         with pytest.raises(InputError, match="the last state could not be saved"):
+            checkpoints.finish()
+
+
+def test_a_workdir_that_is_gone_is_not_called_a_full_disk(tmp_path, params, caplog):
+    with TrainingCheckpoints(tmp_path / "run", CONFIG) as checkpoints:
+        shutil.rmtree(tmp_path / "run")
+        checkpoints.save(1, params, training_state(params, 1))
+        with pytest.raises(
+            InputError, match=r"could not be saved: cannot write \S+/run/checkpoints: No such file or directory$"
+        ):
             checkpoints.finish()
 
 

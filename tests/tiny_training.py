@@ -1,8 +1,16 @@
 """A training run small enough for a test: configs/quickstart.py with a tiny model, short songs and few steps."""
 
+import contextlib
+import functools
 import importlib.util
 from pathlib import Path
 
+import jax
+import numpy as np
+import pytest
+
+from wroformer_jax import trainer
+from wroformer_jax.train_step import initial_state
 from wroformer_jax.training_config import TrainingConfig
 
 CONFIGS = Path(__file__).parents[1] / "configs"
@@ -50,3 +58,21 @@ def tiny_run(model=None, **fields):
     return TrainingConfig.from_dict(
         {**base, **TRAINING, **fields, "model": {**base["model"], **MODEL, **(model or {})}}
     )
+
+
+@contextlib.contextmanager
+def compiled_once():
+    """What runs of a config compile is compiled for all tests together: that takes longer than all else."""
+    with pytest.MonkeyPatch.context() as patch:
+        make_state = functools.cache(lambda *args: jax.device_get(initial_state(*args)))
+        for name in ("make_train_step", "abstract_state"):
+            patch.setattr(trainer, name, functools.cache(getattr(trainer, name)))
+
+        def copied_state(config, mesh, params):
+            if params is not None:
+                return initial_state(config, mesh, params)
+            shardings = jax.tree.map(lambda leaf: leaf.sharding, trainer.abstract_state(config, mesh))
+            return jax.device_put(jax.tree.map(np.array, make_state(config, mesh, None)), shardings)
+
+        patch.setattr(trainer, "initial_state", copied_state)
+        yield

@@ -6,7 +6,8 @@ A model directory is what `save_model` writes and the converter makes::
     DIR/params/      an Orbax PyTree of the parameters
 
 A training workdir (see training_checkpoints.py) has the same model.json, and `WORKDIR/checkpoints/STEP/params/` in
-place of params/. `load_model` reads both. Everything is written under a temporary name and renamed when it is whole.
+place of params/. `load_model` reads both, also in buckets (gs://). Everything local is written under a temporary name
+and renamed when it is whole.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from wroformer_jax.config import ModelConfig
+from wroformer_jax.data.buckets import Place, access, is_remote, place, write_whole
 from wroformer_jax.errors import InputError
 from wroformer_jax.files import check_space, disk_errors_named, exists, open_to_others, refuse_existing, replacing
 from wroformer_jax.orbax_io import DamagedError, check_leaves, num_bytes, refuse_pattern, restore_tree, save_tree
@@ -31,8 +33,12 @@ from wroformer_jax.orbax_io import DamagedError, check_leaves, num_bytes, refuse
 if TYPE_CHECKING:
     from wroformer_jax.torch_bridge import TorchLayout
 
+MODEL = "model.json"
 FORMAT = 1  # of model.json; raised when an older reader would misread what is written
 _REPLACED = ".{}-replaced-"  # how the name begins of the directory that holds what is overwritten, for a moment
+
+# A bucket renames nothing: Orbax writes a step under its own name, and this last, as a sign that all of it is there.
+COMMITTED = "commit_success.txt"
 
 _log = logging.getLogger("wroformer")
 
@@ -66,26 +72,26 @@ def save_model(
 
 
 def load_model(path: str | os.PathLike) -> tuple[ModelConfig, dict[str, Any], TorchLayout | None]:
-    """Reads a model directory, or the newest whole checkpoint of a training workdir.
+    """Reads a model directory, or the newest whole checkpoint of a training workdir, local or in a bucket (gs://).
 
     Returns:
       The settings, the parameters as a nested dict of NumPy float32 arrays, and how the PyTorch file that
       they came from looked (None if they came from none).
 
     Raises:
-      InputError: there is no such directory, it is of another kind, or it is damaged.
+      InputError: there is no such directory, it is of another kind, it is damaged, or the bucket cannot be reached.
     """
-    path = Path(path)
+    path = place(path)
     config, torch_layout = read_model_json(path)
     expected = _expected_params(config)
-    if (path / "params").is_dir():
+    if _is_directory(path / "params"):
         try:
             return config, restore_tree(path / "params", expected, to_numpy=True), torch_layout
         except DamagedError as error:
             raise InputError(
                 f"{path / 'params'} is damaged or incomplete, convert or copy it again: {error}"
             ) from error
-    for step in _steps(path):
+    for step in saved_steps(path):
         try:
             params = restore_tree(step / "params", expected, to_numpy=True)
         except DamagedError as error:
@@ -95,35 +101,61 @@ def load_model(path: str | os.PathLike) -> tuple[ModelConfig, dict[str, Any], To
     raise InputError(f"{path} holds no whole checkpoint: train for longer, or name another directory")
 
 
+def saved_steps(workdir: Place) -> list[Place]:
+    """The directories of the steps of a workdir, local or in a bucket, that were saved to their end, newest first.
+
+    Raises:
+      InputError: the place cannot be reached.
+    """
+    checkpoints = workdir / "checkpoints"
+    with access(checkpoints):
+        names = [entry.name for entry in checkpoints.iterdir()] if _is_directory(checkpoints) else []
+        steps = [checkpoints / name for name in sorted(filter(str.isdigit, names), key=int, reverse=True)]
+        # A local step gets its name when it is whole.
+        return [step for step in steps if (step / COMMITTED).exists()] if is_remote(workdir) else steps
+
+
 def is_model_directory(path: str | os.PathLike) -> bool:
-    """Whether `path` is a model directory or a training workdir, whole or not."""
-    return (Path(path) / "model.json").is_file()
+    """Whether `path`, local or in a bucket, is a model directory or a training workdir, whole or not.
+
+    Raises:
+      InputError: the bucket cannot be reached.
+    """
+    with access(path):
+        return (place(path) / MODEL).is_file()
 
 
-def write_model_json(directory: Path, config: ModelConfig, torch_layout: TorchLayout | None = None) -> None:
-    """Writes model.json into a directory."""
+def write_model_json(directory: Place, config: ModelConfig, torch_layout: TorchLayout | None = None) -> None:
+    """Writes model.json into a directory, or to a bucket."""
     fields = {
         "format": FORMAT,
         "model": config.to_dict(),
         "torch": None if torch_layout is None else torch_layout.to_dict(),
     }
-    with replacing(directory / "model.json") as temporary:
-        temporary.write_text(json.dumps(fields, indent=1) + "\n", encoding="utf-8")
+    text = json.dumps(fields, indent=1) + "\n"
+    if is_remote(directory):
+        write_whole(directory / MODEL, text)
+        return
+    with replacing(directory / MODEL) as temporary:
+        temporary.write_text(text, encoding="utf-8")
 
 
-def read_model_json(directory: Path) -> tuple[ModelConfig, TorchLayout | None]:
-    """Reads model.json from a directory.
+def read_model_json(directory: Place) -> tuple[ModelConfig, TorchLayout | None]:
+    """Reads model.json from a directory, or from a bucket.
 
     Raises:
       InputError: there is no such directory, it has no model.json, or that cannot be used.
     """
-    file = directory / "model.json"
-    if not exists(directory):
-        raise InputError(_missing(directory))
-    if not directory.is_dir():
-        raise InputError(f"{directory} is not a directory")
+    file = directory / MODEL
+    if not is_remote(directory):  # a bucket has no directories
+        if not exists(directory):
+            raise InputError(_missing(directory))
+        if not directory.is_dir():
+            raise InputError(f"{directory} is not a directory")
     try:
-        fields = json.loads(file.read_text(encoding="utf-8"))
+        with access(file) if is_remote(file) else contextlib.nullcontext():
+            text = file.read_text(encoding="utf-8")
+        fields = json.loads(text)
     except FileNotFoundError as error:
         raise InputError(
             f"{directory} has no model.json, so it is neither a model directory nor a training workdir"
@@ -145,6 +177,12 @@ def read_model_json(directory: Path) -> tuple[ModelConfig, TorchLayout | None]:
         return ModelConfig.from_dict(fields["model"]), _torch_layout(fields.get("torch"))
     except InputError as error:
         raise InputError(f"{file}: {error}") from error
+
+
+def _is_directory(path: Place) -> bool:
+    with access(path):
+        # A bucket that refuses raises at the first question only.
+        return path.exists() and path.is_dir()
 
 
 def _torch_layout(fields: Any) -> TorchLayout | None:
@@ -172,13 +210,6 @@ def _expected_params(config: ModelConfig) -> Any:
     from wroformer_jax.model import RoFormer, abstract_params
 
     return abstract_params(RoFormer(config))
-
-
-def _steps(workdir: Path) -> list[Path]:
-    """The step directories of a workdir, newest first. A step gets its name when it is whole."""
-    checkpoints = workdir / "checkpoints"
-    names = [entry.name for entry in checkpoints.iterdir()] if checkpoints.is_dir() else []
-    return [checkpoints / name for name in sorted(filter(str.isdigit, names), key=int, reverse=True)]
 
 
 @contextlib.contextmanager

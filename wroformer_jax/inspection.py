@@ -6,14 +6,11 @@ import json
 import math
 import os
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 from typing import Any, NamedTuple
 
-from etils import epath
-
-from wroformer_jax.checkpoint import read_model_json
+from wroformer_jax.checkpoint import COMMITTED, read_model_json
 from wroformer_jax.config import ModelConfig
-from wroformer_jax.data.buckets import access, is_remote, num_bytes
+from wroformer_jax.data.buckets import Place, access, is_remote, num_bytes, place
 from wroformer_jax.errors import InputError
 from wroformer_jax.training_log import read_records
 
@@ -51,7 +48,7 @@ class SavedStep(NamedTuple):
 class Inspection(NamedTuple):
     """What there is."""
 
-    directory: Path
+    directory: Place
     model: ModelConfig
     training: dict[str, Any] | None  # the other settings of the run; None for a model directory
     checkpoints: tuple[SavedStep, ...]  # oldest first
@@ -82,7 +79,7 @@ def inspect_directory(directory: str | os.PathLike) -> Inspection:
     Raises:
       InputError: it is neither, or its description is damaged.
     """
-    directory = epath.Path(directory) if is_remote(directory) else Path(directory)
+    directory = place(directory)
     with access(directory):
         has_model, training = (directory / "model.json").exists(), _training(directory / "config.json")
     if training is not None and not has_model:  # the run has just begun
@@ -126,7 +123,7 @@ def thinned(steps: Sequence[int], most: int) -> list[int]:
     return [steps[round(i * (len(steps) - 1) / (most - 1))] for i in range(most)]
 
 
-def _training(path: Path) -> dict[str, Any] | None:
+def _training(path: Place) -> dict[str, Any] | None:
     if not path.exists():
         return None
     try:
@@ -138,14 +135,14 @@ def _training(path: Path) -> dict[str, Any] | None:
     return fields
 
 
-def _model_of(path: Path, training: dict[str, Any]) -> ModelConfig:
+def _model_of(path: Place, training: dict[str, Any]) -> ModelConfig:
     try:
         return ModelConfig.from_dict(training["model"])
     except (InputError, TypeError) as error:
         raise InputError(f"{path}: {error}") from error
 
 
-def _saved_steps(checkpoints: Path) -> Iterator[SavedStep]:
+def _saved_steps(checkpoints: Place) -> Iterator[SavedStep]:
     names = [entry.name for entry in checkpoints.iterdir()] if checkpoints.exists() else []
     named = {name: name.partition(".")[0] for name in names}  # "40", "40.damaged", "40.orbax-checkpoint-tmp"
     for name in sorted((name for name, step in named.items() if step.isdigit()), key=lambda name: int(named[name])):
@@ -164,8 +161,8 @@ def _saved_steps(checkpoints: Path) -> Iterator[SavedStep]:
         )
 
 
-def _problem(step: Path) -> str | None:
-    if _WRITING in step.name:
+def _problem(step: Place) -> str | None:
+    if _WRITING in step.name or (is_remote(step) and step.name.isdigit() and not (step / COMMITTED).exists()):
         return "being written, or left by a crash"
     if step.name.endswith(_DAMAGED):
         return "damaged, set aside"
@@ -177,7 +174,7 @@ def _problem(step: Path) -> str | None:
     return None
 
 
-def _files(directory: Path) -> Iterator[Path]:
+def _files(directory: Place) -> Iterator[Place]:
     try:
         entries = list(directory.iterdir())
     except (FileNotFoundError, NotADirectoryError):  # removed meanwhile
@@ -189,7 +186,7 @@ def _files(directory: Path) -> Iterator[Path]:
             yield entry
 
 
-def _size(file: Path) -> int:
+def _size(file: Place) -> int:
     """In bytes; 0 for what is not there."""
     try:
         return num_bytes(file)
@@ -197,7 +194,7 @@ def _size(file: Path) -> int:
         return 0
 
 
-def _read_json(path: Path) -> dict[str, Any]:
+def _read_json(path: Place) -> dict[str, Any]:
     try:
         fields = json.loads(path.read_text(encoding="utf-8"))
     except (FileNotFoundError, ValueError):

@@ -10,26 +10,38 @@ import gc
 import glob
 import logging
 import os
+import re
 import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from wroformer_jax.data.buckets import Place, access, is_remote
 from wroformer_jax.errors import InputError
+
+# How TensorStore's errors begin when a bucket does not answer, or refuses: that says nothing of what is in it.
+_UNREACHABLE = re.compile(
+    "PERMISSION_DENIED|UNAUTHENTICATED|ABORTED|UNAVAILABLE|DEADLINE_EXCEEDED|RESOURCE_EXHAUSTED|CANCELLED|UNKNOWN"
+)
 
 
 class DamagedError(Exception):
     """Files that are missing, cut short or garbled; the message is one line."""
 
 
-def refuse_pattern(path: Path) -> None:
+def refuse_pattern(path: Place) -> None:
     """Raises an InputError for a directory in which Orbax would lose what it writes, without an error.
 
     Orbax looks for the parts that it wrote, to join them, with the whole path as a glob pattern.
     """
-    if glob.has_magic(str(path.absolute())):
-        raise InputError(f"cannot write {path.absolute()}: choose a place without *, ? and [ in its path")
+    if glob.has_magic(str(path := absolute(path))):
+        raise InputError(f"cannot write {path}: choose a place without *, ? and [ in its path")
+
+
+def absolute(path: Place) -> Place:
+    """The path from the root; in a bucket it is that already."""
+    return path if is_remote(path) else path.absolute()
 
 
 def save_tree(path: Path, tree: Any) -> None:
@@ -45,11 +57,11 @@ def save_tree(path: Path, tree: Any) -> None:
             checkpointer.save(path.absolute(), args=ocp.args.PyTreeSave(jax.tree.map(np.asarray, tree)))
 
 
-def restore_tree(path: Path, like: Any, *, to_numpy: bool = False) -> Any:
-    """Reads the tree at `path` into the structure of `like`, a tree of arrays or their descriptions.
+def restore_tree(path: Place, like: Any, *, to_numpy: bool = False) -> Any:
+    """Reads the tree at `path`, local or in a bucket, into the structure of `like`, a tree of arrays or descriptions.
 
     Raises:
-      InputError: it is whole, but of another structure.
+      InputError: it is whole, but of another structure, or the bucket cannot be reached.
       DamagedError: it is damaged.
     """
     try:
@@ -58,12 +70,30 @@ def restore_tree(path: Path, like: Any, *, to_numpy: bool = False) -> Any:
     except Exception as error:
         # Orbax and TensorStore raise these for files that are missing, cut short or garbled, even bare Exceptions.
         damage = isinstance(error, OSError | ValueError | KeyError | TypeError) or type(error) is Exception
-        if isinstance(error, InputError) or not damage:
+        if isinstance(error, InputError):
+            raise
+        if is_remote(path) and _is_out_of_reach(cause := _cause(error)):
+            with access(path):
+                raise cause from None
+        if not damage:
             raise
         reason = (str(error).splitlines() or [type(error).__name__])[0][:300]
     with quiet_orbax():
         gc.collect()  # what the error held, now that it is gone
     raise DamagedError(reason)
+
+
+def _cause(error: BaseException) -> BaseException:
+    """What TensorStore has raised, where Orbax raises a bare Exception from it."""
+    return error if error.__cause__ is None else _cause(error.__cause__)
+
+
+def _is_out_of_reach(error: BaseException) -> bool:
+    """Whether a bucket cannot be reached, rather than that something in it is missing or garbled."""
+    if isinstance(error, OSError):
+        return not isinstance(error, FileNotFoundError)
+    # gcsfs and what it is made of raise errors of their own.
+    return bool(_UNREACHABLE.match(str(error))) or not isinstance(error, ValueError | KeyError | TypeError)
 
 
 def check_leaves(what: str, found: Any, like: Any) -> None:
@@ -127,20 +157,19 @@ def muted_log() -> Iterator[None]:
         absl.removeFilter(not_from_orbax)
 
 
-def _read_tree(ocp: Any, path: Path, like: Any, to_numpy: bool) -> Any:
+def _read_tree(ocp: Any, path: Place, like: Any, to_numpy: bool) -> Any:
     import jax
+    from etils import epath
 
     # Each process reads for itself: one that finds damage would leave the others waiting for it.
     index = jax.process_index()
     alone = ocp.options.MultiprocessingOptions(primary_host=index, active_processes={index})
     handler = tree_handler(ocp, multiprocessing_options=alone)
     with contextlib.closing(ocp.Checkpointer(handler, multiprocessing_options=alone)) as checkpointer:
-        on_disk = checkpointer.metadata(path.absolute()).item_metadata
-        if on_disk is None:
-            raise ValueError(f"{path} has no readable metadata")
+        on_disk = handler.metadata(epath.Path(absolute(path)))  # the checkpointer's own hides why it cannot be read
         check_leaves(f"the arrays in {path}", on_disk.tree, like)
         restore_args = jax.tree.map(lambda leaf: _restore_args(ocp, leaf, to_numpy), like)
-        return checkpointer.restore(path.absolute(), args=ocp.args.PyTreeRestore(item=like, restore_args=restore_args))
+        return checkpointer.restore(absolute(path), args=ocp.args.PyTreeRestore(item=like, restore_args=restore_args))
 
 
 def _restore_args(ocp: Any, leaf: Any, to_numpy: bool) -> Any:

@@ -1,7 +1,7 @@
 """Loading and saving models, whatever form they are in.
 
-A source is a PyTorch file, a model directory or training workdir (see checkpoint.py), `hf://owner/repo/file`,
-or the name of a known checkpoint (see hub.py).
+A source is a PyTorch file, a model directory or training workdir (see checkpoint.py), which may be in a bucket
+(`gs://bucket/folder`), `hf://owner/repo/file`, or the name of a known checkpoint (see hub.py).
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from wroformer_jax import hub
 from wroformer_jax.config import ModelConfig, suggestion
+from wroformer_jax.data.buckets import SCHEME, Place, is_remote, place
 from wroformer_jax.errors import InputError
 from wroformer_jax.files import CHECKPOINT_SUFFIXES, check_space, disk_errors_named, exists, refuse_existing, replacing
 
@@ -33,7 +34,8 @@ def load(source: str | os.PathLike, *, config: Config | None = None) -> tuple[Ro
 
     Args:
       source: a .ckpt, .pt, .pth, .th or .safetensors file, a model directory, a training workdir (its newest
-        whole checkpoint), `hf://owner/repo/file`, or a known name such as "kim-melband".
+        whole checkpoint), one of both in a bucket (`gs://bucket/folder`), `hf://owner/repo/file`, or a known name such
+        as "kim-melband".
       config: for PyTorch files only: the settings, as the path of a public YAML file, a `ModelConfig`, or a
         dict of its fields. By default a YAML file of the same name beside the weights is used (on the hub: .yaml
         in the same folder of the repository), the settings that come with a known name, or what the weights tell.
@@ -55,7 +57,7 @@ def read(
 ) -> tuple[ModelConfig, dict[str, Any], TorchLayout | None]:
     """As `load`, but gives the settings, NumPy arrays, and how the PyTorch file they came from looked."""
     path, known_config = resolve(source)
-    if path.is_dir():
+    if is_remote(path) or path.is_dir():
         if config is not None:
             raise InputError(f"{path} carries its own settings: leave config out")
         from wroformer_jax.checkpoint import load_model
@@ -97,11 +99,11 @@ def save(path: str | os.PathLike, model: RoFormer, params: Mapping[str, Any], *,
         save_model(path, model.config, params, overwrite=overwrite)
 
 
-def resolve(source: str | os.PathLike) -> tuple[Path, ModelConfig | None]:
+def resolve(source: str | os.PathLike) -> tuple[Place, ModelConfig | None]:
     """Finds out what a source is, and downloads it if it is on the hub.
 
     Returns:
-      A local file or directory, and its settings if it is a known checkpoint.
+      A local file or directory, or a directory in a bucket, and its settings if it is a known checkpoint.
 
     Raises:
       InputError: there is no such source, or it is not of a kind that can be loaded.
@@ -111,6 +113,12 @@ def resolve(source: str | os.PathLike) -> tuple[Path, ModelConfig | None]:
     if text.startswith(hub.PREFIX):
         _check_suffix(text, hub.parse(text).file)
         return hub.fetch(text)
+    if text.startswith(SCHEME):
+        if path.suffix in CHECKPOINT_SUFFIXES:
+            raise InputError(
+                f"{text} is a file in a bucket: copy it with `gcloud storage cp {text} .`, and name the copy"
+            )
+        return place(text), None
     if exists(path):
         if not path.is_dir():
             _check_suffix(text, path)

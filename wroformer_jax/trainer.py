@@ -5,7 +5,8 @@ restores or makes a `TrainState`, and runs the step of train_step.py on batches 
 step). The weights after the last step are therefore the same bit for bit whether a run was killed on the way or not.
 
 On several hosts all processes go the same way: each takes its rows of a batch and saves what its devices hold, and the
-first one alone writes the log and the report.
+first one alone writes the log and the report. Of a run in a bucket these lie in a local folder, whose files are copied
+up (mirror.py).
 """
 
 from __future__ import annotations
@@ -22,12 +23,15 @@ import numpy as np
 from jax.sharding import Mesh
 
 from wroformer_jax.bands import band_layout
+from wroformer_jax.checkpoint import saved_steps
+from wroformer_jax.data.buckets import Place, is_remote, place
 from wroformer_jax.data.loading import Batches, batches
 from wroformer_jax.errors import InputError
 from wroformer_jax.evaluate import Estimates, WholeSong
 from wroformer_jax.excerpts import SONGS, Excerpt, excerpt_of
 from wroformer_jax.files import disk_errors_named, locked
 from wroformer_jax.hosts import Preemption, check_same, gather, in_first, is_first, together, whole_here
+from wroformer_jax.mirror import Mirror
 from wroformer_jax.model import Params, RoFormer
 from wroformer_jax.profiling import StepTrace
 from wroformer_jax.sharding import check_batch, make_mesh, to_global
@@ -38,10 +42,10 @@ from wroformer_jax.train_step import Teacher, TrainState, abstract_state, initia
 from wroformer_jax.training_checkpoints import TrainingCheckpoints
 from wroformer_jax.training_config import TrainingConfig
 from wroformer_jax.training_data import TRAIN, Validation, loading_of, open_songs, synthesised_songs
-from wroformer_jax.training_log import TrainingLog, describe
+from wroformer_jax.training_log import METRICS, TrainingLog, describe
 from wroformer_jax.training_report import write_curves, write_example
 from wroformer_jax.watch import Watch
-from wroformer_jax.workdir import claim
+from wroformer_jax.workdir import claim, refuse_other
 
 
 class PreemptedError(Exception):
@@ -55,19 +59,19 @@ def train(config: TrainingConfig, workdir: str | Path) -> dict[str, float]:
 
     Args:
       config: the settings of the run.
-      workdir: made if need be. Gets checkpoints/, model.json, config.json, metrics.jsonl, events/ (TensorBoard),
-        example/ (wavs of a validation song), spectrogram.png, curve.png and, without `config.data`, songs/.
+      workdir: a directory, made if need be, or a place in a bucket (gs://BUCKET/RUN). Gets checkpoints/, model.json,
+        config.json, metrics.jsonl, events/ (TensorBoard), example/ (wavs of a validation song), spectrogram.png,
+        curve.png and, without `config.data`, songs/.
 
     Returns:
       The scores of the last validation, as `evaluate.mean_scores` has them; nothing if there are no validation songs.
 
     Raises:
-      InputError: the workdir cannot be written, is in use or holds a run with other settings, the songs or the
-        checkpoint to start from cannot be used, the mesh does not fit the devices, the hosts have different settings,
-        the loss stays no number, or the last state cannot be saved.
+      InputError: the workdir cannot be reached or written, is in use or holds a run with other settings, the songs or
+        the checkpoint to start from cannot be used, the mesh does not fit the devices, the hosts have different
+        settings, the loss stays no number, or the last state cannot be saved.
       PreemptedError: SIGTERM came, and the state after the step under way is saved.
     """
-    workdir = Path(workdir)
     check_same({**config.to_dict(), "workdir": str(workdir)})
     band_layout(config.model)  # sizes that make no model are refused here, before the workdir is claimed
     mesh = make_mesh(config.mesh)
@@ -76,23 +80,36 @@ def train(config: TrainingConfig, workdir: str | Path) -> dict[str, float]:
     songs = together(lambda: open_songs(config)) if config.data else None
     if songs:  # stems that there are not are refused before the claim, too
         together(lambda: batches(songs, TRAIN, loading_of(config), **share).close())
+    workdir = together(lambda: place(workdir))  # only now: the songs are opened with listings that are remembered
+    in_first(lambda: refuse_other(workdir, config))
+    # A teacher or weights of another size are refused before the claim. A run that goes on needs no weights.
+    teacher = together(lambda: frozen_teacher(config, mesh))
+    goes_on = any(gather(together(lambda: bool(saved_steps(workdir)))))
+    init = None if goes_on else together(lambda: starting_params(config))
     in_first(lambda: claim(workdir, config))
     with contextlib.ExitStack() as stack:
-        stack.enter_context(disk_errors_named(workdir))
-        in_first(lambda: stack.enter_context(locked(workdir)))
+        mirror = None
+        if is_remote(workdir):
+            mirror = together(lambda: stack.enter_context(Mirror(workdir, jax.process_index())))
+            in_first(lambda: mirror.bring(METRICS))
+        folder = mirror.folder if mirror else workdir
+        stack.enter_context(disk_errors_named(folder))
+        if not mirror:
+            in_first(lambda: stack.enter_context(locked(workdir)))
         checkpoints = stack.enter_context(
             TrainingCheckpoints(workdir, config.model, max_to_keep=config.keep_checkpoints)
         )
         songs = songs or synthesised_songs(config, workdir)
         loader = stack.enter_context(batches(songs, TRAIN, loading_of(config), **share))
-        teacher = together(lambda: frozen_teacher(config, mesh))
-        start = _restored(config, mesh, checkpoints, loader)
+        start = _restored(config, mesh, checkpoints, loader, init)
+        del init  # the state has them
         step = int(start.state.step)
-        log = stack.enter_context(TrainingLog(workdir, step, config.steps)) if is_first() else None
-        watch = Watch(config, workdir, log, loader, start.interval)
+        log = stack.enter_context(TrainingLog(folder, step, config.steps)) if is_first() else None
+        watch = Watch(config, folder, log, loader, start.interval)
         preemption = stack.enter_context(Preemption(mesh))
+        validation = Validation(config, songs)
         run = _Run(
-            config, mesh, teacher, loader, Validation(config, songs), checkpoints, log, watch, preemption, workdir
+            config, mesh, teacher, loader, validation, checkpoints, log, watch, preemption, workdir, folder, mirror
         )
         return run.finish(start.state)
 
@@ -116,7 +133,9 @@ class _Run(NamedTuple):
     log: TrainingLog | None  # in the first process
     watch: Watch
     preemption: Preemption
-    workdir: Path
+    workdir: Place
+    folder: Path  # of the log and the report: the workdir, or what stands for it on this machine
+    mirror: Mirror | None  # if the workdir is in a bucket
 
     def finish(self, state: TrainState) -> dict[str, float]:
         """Takes the steps that are left, and writes the report."""
@@ -130,7 +149,7 @@ class _Run(NamedTuple):
         # The scores before the first step, or those that there was no time for when the run was preempted.
         if validation and step % self.config.validate_every == 0 and step not in self._validated_steps():
             self._validate(state)
-        with StepTrace(self.config.profile_steps, self.workdir / "profile") as trace:
+        with StepTrace(self.config.profile_steps, self.folder / "profile") as trace:
             state = self._steps(state, trace)
         self.checkpoints.finish()
         if validation and int(state.step) not in self._validated_steps():  # its record was lost
@@ -164,6 +183,8 @@ class _Run(NamedTuple):
                 watch.catch_up()
                 began = time.perf_counter()
                 score = self._validate(state) if validate else None
+                if self.mirror:  # a step that is saved has its log beside it
+                    self.mirror.copy()
                 self.checkpoints.save(step, best_params(state), self._training_tree(state), score=score)
                 watch.clock.leave_out(time.perf_counter() - began)
             if preempted:
@@ -201,8 +222,8 @@ class _Run(NamedTuple):
 
     def _report(self, params: Params) -> None:
         for song in itertools.islice(self.validation, 1):
-            write_example(self.workdir, RoFormer(self.config.model), params, song, self.validation.chunk_seconds)
-        write_curves(self.workdir, self.log)
+            write_example(self.folder, RoFormer(self.config.model), params, song, self.validation.chunk_seconds)
+        write_curves(self.folder, self.log)
 
     def _say(self, line: str) -> None:
         if self.log:
@@ -214,12 +235,15 @@ def best_params(state: TrainState) -> Params:
     return state.params if state.ema is None else state.ema
 
 
-def _restored(config: TrainingConfig, mesh: Mesh, checkpoints: TrainingCheckpoints, loader: Batches) -> _Start:
-    """The newest saved state, the loader set to go on from there; or the first one."""
+def _restored(
+    config: TrainingConfig, mesh: Mesh, checkpoints: TrainingCheckpoints, loader: Batches, init: Params | None
+) -> _Start:
+    """The newest saved state, the loader set to go on from there; or the first one, of the weights `init`."""
     like = abstract_state(config, mesh)
     restored = checkpoints.restore(best_params(like), training_tree(like, loader, []))
     if restored is None:
-        return _Start(initial_state(config, mesh, together(lambda: starting_params(config))), [])
+        params = together(lambda: starting_params(config)) if init is None else init
+        return _Start(initial_state(config, mesh, params), [])
     _, params, training = restored
     data, interval = json.loads(training.pop("data")), json.loads(training.pop("interval"))
     together(lambda: loader.set_state(data))
@@ -241,7 +265,7 @@ def training_tree(state: TrainState, loader: Batches, interval: list[dict[str, f
     return {**tree, "data": json.dumps(loader.get_state()), "interval": json.dumps(interval)}
 
 
-def _greeting(config: TrainingConfig, state: TrainState, mesh: Mesh, workdir: Path) -> str:
+def _greeting(config: TrainingConfig, state: TrainState, mesh: Mesh, workdir: Place) -> str:
     step = int(state.step)
     start = f"going on from step {step}" if step else "starting"
     return (
@@ -250,7 +274,7 @@ def _greeting(config: TrainingConfig, state: TrainState, mesh: Mesh, workdir: Pa
     )
 
 
-def _farewell(workdir: Path, scores: dict[str, float]) -> str:
+def _farewell(workdir: Place, scores: dict[str, float]) -> str:
     return "\n".join(
         [
             f"done: {describe(scores)}" if scores else "done",

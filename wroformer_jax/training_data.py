@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Iterable, Iterator
-from pathlib import Path
 
 import jax
 import numpy as np
 
+from wroformer_jax.data.buckets import Place
 from wroformer_jax.data.crops import whole_song
 from wroformer_jax.data.loading import Loading
 from wroformer_jax.data.prepare import prepare_synthetic
@@ -41,14 +41,14 @@ def open_songs(config: TrainingConfig) -> RecordSet:
     return songs
 
 
-def synthesised_songs(config: TrainingConfig, workdir: Path) -> RecordSet:
-    """The set in the workdir, synthesised by the first process if it is not there yet."""
+def synthesised_songs(config: TrainingConfig, workdir: Place) -> RecordSet:
+    """The set in the workdir, local or in a bucket, synthesised by the first process if it is not there yet."""
     path = workdir / _SYNTHETIC
     in_first(lambda: _synthesise(config, path))
     return together(lambda: RecordSet.open(path))
 
 
-def _synthesise(config: TrainingConfig, path: Path) -> None:
+def _synthesise(config: TrainingConfig, path: Place) -> None:
     if is_set(path):
         return
     print(f"synthesising {config.train_songs + config.validation_songs} songs", flush=True)

@@ -6,12 +6,15 @@ import json
 import sys
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from wroformer_jax.excerpts import Excerpt
 from wroformer_jax.files import replacing
 from wroformer_jax.plots import spectrogram_image
+
+METRICS = "metrics.jsonl"
 
 
 class TrainingLog:
@@ -30,15 +33,14 @@ class TrainingLog:
         from tensorboardX import SummaryWriter
         from tqdm import tqdm
 
-        path = workdir / "metrics.jsonl"
+        path = workdir / METRICS
         self.records = read_records(path, first_step)
         with replacing(path) as temporary:
             temporary.write_text("".join(map(_line, self.records)), encoding="utf-8")
         self._file = path.open("a", encoding="utf-8")
         # Files are called by the second, and one of the same name would be overwritten.
-        self._events = SummaryWriter(
-            str(workdir / "events"), purge_step=first_step + 1, filename_suffix=f".{first_step}"
-        )
+        self._directory = workdir / "events"
+        self._events = SummaryWriter(str(self._directory), purge_step=first_step + 1, filename_suffix=f".{first_step}")
         self._bar = tqdm(total=steps, initial=first_step, unit="step", disable=not on_terminal())
         self._steps = steps
 
@@ -99,18 +101,16 @@ class TrainingLog:
         self.close()
 
     def _show(self, step: int, excerpts: Sequence[Excerpt], *, with_references: bool) -> None:
-        for number, excerpt in enumerate(excerpts, start=1):
-            sounds = {f"{stem}_estimate": audio for stem, audio in excerpt.estimates.items()}
-            if with_references:
-                sounds |= {f"{stem}_reference": audio for stem, audio in excerpt.references.items()}
-                sounds["mixture"] = excerpt.mixture
-            rate = excerpt.sample_rate
-            for name, audio in sounds.items():
-                # Files of 16 bits: what is beyond full scale is cut off.
-                self._events.add_audio(f"song_{number}/{name}", np.clip(audio.T, -1, 1), step, sample_rate=rate)
-                # A tag of TensorBoard is of one kind.
-                picture = spectrogram_image(audio, sample_rate=rate, beside=excerpt.mixture)
-                self._events.add_image(f"song_{number}_spectrogram/{name}", picture, step, dataformats="HWC")
+        from tensorboardX import SummaryWriter
+
+        if not excerpts:
+            return
+        # A file for each validation, so that where files are copied as they grow (see mirror.py) each goes once. Of
+        # files in one directory TensorBoard reads on in the last one alone, so the scalars are in another.
+        directory = str(self._directory / "excerpts")
+        with SummaryWriter(directory, purge_step=step, filename_suffix=f".{step}") as events:
+            for number, excerpt in enumerate(excerpts, start=1):
+                _write_excerpt(events, number, excerpt, step, with_references=with_references)
 
     def _record(self, kind: str, step: int, scalars: Mapping[str, float]) -> None:
         record = {"kind": kind, "step": step, **scalars}
@@ -120,6 +120,20 @@ class TrainingLog:
         for name, value in scalars.items():
             self._events.add_scalar(f"{kind}/{name}", value, step)
         self._events.flush()
+
+
+def _write_excerpt(events: Any, number: int, excerpt: Excerpt, step: int, *, with_references: bool) -> None:
+    sounds = {f"{stem}_estimate": audio for stem, audio in excerpt.estimates.items()}
+    if with_references:
+        sounds |= {f"{stem}_reference": audio for stem, audio in excerpt.references.items()}
+        sounds["mixture"] = excerpt.mixture
+    rate = excerpt.sample_rate
+    for name, audio in sounds.items():
+        # Files of 16 bits: what is beyond full scale is cut off.
+        events.add_audio(f"song_{number}/{name}", np.clip(audio.T, -1, 1), step, sample_rate=rate)
+        # A tag of TensorBoard is of one kind.
+        picture = spectrogram_image(audio, sample_rate=rate, beside=excerpt.mixture)
+        events.add_image(f"song_{number}_spectrogram/{name}", picture, step, dataformats="HWC")
 
 
 def progress_line(scalars: Mapping[str, float], rates: Mapping[str, float]) -> str:

@@ -1,14 +1,17 @@
-"""The directory of a training run: whose it is."""
+"""The directory of a training run, or its place in a bucket: whose it is."""
 
 from __future__ import annotations
 
 import json
-from pathlib import Path
 from typing import Any
 
+from wroformer_jax.checkpoint import is_model_directory
+from wroformer_jax.data.buckets import Place, access, is_remote, write_whole
 from wroformer_jax.errors import InputError
-from wroformer_jax.files import disk_errors_named, replacing
+from wroformer_jax.files import disk_errors_named
 from wroformer_jax.training_config import TrainingConfig
+
+CONFIG = "config.json"
 
 # Settings that do not change what is learnt, so that a resumed run may have them otherwise.
 # The songs may have been moved: the fingerprint of the set tells whether they are the same.
@@ -26,28 +29,48 @@ _FREE_TO_CHANGE = (
 )
 
 
-def claim(workdir: Path, config: TrainingConfig) -> None:
-    """Makes the workdir this run's: writes config.json, or checks that the one there has the same settings."""
-    path = workdir / "config.json"
+def claim(workdir: Place, config: TrainingConfig) -> None:
+    """Makes the workdir this run's: writes config.json, or checks that the one there has the same settings.
+
+    Nothing in a bucket can be held: that no other run goes on in the same place at the same time is not checked there.
+
+    Args:
+      workdir: local, or a path in a bucket (`data.buckets.place`).
+      config: the settings of the run.
+
+    Raises:
+      InputError: the workdir holds another run or a model, or it cannot be written.
+    """
     with disk_errors_named(workdir):
-        workdir.mkdir(parents=True, exist_ok=True)
-        if path.exists():
-            _check_same(workdir, _read_config(path), config.to_dict())
-        elif (workdir / "model.json").exists():
+        if not is_remote(workdir):
+            workdir.mkdir(parents=True, exist_ok=True)
+        refuse_other(workdir, config)
+        write_whole(workdir / CONFIG, json.dumps(config.to_dict(), indent=1) + "\n")
+
+
+def refuse_other(workdir: Place, config: TrainingConfig) -> None:
+    """Raises an InputError if the workdir holds a run with other settings, or a model, or cannot be read."""
+    path = workdir / CONFIG
+    with disk_errors_named(workdir):
+        if (there := _read_config(path)) is not None:
+            _check_same(workdir, there, config.to_dict())
+        elif is_model_directory(workdir):
             raise InputError(f"{workdir} holds a model but no config.json of a training: choose another workdir")
-        with replacing(path) as temporary:
-            temporary.write_text(json.dumps(config.to_dict(), indent=1) + "\n", encoding="utf-8")
 
 
-def _read_config(path: Path) -> dict[str, Any]:
+def _read_config(path: Place) -> dict[str, Any] | None:
+    """The settings of the run that is there, None if there is none."""
+    with access(path):
+        if not path.exists():
+            return None
+        text = path.read_bytes()
     try:
-        fields = json.loads(path.read_text(encoding="utf-8"))
-        return TrainingConfig.from_dict(fields).to_dict()
+        return TrainingConfig.from_dict(json.loads(text)).to_dict()
     except (ValueError, TypeError) as error:
         raise InputError(f"{path} is not the config of a training run ({error}): choose another workdir") from error
 
 
-def _check_same(workdir: Path, there: dict[str, Any], here: dict[str, Any], prefix: str = "") -> None:
+def _check_same(workdir: Place, there: dict[str, Any], here: dict[str, Any], prefix: str = "") -> None:
     for name, value in here.items():
         if name in _FREE_TO_CHANGE:
             continue

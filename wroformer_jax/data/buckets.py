@@ -1,4 +1,4 @@
-"""What a set in a bucket (gs://) needs beside a local one: errors that name the place, copies up, a cache of copies.
+"""What a place in a bucket (gs://) needs beside a local one: errors that name it, copies up, a cache of copies.
 
 Paths are `etils.epath.Path`s, which are ordinary ones for local places.
 """
@@ -10,11 +10,15 @@ import hashlib
 import logging
 import os
 from collections.abc import Iterator
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any
 
 from wroformer_jax.errors import InputError
 from wroformer_jax.files import check_space, disk_errors_named, locked, replacing
+
+Place = PurePath  # what both are: a `pathlib.Path`, and an `etils.epath.Path` in a bucket
+
+SCHEME = "gs://"
 
 _BLOCK_BYTES = 1 << 22
 
@@ -23,6 +27,27 @@ _log = logging.getLogger(__name__)
 
 def is_remote(path: str | os.PathLike) -> bool:
     return "://" in os.fspath(path)
+
+
+def place(path: str | os.PathLike) -> Place:
+    """The path as one to use: an ordinary one, or, in a bucket, an `etils.epath.Path`.
+
+    What others write to buckets is seen at once from then on: their client remembers no more listings.
+
+    Raises:
+      InputError: it is at a place of another kind, as s3://, or gcsfs is not installed.
+    """
+    if not is_remote(path):
+        return Path(path)
+    if not os.fspath(path).startswith(SCHEME):
+        raise InputError(f"{path}: expected a local path, or one in a bucket of Google Cloud Storage ({SCHEME})")
+    from etils import epath
+
+    with access(path):
+        client = epath.backend.fsspec_backend.fs(path)
+        client.invalidate_cache()
+        client.dircache.use_listings_cache = False
+    return epath.Path(path)
 
 
 @contextlib.contextmanager
@@ -59,7 +84,7 @@ def write_whole(path: Any, text: str) -> None:
     """
     if is_remote(path):  # an object appears when it is closed
         with _writing(path):
-            path.write_text(text)
+            path.write_text(text, encoding="utf-8")
         return
     with disk_errors_named(path), replacing(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
@@ -71,13 +96,20 @@ def upload(local: Path, remote: Any) -> None:
     Raises:
       InputError: it does not get there, or not whole.
     """
+    sent = 0  # it may grow meanwhile
     with local.open("rb") as source, _writing(remote):
         with remote.open("wb") as target:
             while block := source.read(_BLOCK_BYTES):
-                target.write(block)
+                sent += target.write(block)
         arrived = remote.stat().length
-    if arrived != local.stat().st_size:
-        raise InputError(f"{remote} has {arrived:,} bytes of the {local.stat().st_size:,} of {local}: copy it again")
+    if arrived != sent:
+        raise InputError(f"{remote} has {arrived:,} bytes of the {sent:,} of {local}: copy it again")
+
+
+def cache_folder(kind: str, key: str) -> Path:
+    """Where copies of `key` are kept, not made yet: in WROFORMER_CACHE, or else in ~/.cache/wroformer_jax."""
+    cache = Path(os.environ.get("WROFORMER_CACHE") or Path.home() / ".cache" / "wroformer_jax")
+    return cache / kind / hashlib.sha256(key.encode()).hexdigest()[:16]
 
 
 def fetch(remote: Any, num_bytes: int, version: str) -> Path:
@@ -94,8 +126,7 @@ def fetch(remote: Any, num_bytes: int, version: str) -> Path:
     Raises:
       InputError: the file is not there, of another size, or cannot be reached; the disk is full.
     """
-    cache = Path(os.environ.get("WROFORMER_CACHE") or Path.home() / ".cache" / "wroformer_jax")
-    folder = cache / "sets" / hashlib.sha256(f"{remote.parent}\0{version}".encode()).hexdigest()[:16]
+    folder = cache_folder("sets", f"{remote.parent}\0{version}")
     local = folder / remote.name
     with disk_errors_named(local):
         if _has_size(local, num_bytes):
