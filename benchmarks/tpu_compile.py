@@ -54,7 +54,7 @@ def compiled(config: TrainingConfig, topology: str) -> dict[str, object]:
     }
     row = {"topology": topology, **{axis: size for axis, size in config.mesh.items() if axis != "seq"}}
     row["state GiB a chip"] = bytes_per_device(state) / GIB
-    step = build_train_step(config)
+    step = build_train_step(config, mesh)
     start = time.perf_counter()
     try:
         memory = (

@@ -49,7 +49,7 @@ def run(config: TrainingConfig) -> tuple[list[float], dict, int]:
     """The losses of all steps, the gradients of the first, and the bytes of the state on a device."""
     mesh = make_mesh(config.mesh, jax.devices()[: int(np.prod(list(config.mesh.values())))])
     state, shardings = initial_state(config, mesh), state_shardings(config, mesh)
-    gradients_of, updated = loss_and_gradients(config), build_update(config)
+    gradients_of, updated = loss_and_gradients(config, mesh), build_update(config)
 
     def step(state, batch):
         (loss, parts), gradients = gradients_of(state.params, batch, None)

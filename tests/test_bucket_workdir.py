@@ -18,8 +18,10 @@ from tiny_training import compiled_once, tiny_run
 import wroformer_jax
 from wroformer_jax import trainer
 from wroformer_jax.checkpoint import load_model
+from wroformer_jax.cli import main
 from wroformer_jax.data.buckets import place
 from wroformer_jax.errors import InputError
+from wroformer_jax.inspection import inspect_directory
 from wroformer_jax.mirror import Mirror
 from wroformer_jax.starting_point import starting_params
 
@@ -300,6 +302,17 @@ def test_without_gcsfs():
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     last = done.stderr.splitlines()[-1]
     assert last.endswith("gs://bucket/run is in a bucket, which needs gcsfs: pip install 'wroformer-jax[gcs]'")
+
+
+def test_a_run_is_inspected(ended_bucket, whole, capsys):
+    found, local = inspect_directory(RUN), inspect_directory(whole[0])
+    assert (found.newest, found.best) == (local.newest, local.best)
+    assert found.records == local.records
+    assert not any(step.problem for step in found.checkpoints)
+    del ended_bucket.objects["bucket", "some runs/a/checkpoints/8/commit_success.txt"]
+    assert inspect_directory(RUN).newest == "6"
+    assert main(["inspect", RUN]) == 0
+    assert "being written, or left by a crash" in capsys.readouterr().out
 
 
 def test_the_model_of_a_run_is_loaded(ended_bucket, whole):

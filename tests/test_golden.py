@@ -31,6 +31,7 @@ from wroformer_jax.losses import reconstruction_loss
 from wroformer_jax.model import RoFormer
 from wroformer_jax.stft import hann_window, stft
 from wroformer_jax.torch_bridge import load_torch, to_state_dict
+from wroformer_jax.sharding import make_mesh
 from wroformer_jax.train_step import loss_and_gradients
 from wroformer_jax.training_config import TrainingConfig
 
@@ -192,6 +193,7 @@ def test_the_loss_of_the_training_step(case):
     training = TrainingConfig.from_dict(fields)
     samples = recorded["output"].shape[-1]
     targets = jnp.broadcast_to(0.5 * mixture[:, None, :, :samples], recorded["output"].shape)
-    loss_of = jax.jit(lambda *arguments: loss_and_gradients(training)(*arguments)[0])
+    mesh = make_mesh(training.mesh)
+    loss_of = jax.jit(lambda *arguments: loss_and_gradients(training, mesh)(*arguments)[0])
     loss, _ = loss_of(params, {"mixture": mixture, "targets": targets}, None)
     assert float(loss) == pytest.approx(expected, rel=1e-5)

@@ -19,7 +19,7 @@ from wroformer_jax.distillation import Masks, compared_frames, mask_distance, te
 from wroformer_jax.losses import l1, multi_resolution_stft_loss
 from wroformer_jax.model import Params, RoFormer, abstract_params, init_params
 from wroformer_jax.optimizer import make_optimizer, schedule, trained_mask
-from wroformer_jax.sharding import batch_sharding, mirrored_shardings, param_shardings, place, replicated
+from wroformer_jax.sharding import batch_sharding, gathered, mirrored_shardings, param_shardings, place, replicated
 from wroformer_jax.training_config import TrainingConfig
 
 Batch = dict[str, Float[Array, "batch *stem channel sample"]]
@@ -101,7 +101,7 @@ def make_train_step(config: TrainingConfig, mesh: Mesh, teacher: Teacher | None 
       teacher: its parameters lie on the mesh already.
     """
     step = jax.jit(
-        build_train_step(config, teacher.model if teacher else None),
+        build_train_step(config, mesh, teacher.model if teacher else None),
         in_shardings=(state_shardings(config, mesh), batch_sharding(mesh), None),
         out_shardings=(state_shardings(config, mesh), replicated(mesh)),
         donate_argnums=0,
@@ -111,10 +111,10 @@ def make_train_step(config: TrainingConfig, mesh: Mesh, teacher: Teacher | None 
 
 
 def build_train_step(
-    config: TrainingConfig, teacher: RoFormer | None = None
+    config: TrainingConfig, mesh: Mesh, teacher: RoFormer | None = None
 ) -> Callable[[TrainState, Batch, Params | None], tuple[TrainState, Metrics]]:
     """The step as a pure function of the state, the batch and the teacher's parameters, not jitted."""
-    gradients_of, updated = loss_and_gradients(config, teacher), build_update(config)
+    gradients_of, updated = loss_and_gradients(config, mesh, teacher), build_update(config)
 
     def train_step(state: TrainState, batch: Batch, teacher_params: Params | None) -> tuple[TrainState, Metrics]:
         (loss, parts), gradients = gradients_of(state.params, batch, teacher_params)
@@ -158,12 +158,12 @@ def build_update(config: TrainingConfig) -> Callable[[TrainState, Metrics, Param
     return update
 
 
-def loss_and_gradients(config: TrainingConfig, teacher: RoFormer | None = None) -> LossAndGradients:
+def loss_and_gradients(config: TrainingConfig, mesh: Mesh, teacher: RoFormer | None = None) -> LossAndGradients:
     """(parameters, batch, the teacher's parameters) to ((loss, its parts and the SDR), gradients), not jitted.
 
     The batch is cut into `config.accumulate` parts, one after the other; all is the mean over them.
     """
-    value_and_grad = jax.value_and_grad(_loss(config, teacher), has_aux=True)
+    value_and_grad = jax.value_and_grad(_loss(config, mesh, teacher), has_aux=True)
     if config.accumulate == 1:
         return value_and_grad
 
@@ -192,12 +192,13 @@ def _start(config: TrainingConfig, params: Params) -> TrainState:
     return TrainState(zero, params, ema, make_optimizer(config, params).init(params), zero, zero)
 
 
-def _loss(config: TrainingConfig, teacher: RoFormer | None) -> Callable:
+def _loss(config: TrainingConfig, mesh: Mesh, teacher: RoFormer | None) -> Callable:
     """(parameters, batch, parameters of the teacher) to (loss, its parts and the SDR)."""
     model, weights = RoFormer(config.model), config.loss_weights
 
     def loss_of(params: Params, batch: Batch, teacher_params: Params | None) -> tuple[Array, Metrics]:
         mixture = batch["mixture"]
+        params, teacher_params = gathered(params, mesh), gathered(teacher_params, mesh)
         estimate, *masks = model.apply({"params": params}, mixture, method="stems_and_masks")
         target = batch["targets"][..., : estimate.shape[-1]]
         parts = {

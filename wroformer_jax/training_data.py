@@ -101,7 +101,7 @@ class Validation:
           heard: is given each song of this process and the model's stems of it.
         """
         config = self._config.model
-        mine = np.array_split(np.arange(len(self._songs)), jax.process_count())[jax.process_index()]
+        mine = np.array_split(np.arange(len(self._songs)), jax.process_count())[jax.process_index()].tolist()
         scores = together(
             lambda: [
                 score_song(RoFormer(config), params, song, chunk_seconds=self.chunk_seconds, heard=heard)

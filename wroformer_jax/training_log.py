@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from wroformer_jax.data.buckets import Place
 from wroformer_jax.excerpts import Excerpt
 from wroformer_jax.files import replacing
 from wroformer_jax.plots import spectrogram_image
@@ -183,7 +184,7 @@ def _line(record: dict) -> str:
     return json.dumps(record) + "\n"
 
 
-def read_records(path: Path, last_step: int | None = None) -> list[dict]:
+def read_records(path: Place, last_step: int | None = None) -> list[dict]:
     """The records of metrics.jsonl, up to a step if one is given; none if there is no such file.
 
     A line that is none, because it is being written or a crash cut it short, belongs to a later step.
