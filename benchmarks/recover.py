@@ -200,7 +200,7 @@ def table(experiment: Experiment) -> list[dict[str, Any]]:
         scores = experiment.scores(name)
         if scores is None:
             return {column: "-", f"{column} %": "-"}
-        return {column: f"{scores['usdr']:.2f}", f"{column} %": f"{100 * scores['usdr'] / teacher:.0f}"}
+        return {column: f"{scores['usdr']:.2f}", f"{column} %": f"{100 * scores['usdr'] / teacher:.1f}"}
 
     return [
         {
@@ -323,7 +323,7 @@ The row "full" is the teacher, trained on for as long as the others are: what mo
 is what the sinks are before training: drawn (normal, standard deviation 0.02), zeros, or the mean of the frames plus
 what is drawn.
 
-With a window of {window} and {sinks} sinks, after distillation, {kept:.0f} % of the teacher's uSDR are kept.
+With a window of {window} and {sinks} sinks, after distillation, {kept:.1f} % of the teacher's uSDR are kept.
 
 ## How far attention goes
 
