@@ -74,7 +74,8 @@ def get_config() -> ConfigDict:
 
     # Devices: copies of the model, parts of its parameters and optimiser state, parts of time; -1 is the rest of them.
     # Parameters, their average and AdamW's moments are 16 bytes a parameter, 3.7 GB, the teacher 0.9 GB more. Where
-    # that is too much, --config.mesh.data=1 --config.mesh.fsdp=-1 spreads them over all devices.
+    # that is too much, --config.mesh.data=1 --config.mesh.fsdp=-1 spreads them over all devices; each step gathers the
+    # parameters, and the teacher's, for its own length.
     config.mesh = ConfigDict({"data": -1, "fsdp": 1, "seq": 1})
 
     # Optimisation: our choice throughout.

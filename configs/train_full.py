@@ -3,9 +3,9 @@
 For stems or rates that no published checkpoint has; where one will do, start from that, which saves 500,000 steps. The
 same command on every host:
   python train.py --config=configs/train_full.py --config.data=gs://BUCKET/sets/mine --workdir=gs://BUCKET/runs/full
-and then, to make a windowed-sink model of it, whose workdir has been copied to runs/full on every host:
+and then, to make a windowed-sink model of it:
   python train.py --config=configs/finetune_wsa.py --config.data=gs://BUCKET/sets/mine --workdir=gs://BUCKET/runs/wsa \
-    --config.init=runs/full --config.teacher=runs/full
+    --config.init=gs://BUCKET/runs/full --config.teacher=gs://BUCKET/runs/full
 
 The model and the loss are the published ones (arXiv 2310.01809, the public code bases); the rest is our choice.
 """
@@ -73,7 +73,8 @@ def get_config() -> ConfigDict:
 
     # Devices: copies of the model, parts of its parameters and optimiser state, parts of time; -1 is the rest of them.
     # Parameters, their average and AdamW's moments are 16 bytes a parameter, 3.7 GB. Where that is too much,
-    # --config.mesh.data=1 --config.mesh.fsdp=-1 spreads them over all devices.
+    # --config.mesh.data=1 --config.mesh.fsdp=-1 spreads them over all devices; each step gathers the parameters for its
+    # own length.
     config.mesh = ConfigDict({"data": -1, "fsdp": 1, "seq": 1})
 
     # Optimisation.
