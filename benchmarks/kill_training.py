@@ -3,10 +3,10 @@
     python benchmarks/kill_training.py
 
 Trains once without interruption (or takes the workdir of such a run, --reference, made by the same code on the same
-machine). Then trains again, killed (SIGKILL) and restarted until it was killed so many times: one time in three as soon
-as a checkpoint is being written, else after a random time. A run that ends before that is compared with the first one,
-weights bit for bit and records byte for byte, and another one begins. At last a run gets SIGTERM: how long it takes to
-save and exit, and what it then ends with.
+machine). Then trains again, killed (SIGKILL) and restarted until it was killed so many times, by turns: as one of the
+next checkpoints is being written, a random time after the first step, and a random time after the start. A run that
+ends before that is compared with the first one, weights bit for bit and records byte for byte, and another one begins.
+At last a run gets SIGTERM: how long it takes to save and exit, and what it then ends with.
 """
 
 import argparse
@@ -16,6 +16,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from pathlib import Path
 
@@ -32,8 +33,20 @@ SMALL = [
 ]  # fmt: skip
 
 
-def start(command: list[str]) -> subprocess.Popen:
-    return subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL)
+class Life:
+    """A process that trains, and when it took its first step."""
+
+    def __init__(self, command: list[str]) -> None:
+        self.process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True)
+        self.began = time.perf_counter()
+        self.trains = threading.Event()
+        threading.Thread(target=self._listen, daemon=True).start()
+
+    def _listen(self) -> None:
+        for line in self.process.stdout:
+            if line.startswith("compiled and took the first step"):
+                self.trains.set()
+        self.trains.set()  # it is over
 
 
 def ended(process: subprocess.Popen) -> bool:
@@ -52,23 +65,35 @@ def being_written(checkpoints: Path) -> set[tuple[str, int]]:
     return found
 
 
-def wait_for_save(process: subprocess.Popen, checkpoints: Path) -> bool:
-    """Waits until a checkpoint is being written; whether it came to that."""
-    left = being_written(checkpoints)  # by the life before
-    while not ended(process):
-        if being_written(checkpoints) - left:
-            return True
+def wait_for_save(life: Life, checkpoints: Path, number: int) -> bool:
+    """Waits until so many checkpoints more are being written, or are written; whether it came to that."""
+    seen = being_written(checkpoints)  # by the life before
+    while number and not ended(life.process):
+        new = being_written(checkpoints) - seen
+        seen |= new
+        number -= len(new)
         time.sleep(0.0005)
-    return False
+    return not number
 
 
-def wait_for_time(process: subprocess.Popen, seconds: float | None) -> bool:
+def wait_for_time(life: Life, seconds: float | None) -> bool:
     """Waits so long, or till the end; whether the run goes on after that."""
     try:
-        process.wait(seconds)
+        life.process.wait(seconds)
     except subprocess.TimeoutExpired:
         return True
-    return not ended(process)
+    return not ended(life.process)
+
+
+def wait(life: Life, end: str, checkpoints: Path, moments: random.Random, seconds: tuple[float, float]) -> bool:
+    """Waits for the moment of an end; whether the run goes on then."""
+    if end.endswith("while saving"):
+        return wait_for_save(life, checkpoints, moments.randint(1, 5))
+    if end == "killed while training":
+        life.trains.wait()
+    if end.startswith("killed"):
+        return wait_for_time(life, moments.uniform(*seconds))
+    return wait_for_time(life, None)
 
 
 def newest(checkpoints: Path) -> int:
@@ -93,36 +118,33 @@ def main() -> None:
     parser.add_argument("--reference", type=Path, help="workdir of a run that was never interrupted")
     parser.add_argument("--config", default="configs/quickstart.py")
     parser.add_argument("--kills", type=int, default=30)
-    parser.add_argument("--seconds", type=float, nargs=2, default=[1, 40], help="least and most before a kill")
+    parser.add_argument("--seconds", type=float, nargs=2, default=[0.5, 15], help="least and most before a kill")
     parser.add_argument("--seed", type=int, default=0, help="of the moments")
     args, settings = parser.parse_known_args()  # the rest goes to train.py: --config.steps=120
     moments = random.Random(args.seed)
     train = [sys.executable, "train.py", f"--config={args.config}", *SMALL, *settings]
-    plan = ["killed while saving" if kill % 3 == 0 else "killed" for kill in range(args.kills)]
-    ends = iter([*plan, "SIGTERM while saving"])
+    ways = ("killed while saving", "killed while training", "killed")
+    ends = iter([*(ways[kill % 3] for kill in range(args.kills)), "SIGTERM while saving"])
     rows, runs, end = [], [], next(ends)
     with tempfile.TemporaryDirectory() as folder:
         if args.reference is None:
             args.reference = Path(folder) / "reference"
-            wait_for_time(start([*train, f"--workdir={args.reference}"]), None)
+            wait_for_time(Life([*train, f"--workdir={args.reference}"]), None)
         while end != "over":
             run = Path(folder) / f"run{len(runs) + 1}"
-            process, began = start([*train, f"--workdir={run}"]), time.perf_counter()
-            if end.endswith("saving"):
-                goes_on = wait_for_save(process, run / "checkpoints")
-            else:
-                goes_on = wait_for_time(process, moments.uniform(*args.seconds) if end == "killed" else None)
+            life = Life([*train, f"--workdir={run}"])
+            goes_on = wait(life, end, run / "checkpoints", moments, args.seconds)
             asked = time.perf_counter()
             if goes_on:
-                process.send_signal(signal.SIGTERM if end.startswith("SIGTERM") else signal.SIGKILL)
-                process.wait()
+                life.process.send_signal(signal.SIGTERM if end.startswith("SIGTERM") else signal.SIGKILL)
+                life.process.wait()
             rows.append(
                 {
                     "run": len(runs) + 1,
                     "end": end if goes_on else "whole",
-                    "seconds before": asked - began,
+                    "seconds before": asked - life.began,
                     "seconds to exit": time.perf_counter() - asked,
-                    "status": process.returncode,
+                    "status": life.process.returncode,
                     "newest checkpoint": newest(run / "checkpoints"),
                 }
             )
