@@ -4,11 +4,13 @@
     JAX_PLATFORMS=cpu TPU_SKIP_MDS_QUERY=1 python benchmarks/tpu_compile.py
 
 For each topology and mesh, one example a chip: bytes a chip of the state (parameters, moving average, optimiser) as
-laid out, and what XLA's compiler counts of arguments, temporaries and their sum. A program that does not fit is
-refused by the compiler, and that is what its row says. Minutes a row.
+laid out, and what XLA's compiler counts of temporaries, and of arguments and temporaries together (peak). A program
+that does not fit is refused by the compiler, and that is what its row says. Minutes a row. With --teacher the step
+learns from the masks of a full-attention teacher, too.
 """
 
 import argparse
+import dataclasses
 import importlib.util
 import sys
 import time
@@ -19,7 +21,8 @@ import jax.numpy as jnp
 from jax.experimental import topologies
 from report import print_table, write_result
 
-from wroformer_jax.sharding import batch_sharding, bytes_per_device, make_mesh, replicated
+from wroformer_jax.model import RoFormer, abstract_params
+from wroformer_jax.sharding import batch_sharding, bytes_per_device, make_mesh, param_shardings, replicated
 from wroformer_jax.train_step import abstract_state, build_train_step, state_shardings
 from wroformer_jax.training_config import TrainingConfig
 
@@ -30,17 +33,17 @@ CASES = (("v5e:2x2", 4, 1), ("v5e:2x2", 1, 4), ("v5e:16x16", 256, 1), ("v5e:16x1
 
 
 def settings(path: str, seconds: float, data: int, fsdp: int) -> TrainingConfig:
-    """The config of a file, for one example a chip, without the teacher."""
+    """The config of a file, for one example a chip; its checkpoints are not read."""
     spec = importlib.util.spec_from_file_location("config", ROOT / path)
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     fields = module.get_config().to_dict()
     fields |= {"mesh": {"data": data, "fsdp": fsdp, "seq": 1}, "batch_size": data * fsdp, "seconds": seconds}
-    fields |= {"init": "", "teacher": "", "accumulate": 1, "loss_weights": {"l1": 1.0, "stft": 1.0, "masks": 0.0}}
+    fields |= {"init": "", "accumulate": 1}
     return TrainingConfig.from_dict(fields)
 
 
-def compiled(config: TrainingConfig, topology: str) -> dict[str, object]:
+def compiled(config: TrainingConfig, topology: str, *, with_teacher: bool) -> dict[str, object]:
     """One row of the table."""
     devices = topologies.get_topology_desc(topology, "tpu").devices
     mesh = make_mesh(config.mesh, devices)
@@ -54,16 +57,24 @@ def compiled(config: TrainingConfig, topology: str) -> dict[str, object]:
     }
     row = {"topology": topology, **{axis: size for axis, size in config.mesh.items() if axis != "seq"}}
     row["state GiB a chip"] = bytes_per_device(state) / GIB
-    step = build_train_step(config, mesh)
+    teacher, teacher_params = None, None
+    if with_teacher:
+        teacher = RoFormer(dataclasses.replace(config.model, time_mixer="full", num_sinks=0, remat="none"))
+        teacher_params = jax.tree.map(
+            lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
+            abstract_params(teacher),
+            param_shardings(teacher, mesh),
+        )
+    step = build_train_step(config, mesh, teacher)
     start = time.perf_counter()
     try:
         memory = (
             jax.jit(
-                lambda state, batch: step(state, batch, None),
+                step,
                 out_shardings=(state_shardings(config, mesh), replicated(mesh)),
                 donate_argnums=0,
             )
-            .lower(state, batch)
+            .lower(state, batch, teacher_params)
             .compile()
             .memory_analysis()
         )
@@ -80,13 +91,14 @@ def main() -> None:
     parser.add_argument("--config", default="configs/finetune_wsa.py")
     parser.add_argument("--seconds", type=float, default=8.0, help="of each example")
     parser.add_argument("--cases", type=int, nargs="*", default=range(len(CASES)), help="numbers of rows, from 0")
+    parser.add_argument("--teacher", action="store_true", help="with a teacher")
     args = parser.parse_args()
     rows = []
     for topology, data, fsdp in (CASES[number] for number in args.cases):
-        rows.append(compiled(settings(args.config, args.seconds, data, fsdp), topology))
+        rows.append(compiled(settings(args.config, args.seconds, data, fsdp), topology, with_teacher=args.teacher))
         print(rows[-1], file=sys.stderr, flush=True)
     print_table(rows)
-    write_result("tpu_compile", f"python {' '.join(sys.argv)}", rows)
+    write_result("tpu_compile_teacher" if args.teacher else "tpu_compile", f"python {' '.join(sys.argv)}", rows)
 
 
 if __name__ == "__main__":
