@@ -46,7 +46,5 @@ def free_port():
 
 
 def of_a_program():
-    """The environment of a program that computes on virtual CPU devices and is compiled more often than it is run."""
-    root = str(Path(__file__).parents[1])
-    quick = "--xla_backend_optimization_level=0"
-    return {**os.environ, "JAX_PLATFORMS": "cpu", "PYTHONPATH": root, "XLA_FLAGS": quick}
+    """The environment of a program of this project that computes on CPU devices."""
+    return {**os.environ, "JAX_PLATFORMS": "cpu", "PYTHONPATH": str(Path(__file__).parents[1])}

@@ -15,8 +15,10 @@ from helpers import free_port, of_a_program
 from tiny_training import tiny_run
 
 from wroformer_jax import hosts
+from wroformer_jax import workdir as workdir_module
 from wroformer_jax.checkpoint import load_model
 from wroformer_jax.errors import InputError
+from wroformer_jax.workdir import check_shared, claim
 
 ROOT = Path(__file__).parents[1]
 MESH = {"data": 4, "fsdp": 2, "seq": 1}
@@ -116,8 +118,9 @@ def test_batches_that_are_no_numbers_end_all_processes(tmp_path):
     ended = run(workdir, {}, {"nan": [1, 8]})  # those of one of them alone
     assert [status for status, _ in ended] == [2, 2]
     assert all("not finite at 2 steps in a row, the last of them step 2" in said[-1] for _, said in ended)
-    with np.load(workdir / "bad_batch.npz") as batch:
-        assert batch["mixture"].shape == (8, 2, config().crop_samples)
+    for process in range(2):
+        with np.load(workdir / f"bad_batch-{process}.npz") as batch:
+            assert batch["mixture"].shape == (4, 2, config().crop_samples)
 
 
 def test_hosts_with_different_settings_are_refused(tmp_path):
@@ -194,6 +197,30 @@ def test_one_process_agrees_with_itself():
     with pytest.raises(InputError, match="wrong"):
         hosts.together(fail)
     hosts.check_same({"a": {"b": 1}})
+    with pytest.raises(ZeroDivisionError):  # what is no InputError stays what it is
+        hosts.in_first(lambda: 1 / 0)
+
+
+def test_a_workdir_that_is_not_shared_is_refused(tmp_path, monkeypatch):
+    claim(tmp_path, config())
+    check_shared(tmp_path)
+    monkeypatch.setattr(jax, "process_count", lambda: 2)
+    monkeypatch.setattr(workdir_module, "together", lambda work: work())
+    monkeypatch.setattr(workdir_module, "gather", lambda text: [text, text])
+    check_shared(tmp_path)
+    monkeypatch.setattr(workdir_module, "gather", lambda text: [text, None])
+    with pytest.raises(InputError, match=r"process 1 does not see the workdir \S+ of the first: all hosts need one"):
+        check_shared(tmp_path)
+
+
+def test_what_platform_is_asked_for(monkeypatch):
+    monkeypatch.setattr(hosts.glob, "glob", lambda _: ["/dev/accel0"])
+    monkeypatch.setattr(hosts.importlib.util, "find_spec", lambda _: object())
+    for name in ("TPU_SKIP_MDS_QUERY", "TPU_WORKER_HOSTNAMES", "TPU_PROCESS_ADDRESSES"):
+        monkeypatch.delenv(name, raising=False)
+    for platforms, asks in (("", True), ("tpu", True), ("tpu,cpu", True), ("cpu", False)):
+        monkeypatch.setenv("JAX_PLATFORMS", platforms)
+        assert hosts._asks_the_metadata_server() == asks
 
 
 def fail():

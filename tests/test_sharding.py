@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+import types
 from pathlib import Path
 
 import jax
@@ -13,11 +14,11 @@ from test_trainer import tiny
 
 from wroformer_jax.errors import InputError
 from wroformer_jax.model import RoFormer, abstract_params
-from wroformer_jax.sharding import check_batch, make_mesh, param_shardings
+from wroformer_jax.sharding import _arranged, check_batch, make_mesh, param_shardings
 from wroformer_jax.train_step import abstract_state
 
 # One device, then what has to agree with it: (data, fsdp, seq), and parts that a batch is cut into.
-MESHES = (((1, 1, 1), 1), ((2, 2, 1), 1), ((1, 4, 1), 1), ((4, 1, 1), 1))
+MESHES = (((1, 1, 1), 1), ((2, 2, 1), 1), ((1, 4, 1), 1), ((4, 1, 1), 1), ((2, 1, 1), 2))
 
 PROGRAM = Path(__file__).with_name("mesh_steps.py")
 
@@ -68,8 +69,9 @@ def test_every_mesh_gives_the_numbers_of_one_device(rows):
 
 
 def test_two_processes_give_the_numbers_of_one_device(rows, tmp_path):
-    found = run(tmp_path, MESHES[1:], processes=2)
-    assert [row["mesh"] for row in found] == [list(sizes) for sizes, _ in MESHES[1:]]
+    meshes = MESHES[1:4]  # of all four devices
+    found = run(tmp_path, meshes, processes=2)
+    assert [row["mesh"] for row in found] == [list(sizes) for sizes, _ in meshes]
     for row in found:
         assert_agrees(row, rows[0])
 
@@ -124,6 +126,41 @@ def test_optimiser_state_lies_as_the_parameters_do():
 def test_a_mesh_that_does_not_fit_is_refused(sizes, sentence):
     with pytest.raises(InputError, match=sentence):
         make_mesh(dict(zip(("data", "fsdp", "seq"), sizes, strict=True)))
+
+
+def test_time_cannot_be_cut_yet():
+    devices = [jax.devices()[0]] * 2
+    for seq in (2, -1):
+        with pytest.raises(InputError, match=r"mesh\.seq is 2, expected 1"):
+            make_mesh({"data": 1, "fsdp": 1, "seq": seq}, devices)
+
+
+def chips(x, y, slices=1):
+    """Chips of so many v5e slices, as JAX describes them."""
+    return [
+        types.SimpleNamespace(
+            platform="tpu", device_kind="TPU v5 lite", slice_index=number, coords=(column, row, 0), core_on_chip=0,
+            process_index=0, id=column + x * (row + y * number),
+        )
+        for number in range(slices) for row in range(y) for column in range(x)
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize("shape", [(256, 1, 1), (1, 256, 1), (16, 16, 1), (64, 4, 1), (32, 8, 1), (8, 32, 1)])
+def test_any_mesh_fits_the_torus(shape):
+    arranged = _arranged(shape, chips(16, 16))
+    assert arranged.shape == shape
+    assert sorted(device.id for device in arranged.flat) == list(range(256))
+
+
+def test_each_slice_has_the_whole_model():
+    arranged = _arranged((4, 8, 1), chips(4, 4, slices=2))
+    assert arranged.shape == (4, 8, 1)
+    assert sorted(device.id for device in arranged.flat) == list(range(32))
+    for row in arranged:
+        assert len({device.slice_index for device in row.flat}) == 1
+    with pytest.raises(InputError, match=r"mesh\.data is 1, which does not divide over 2 slices"):
+        _arranged((1, 32, 1), chips(4, 4, slices=2))
 
 
 def test_minus_one_is_the_rest():

@@ -11,7 +11,7 @@ from test_trainer import tiny
 from wroformer_jax.losses import reconstruction_loss
 from wroformer_jax.model import RoFormer
 from wroformer_jax.sharding import make_mesh
-from wroformer_jax.train_step import initial_state, make_train_step
+from wroformer_jax.train_step import build_update, initial_state, make_train_step
 
 CONFIG = tiny(ema=0.9, seconds=0.05, batch_size=4, loss_windows=(64,), freeze=("band_split",))
 
@@ -96,6 +96,22 @@ def test_steps_without_a_number_change_nothing_but_the_counts(step, state):
     assert after.step == before.step + 2
     state, _ = step(state, one_batch())
     assert (int(state.skipped), int(state.skipped_in_a_row)) == (2, 0)
+
+
+def test_a_gradient_without_a_number_is_enough(state):
+    update = jax.jit(build_update(CONFIG))
+    gradients = jax.tree.map(jnp.ones_like, state.params)
+    measured = {"loss": jnp.float32(1.0)}
+    bad = {**gradients, "sink_tokens": gradients["sink_tokens"].at[0, 0, 0].set(jnp.inf)}
+    after, metrics = update(state, measured, bad)
+    jax.tree.map(np.testing.assert_array_equal, state.params, after.params)
+    assert int(after.skipped) == 1
+    # The schedule goes on where it was: the optimiser did not count the step.
+    after, metrics = update(after, measured, gradients)
+    assert float(metrics["learning_rate"]) == 0.0
+    after, metrics = update(after, measured, gradients)
+    assert float(metrics["learning_rate"]) > 0.0
+    assert int(after.opt_state.inner_states["trained"].inner_state[-1].count) == 2
 
 
 def test_a_batch_in_parts_gives_the_same_gradients(step, start):

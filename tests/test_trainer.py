@@ -17,7 +17,7 @@ import pytest
 from event_files import events_in, sound_of, steps_by_tag
 from tiny_training import compiled_once
 
-from wroformer_jax import evaluate, files, trainer, training_checkpoints, training_report
+from wroformer_jax import evaluate, files, trainer, training_checkpoints, training_data, training_report
 from wroformer_jax.checkpoint import load_model, save_model
 from wroformer_jax.data.loading import Batches
 from wroformer_jax.errors import InputError
@@ -302,6 +302,44 @@ def test_a_checkpoint_of_another_kind_leaves_no_workdir(tmp_path, role, weights,
     with pytest.raises(InputError, match=sentence):
         trainer.train(tiny(**fields), tmp_path / "run")
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("changed", "sentence"),
+    [
+        ({"mesh": {"data": 2, "fsdp": 1, "seq": 1}}, "mesh is data=2, .*takes 2 devices, but there are 1"),
+        ({"batch_size": 3, "accumulate": 2}, "batch_size is 3, which does not divide over the mesh"),
+        ({"model": {"stems": ["guitar"]}, "data": True}, "no song .*guitar|'guitar'"),
+        ({"freeze": ["blockz"]}, "freeze has 'blockz', which matches no parameter"),
+        ({"learning_rate_scales": [["sinks", 10]]}, "learning_rate_scales has 'sinks', which matches no parameter"),
+    ],
+)
+def test_it_is_refused_before_anything_is_compiled_or_written(whole, tmp_path, monkeypatch, changed, sentence):
+    monkeypatch.setattr(trainer, "make_train_step", lambda *_: pytest.fail("it compiles"))
+    if "data" in changed:
+        changed = {**changed, "data": str(whole[0] / "songs")}
+    with pytest.raises(InputError, match=sentence):
+        trainer.train(tiny(**changed), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_notice_during_a_validation_saves_the_step_at_once(whole, tmp_path, monkeypatch):
+    score, numbers = training_data.score_song, itertools.count(1)
+
+    def notice(*args, **kwargs):
+        if (number := next(numbers)) == 3:  # the first of the two songs after step 4
+            os.kill(os.getpid(), signal.SIGTERM)
+        assert number < 4
+        return score(*args, **kwargs)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(training_data, "score_song", notice)
+        with pytest.raises(trainer.PreemptedError, match="step 4 of 8 is saved"):
+            trainer.train(tiny(), tmp_path)
+    assert (tmp_path / "checkpoints" / "4").is_dir()
+    assert trainer.train(tiny(), tmp_path) == whole[1]
+    assert (tmp_path / "metrics.jsonl").read_bytes() == (whole[0] / "metrics.jsonl").read_bytes()
+    assert_same_weights(tmp_path, whole[0])
 
 
 def test_a_run_that_goes_on_reads_no_init(whole, tmp_path, monkeypatch):

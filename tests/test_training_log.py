@@ -1,5 +1,7 @@
 """What a run tells while it goes on: the line of progress, and what TensorBoard gets to hear and to see."""
 
+import contextlib
+import errno
 import json
 
 import numpy as np
@@ -199,3 +201,32 @@ def test_what_is_heard_and_seen(tmp_path, capsys):
         for name in ("mixture", "vocals_reference")
     )
     assert high < low - 20  # rows from the top: the higher tone stands higher
+
+
+def test_a_full_disk_ends_nothing(tmp_path, caplog):
+    with TrainingLog(tmp_path, 0, 8) as log, open("/dev/full", "ab") as full:
+        events, records = log._events._writer._py_recordio_writer, log._file
+        kept, events._writer = events._writer, full
+        log._file = open("/dev/full", "a")  # noqa: SIM115
+        log.validation(0, SCORES, [an_excerpt()])
+        log.train(2, SCALARS, RATES)
+        assert [record.getMessage().partition(":")[0] for record in caplog.records] == [
+            "cannot write the log of step 0 yet", "cannot write the log of step 2 yet",
+        ]  # fmt: skip
+        assert [record["step"] for record in log.records] == [0, 2]
+        with contextlib.suppress(OSError):
+            log._file.close()
+        events._writer, log._file = kept, records
+        log.train(4, SCALARS, RATES)
+    assert steps_by_tag(tmp_path / "events", "simple_value")["train/loss"] == [4]
+
+
+def test_excerpts_on_a_full_disk_end_nothing(tmp_path, caplog, monkeypatch):
+    def refuse(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with TrainingLog(tmp_path, 0, 8) as log:
+        monkeypatch.setattr(training_log, "EventFile", refuse)
+        log.validation(0, SCORES, [an_excerpt()])
+    assert "cannot write the log of step 0 yet: [Errno 28]" in caplog.text
+    assert [record["kind"] for record in read_records(tmp_path / "metrics.jsonl")] == ["validation"]

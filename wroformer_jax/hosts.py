@@ -6,6 +6,7 @@ On a single host nothing here costs anything: there is one process, which is the
 from __future__ import annotations
 
 import contextlib
+import functools
 import glob
 import importlib.util
 import itertools
@@ -87,16 +88,21 @@ def gather(value: Any) -> list[Any]:
 
 
 def together(work: Callable[[], T]) -> T:
-    """What `work` returns in this process, once it is done in all; an InputError of one of them is raised in all."""
+    """What `work` returns in this process, once it is done in all; what it raises in one is an InputError in all.
+
+    In the process that raised it, anything but an InputError stays what it is.
+    """
     mistake, result = None, None
     try:
         result = work()
-    except InputError as error:
+    except Exception as error:  # whatever it is, the others must not wait for ever
         mistake = error
     _wait_for_all()
-    for said in gather(None if mistake is None else str(mistake)):
-        if said is not None:
-            raise InputError(said) from mistake
+    said = gather(None if mistake is None else str(mistake) or type(mistake).__name__)
+    if mistake is not None and not isinstance(mistake, InputError):
+        raise mistake
+    for sentence in filter(None, said):
+        raise InputError(sentence) from mistake
     return result
 
 
@@ -121,17 +127,16 @@ def check_same(settings: Mapping[str, Any]) -> None:
     together(compare)
 
 
-def all_rows(batch: Mapping[str, Shaped[np.ndarray, "local ..."]]) -> dict[str, Shaped[np.ndarray, "batch ..."]]:
-    """The rows of all processes' parts of a batch."""
-    return {name: _all_rows(rows) if jax.process_count() > 1 else rows for name, rows in batch.items()}
-
-
 def whole_here(tree: Any, mesh: Mesh) -> Any:
     """A tree that is spread over the mesh, whole on one device of each process. All must call this."""
     if mesh.size == 1:
         return tree
-    spread = jax.jit(lambda leaves: leaves, out_shardings=NamedSharding(mesh, PartitionSpec()))(tree)
-    return jax.tree.map(lambda leaf: leaf.addressable_data(0), spread)
+    return jax.tree.map(lambda leaf: leaf.addressable_data(0), _gather_on(mesh)(tree))
+
+
+@functools.cache
+def _gather_on(mesh: Mesh) -> Callable[[Any], Any]:
+    return jax.jit(lambda tree: tree, out_shardings=NamedSharding(mesh, PartitionSpec()))
 
 
 class Preemption:
@@ -152,6 +157,10 @@ class Preemption:
     def noticed(self) -> bool:
         """Whether SIGTERM came to this process."""
         return self._noticed.is_set()
+
+    def comes(self, seconds: float) -> bool:
+        """Whether SIGTERM came to this process, or comes in so many seconds."""
+        return self._noticed.wait(seconds)
 
     def reached(self) -> bool:
         """Whether to stop after the step that was started last. All processes ask once a step, and hear the same.
@@ -193,7 +202,8 @@ def _environment_has_several() -> bool:
 def _asks_the_metadata_server() -> bool:
     """Whether this is a TPU machine whose metadata, which JAX can ask, say what it is part of."""
     has_tpu = glob.glob("/dev/accel[0-9]*") or glob.glob("/dev/vfio/[0-9]*")
-    on_tpu = has_tpu and importlib.util.find_spec("libtpu") and "cpu" not in os.environ.get("JAX_PLATFORMS", "")
+    wanted = os.environ.get("JAX_PLATFORMS") or "tpu"
+    on_tpu = has_tpu and importlib.util.find_spec("libtpu") and "tpu" in wanted.split(",")
     # What GKE tells is in the environment; TPU_SKIP_MDS_QUERY says that there is no such server.
     told = any(name in os.environ for name in ("TPU_SKIP_MDS_QUERY", "TPU_WORKER_HOSTNAMES", "TPU_PROCESS_ADDRESSES"))
     return bool(on_tpu) and not told

@@ -36,16 +36,35 @@ def make_mesh(sizes: Mapping[str, int], devices: Sequence[jax.Device] | None = N
       devices: all of all hosts by default.
 
     Raises:
-      InputError: the sizes do not come out at the number of devices.
+      InputError: the sizes do not come out at the number of devices, or parts of the model would lie on several slices.
     """
     devices = list(jax.devices() if devices is None else devices)
     shape = _filled(sizes, len(devices))
-    if devices[0].platform == "tpu":
-        from jax.experimental import mesh_utils
+    if shape[AXES.index("seq")] > 1:
+        raise InputError(f"mesh.seq is {shape[AXES.index('seq')]}, expected 1: time cannot be cut over devices yet")
+    return Mesh(_arranged(shape, devices), AXES)
 
-        # Neighbours in the mesh are then neighbours in the torus.
-        return Mesh(mesh_utils.create_device_mesh(shape, devices), AXES)
-    return Mesh(np.asarray(devices).reshape(shape), AXES)
+
+def _arranged(shape: tuple[int, int, int], devices: Sequence[Any]) -> np.ndarray:
+    """Devices in the shape of a mesh; on TPUs so that neighbours in it are neighbours in the torus, where that can be.
+
+    Of several slices, which are joined by a slow network, each has copies of the whole model.
+    """
+    if devices[0].platform != "tpu":
+        return np.asarray(devices).reshape(shape)
+    from jax.experimental import mesh_utils
+
+    slices = len({getattr(device, "slice_index", 0) for device in devices})
+    if slices == 1:
+        return mesh_utils.create_device_mesh(shape, devices, allow_split_physical_axes=True)
+    data, *rest = shape
+    if data % slices:
+        raise InputError(
+            f"mesh.data is {data}, which does not divide over {slices} slices: expected a multiple of {slices}"
+        )
+    return mesh_utils.create_hybrid_device_mesh(
+        (data // slices, *rest), (slices, *(1 for _ in rest)), devices, allow_split_physical_axes=True
+    )
 
 
 def param_shardings(model: RoFormer, mesh: Mesh | AbstractMesh) -> Params:
@@ -117,10 +136,14 @@ def to_global(
 ) -> dict[str, Shaped[Array, "batch ..."]]:
     """This process's rows of a batch as its part of arrays that span all processes."""
     sharding = batch_sharding(mesh)
-    return {name: jax.make_array_from_process_local_data(sharding, rows) for name, rows in batch.items()}
+    count = jax.process_count()
+    return {
+        name: jax.make_array_from_process_local_data(sharding, rows, (count * len(rows), *rows.shape[1:]))
+        for name, rows in batch.items()
+    }
 
 
-def place(array: Shaped[np.ndarray, ...], sharding: NamedSharding) -> Shaped[Array, ...]:
+def spread(array: Shaped[np.ndarray, ...], sharding: NamedSharding) -> Shaped[Array, ...]:
     """An array that every process has whole, laid out on the mesh; each device gets its part only."""
     return jax.make_array_from_callback(np.shape(array), sharding, lambda index: np.asarray(array)[index])
 

@@ -12,7 +12,7 @@ from wroformer_jax.config import ModelConfig
 from wroformer_jax.distillation import check_teacher
 from wroformer_jax.errors import InputError
 from wroformer_jax.model import Params, RoFormer
-from wroformer_jax.sharding import param_shardings, place
+from wroformer_jax.sharding import param_shardings, spread
 from wroformer_jax.torch_bridge import add_windowed_sinks
 from wroformer_jax.train_step import Teacher
 from wroformer_jax.training_config import TrainingConfig
@@ -70,7 +70,7 @@ def frozen_teacher(config: TrainingConfig, mesh: Mesh) -> Teacher | None:
     there, params, _ = sources.read(config.teacher)
     check_teacher(there, config.model)
     model = RoFormer(dataclasses.replace(there, dtype=config.model.dtype, remat="none"))
-    return Teacher(model, jax.tree.map(place, params, param_shardings(model, mesh)))
+    return Teacher(model, jax.tree.map(spread, params, param_shardings(model, mesh)))
 
 
 def _gets_windows(there: ModelConfig, wanted: ModelConfig) -> bool:

@@ -19,7 +19,7 @@ from wroformer_jax.distillation import Masks, compared_frames, mask_distance, te
 from wroformer_jax.losses import l1, multi_resolution_stft_loss
 from wroformer_jax.model import Params, RoFormer, abstract_params, init_params
 from wroformer_jax.optimizer import make_optimizer, schedule, trained_mask
-from wroformer_jax.sharding import batch_sharding, gathered, mirrored_shardings, param_shardings, place, replicated
+from wroformer_jax.sharding import batch_sharding, gathered, mirrored_shardings, param_shardings, replicated, spread
 from wroformer_jax.training_config import TrainingConfig
 
 Batch = dict[str, Float[Array, "batch *stem channel sample"]]
@@ -74,7 +74,7 @@ def initial_state(config: TrainingConfig, mesh: Mesh, params: Params | None = No
     if params is None:
         placed = jax.jit(lambda: init_params(model, config.seed), out_shardings=shardings.params)()
     else:
-        placed = jax.tree.map(place, params, shardings.params)
+        placed = jax.tree.map(spread, params, shardings.params)
     return jax.jit(lambda p: _start(config, p), out_shardings=shardings)(placed)
 
 
@@ -149,7 +149,8 @@ def build_update(config: TrainingConfig) -> Callable[[TrainState, Metrics, Param
         metrics = {
             **measured,
             "gradient_norm": norm,
-            "learning_rate": jnp.asarray(learning_rate(state.step)),
+            # The optimiser does not count skipped steps.
+            "learning_rate": jnp.asarray(learning_rate(state.step - state.skipped)),
             "skipped": new_state.skipped,
             "skipped_in_a_row": new_state.skipped_in_a_row,
         }

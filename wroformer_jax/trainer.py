@@ -15,6 +15,7 @@ import contextlib
 import itertools
 import json
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -32,7 +33,8 @@ from wroformer_jax.excerpts import SONGS, Excerpt, excerpt_of
 from wroformer_jax.files import disk_errors_named, locked
 from wroformer_jax.hosts import Preemption, check_same, gather, in_first, is_first, together, whole_here
 from wroformer_jax.mirror import Mirror
-from wroformer_jax.model import Params, RoFormer
+from wroformer_jax.model import Params, RoFormer, abstract_params
+from wroformer_jax.optimizer import make_optimizer
 from wroformer_jax.profiling import StepTrace
 from wroformer_jax.sharding import check_batch, make_mesh, to_global
 from wroformer_jax.speed import work_of
@@ -45,7 +47,7 @@ from wroformer_jax.training_data import TRAIN, Validation, loading_of, open_song
 from wroformer_jax.training_log import METRICS, TrainingLog, describe
 from wroformer_jax.training_report import write_curves, write_example
 from wroformer_jax.watch import Watch
-from wroformer_jax.workdir import claim, refuse_other
+from wroformer_jax.workdir import check_shared, claim, refuse_other
 
 
 class PreemptedError(Exception):
@@ -73,7 +75,9 @@ def train(config: TrainingConfig, workdir: str | Path) -> dict[str, float]:
       PreemptedError: SIGTERM came, and the state after the step under way is saved.
     """
     check_same({**config.to_dict(), "workdir": str(workdir)})
-    band_layout(config.model)  # sizes that make no model are refused here, before the workdir is claimed
+    # What makes no model or no optimiser is refused here, before the workdir is claimed.
+    band_layout(config.model)
+    make_optimizer(config, abstract_params(RoFormer(config.model)))
     mesh = make_mesh(config.mesh)
     check_batch(config.batch_size, mesh, accumulate=config.accumulate)
     share = {"process_index": jax.process_index(), "process_count": jax.process_count()}
@@ -87,6 +91,7 @@ def train(config: TrainingConfig, workdir: str | Path) -> dict[str, float]:
     goes_on = any(gather(together(lambda: bool(saved_steps(workdir)))))
     init = None if goes_on else together(lambda: starting_params(config))
     in_first(lambda: claim(workdir, config))
+    check_shared(workdir)
     with contextlib.ExitStack() as stack:
         mirror = None
         if is_remote(workdir):
@@ -105,7 +110,7 @@ def train(config: TrainingConfig, workdir: str | Path) -> dict[str, float]:
         del init  # the state has them
         step = int(start.state.step)
         log = stack.enter_context(TrainingLog(folder, step, config.steps)) if is_first() else None
-        watch = Watch(config, folder, log, loader, start.interval)
+        watch = Watch(config, workdir, folder, log, loader, start.interval)
         preemption = stack.enter_context(Preemption(mesh))
         validation = Validation(config, songs)
         run = _Run(
@@ -175,6 +180,7 @@ class _Run(NamedTuple):
             if step == first + 1:
                 jax.block_until_ready(metrics)
                 self._say(f"compiled and took the first step in {watch.clock.seconds:.1f} s")
+                watch.catch_up()
                 watch.clock.restart()
             last = step == config.steps
             preempted = self.preemption.reached() and not last
@@ -182,12 +188,13 @@ class _Run(NamedTuple):
             if validate or preempted or step % config.checkpoint_every == 0 or last:
                 watch.catch_up()
                 began = time.perf_counter()
-                score = self._validate(state) if validate else None
+                score = self._validate(state, stop=lambda: self.preemption.noticed) if validate else None
+                preempted = preempted or (validate and score is None)
                 if self.mirror:  # a step that is saved has its log beside it
                     self.mirror.copy()
                 self.checkpoints.save(step, best_params(state), self._training_tree(state), score=score)
                 watch.clock.leave_out(time.perf_counter() - began)
-            if preempted:
+            if preempted:  # a validation that was broken off is made up for when the run goes on
                 self.checkpoints.finish()
                 raise PreemptedError(f"step {step} of {config.steps} is saved in {self.workdir}")
         return state
@@ -196,19 +203,26 @@ class _Run(NamedTuple):
         try:
             return next(self.loader)
         except InputError:
-            if not self.preemption.noticed:
+            if not self.preemption.comes(1.0):  # the workers get SIGTERM, too, and maybe before us
                 raise
-            return next(self.loader)  # the workers got SIGTERM, too; new ones go on where they were
+            return next(self.loader)  # new ones go on where they were
 
-    def _validate(self, state: TrainState) -> float:
-        """Writes the scores of the songs, and returns the one by which the best checkpoint is known."""
+    def _validate(self, state: TrainState, stop: Callable[[], bool] = lambda: False) -> float | None:
+        """Writes the scores of the songs, and returns the one by which the best checkpoint is known; None if stopped.
+
+        Args:
+          state: after a step.
+          stop: asked before each song: whether to break off.
+        """
         excerpts: list[Excerpt] = []  # of the first songs, which are the first process's
 
         def keep(song: WholeSong, estimates: Estimates) -> None:
             if len(excerpts) < SONGS:
                 excerpts.append(excerpt_of(self.config.model, song, estimates))
 
-        scores = self.validation.score(whole_here(best_params(state), self.mesh), heard=keep)
+        scores = self.validation.score(whole_here(best_params(state), self.mesh), heard=keep, stop=stop)
+        if scores is None:
+            return None
         if self.log:
             self.log.validation(int(state.step), scores, excerpts)
         return scores["usdr"]

@@ -150,7 +150,8 @@ class TrainingCheckpoints:
         """
         self._settle()
         damaged: list[tuple[Place, str]] = []
-        for step in self.steps()[::-1]:
+        [steps, *_] = gather(self.steps())  # as the first sees them: file systems remember listings
+        for step in steps[::-1]:
             directory = self.directory / str(step)
             params, training, reason = together(lambda path=directory: _read(path, params_like, training_like))
             if reasons := list(filter(None, gather(reason))):  # in one process or another: each reads its part

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 
 import jax
 import numpy as np
@@ -93,22 +93,31 @@ class Validation:
     def __iter__(self) -> Iterator[WholeSong]:
         return self._read(range(len(self._songs)))
 
-    def score(self, params: Params, heard: Heard | None = None) -> dict[str, float]:
+    def score(
+        self, params: Params, heard: Heard | None = None, stop: Callable[[], bool] = lambda: False
+    ) -> dict[str, float] | None:
         """As `evaluate.mean_scores`, on these songs; each process separates its share of them.
 
         Args:
           params: on a device of this process.
           heard: is given each song of this process and the model's stems of it.
+          stop: asked before each song. Where one process says so, there are no scores: None in all.
         """
-        config = self._config.model
         mine = np.array_split(np.arange(len(self._songs)), jax.process_count())[jax.process_index()].tolist()
-        scores = together(
-            lambda: [
-                score_song(RoFormer(config), params, song, chunk_seconds=self.chunk_seconds, heard=heard)
-                for song in self._read(mine)
-            ]
-        )
-        return mean_scores(config.stems, [SongScores(*song) for part in gather(scores) for song in part])
+        parts = gather(together(lambda: self._score(params, mine, heard, stop)))
+        if None in parts:
+            return None
+        return mean_scores(self._config.model.stems, [SongScores(*song) for part in parts for song in part])
+
+    def _score(
+        self, params: Params, numbers: Iterable[int], heard: Heard | None, stop: Callable[[], bool]
+    ) -> list[SongScores] | None:
+        model, scores = RoFormer(self._config.model), []
+        for song in self._read(numbers):
+            if stop():
+                return None
+            scores.append(score_song(model, params, song, chunk_seconds=self.chunk_seconds, heard=heard))
+        return scores
 
     def _read(self, numbers: Iterable[int]) -> Iterator[WholeSong]:
         model = self._config.model

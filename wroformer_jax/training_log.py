@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import logging
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from wroformer_jax.data.buckets import Place
+from wroformer_jax.event_file import EventFile
 from wroformer_jax.excerpts import Excerpt
 from wroformer_jax.files import replacing
 from wroformer_jax.plots import spectrogram_image
 
 METRICS = "metrics.jsonl"
+
+_log = logging.getLogger("wroformer")
 
 
 class TrainingLog:
@@ -31,7 +36,6 @@ class TrainingLog:
     """
 
     def __init__(self, workdir: Path, first_step: int, steps: int) -> None:
-        from tensorboardX import SummaryWriter
         from tqdm import tqdm
 
         path = workdir / METRICS
@@ -39,9 +43,8 @@ class TrainingLog:
         with replacing(path) as temporary:
             temporary.write_text("".join(map(_line, self.records)), encoding="utf-8")
         self._file = path.open("a", encoding="utf-8")
-        # Files are called by the second, and one of the same name would be overwritten.
         self._directory = workdir / "events"
-        self._events = SummaryWriter(str(self._directory), purge_step=first_step + 1, filename_suffix=f".{first_step}")
+        self._events = EventFile(self._directory, first_step + 1)
         self._bar = tqdm(total=steps, initial=first_step, unit="step", disable=not on_terminal())
         self._steps = steps
 
@@ -53,10 +56,8 @@ class TrainingLog:
           scalars: "loss", "sdr", and whatever else the training step measures.
           rates: what depends on the clock and the devices, as `progress_line` takes it; not in metrics.jsonl.
         """
-        self._record("train", step, scalars)
-        for name, value in rates.items():
-            self._events.add_scalar(f"speed/{name}", value, step)
-        self._events.flush()
+        with _written_later(step):
+            self._record("train", step, scalars, {f"speed/{name}": value for name, value in rates.items()})
         line = progress_line(scalars, rates)
         if on_terminal():
             self._bar.set_postfix_str(line, refresh=False)
@@ -69,8 +70,10 @@ class TrainingLog:
 
         Mixtures and references go there at the first validation only: they stay the same.
         """
-        self._show(step, excerpts, with_references=not self.curve("validation", "usdr"))
-        self._record("validation", step, scores)
+        with_references = not self.curve("validation", "usdr")
+        with _written_later(step):
+            self._record("validation", step, scores)
+            self._show(step, excerpts, with_references=with_references)
         self.say(f"step {step}/{self._steps}: {describe(scores)}")
 
     def say(self, line: str) -> None:
@@ -102,28 +105,41 @@ class TrainingLog:
         self.close()
 
     def _show(self, step: int, excerpts: Sequence[Excerpt], *, with_references: bool) -> None:
-        from tensorboardX import SummaryWriter
-
         if not excerpts:
             return
         # A file for each validation, so that where files are copied as they grow (see mirror.py) each goes once. Of
         # files in one directory TensorBoard reads on in the last one alone, so the scalars are in another.
-        directory = str(self._directory / "excerpts")
-        with SummaryWriter(directory, purge_step=step, filename_suffix=f".{step}") as events:
+        with EventFile(self._directory / "excerpts", step) as events:
             for number, excerpt in enumerate(excerpts, start=1):
-                _write_excerpt(events, number, excerpt, step, with_references=with_references)
+                events.add(step, *_summaries(number, excerpt, with_references=with_references))
 
-    def _record(self, kind: str, step: int, scalars: Mapping[str, float]) -> None:
+    def _record(
+        self, kind: str, step: int, scalars: Mapping[str, float], others: Mapping[str, float] | None = None
+    ) -> None:
+        """Writes a record, and to TensorBoard its scalars and others that have their names already."""
+        from tensorboardX import summary
+
         record = {"kind": kind, "step": step, **scalars}
         self.records.append(record)
         self._file.write(_line(record))
         self._file.flush()
-        for name, value in scalars.items():
-            self._events.add_scalar(f"{kind}/{name}", value, step)
-        self._events.flush()
+        named = {**{f"{kind}/{name}": value for name, value in scalars.items()}, **(others or {})}
+        self._events.add(step, *(summary.scalar(name, value) for name, value in named.items()))
 
 
-def _write_excerpt(events: Any, number: int, excerpt: Excerpt, step: int, *, with_references: bool) -> None:
+@contextlib.contextmanager
+def _written_later(step: int) -> Iterator[None]:
+    """A full disk is no reason to end a run: what could not be written is kept, and written with what comes next."""
+    try:
+        yield
+    except OSError as error:
+        _log.warning("cannot write the log of step %d yet: %s", step, error)
+
+
+def _summaries(number: int, excerpt: Excerpt, *, with_references: bool) -> Iterator[Any]:
+    """What TensorBoard is to play and to show of the excerpt of a song."""
+    from tensorboardX import summary
+
     sounds = {f"{stem}_estimate": audio for stem, audio in excerpt.estimates.items()}
     if with_references:
         sounds |= {f"{stem}_reference": audio for stem, audio in excerpt.references.items()}
@@ -131,10 +147,10 @@ def _write_excerpt(events: Any, number: int, excerpt: Excerpt, step: int, *, wit
     rate = excerpt.sample_rate
     for name, audio in sounds.items():
         # Files of 16 bits: what is beyond full scale is cut off.
-        events.add_audio(f"song_{number}/{name}", np.clip(audio.T, -1, 1), step, sample_rate=rate)
+        yield summary.audio(f"song_{number}/{name}", np.clip(audio.T, -1, 1), sample_rate=rate)
         # A tag of TensorBoard is of one kind.
         picture = spectrogram_image(audio, sample_rate=rate, beside=excerpt.mixture)
-        events.add_image(f"song_{number}_spectrogram/{name}", picture, step, dataformats="HWC")
+        yield summary.image(f"song_{number}_spectrogram/{name}", picture, dataformats="HWC")
 
 
 def progress_line(scalars: Mapping[str, float], rates: Mapping[str, float]) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -12,20 +11,16 @@ import jax
 import numpy as np
 from jaxtyping import Float32
 
+from wroformer_jax.data.buckets import Place
 from wroformer_jax.data.loading import Batches
 from wroformer_jax.errors import InputError
 from wroformer_jax.files import replacing
-from wroformer_jax.hosts import all_rows, in_first
 from wroformer_jax.speed import Work, memory_in_use, speed
 from wroformer_jax.train_step import Metrics
 from wroformer_jax.training_config import TrainingConfig
 from wroformer_jax.training_log import TrainingLog
 
-BAD_BATCH = "bad_batch.npz"
-
 _COUNTERS = ("skipped", "skipped_in_a_row")
-
-_log = logging.getLogger("wroformer")
 
 HostBatch = Mapping[str, Float32[np.ndarray, "local ..."]]
 
@@ -35,7 +30,8 @@ class Watch:
 
     Args:
       config: the settings.
-      workdir: gets the batch of the last step of a run that is ended.
+      workdir: of the run, for people.
+      folder: what stands for it on this machine; gets the batch of the last step of a run that is ended.
       log: of the run; None in all processes but the first.
       loader: whose waiting time is logged.
       interval: the metrics of the steps since the last log, where a run goes on between two logs.
@@ -44,12 +40,13 @@ class Watch:
     def __init__(
         self,
         config: TrainingConfig,
-        workdir: Path,
+        workdir: Place,
+        folder: Path,
         log: TrainingLog | None,
         loader: Batches,
         interval: list[dict[str, float]],
     ) -> None:
-        self._config, self._workdir, self._log = config, workdir, log
+        self._config, self._workdir, self._folder, self._log = config, workdir, folder, log
         self.clock = Clock(loader)
         self.interval = interval
         self._taken: tuple[int, Metrics, HostBatch] | None = None  # the step that is not looked at yet
@@ -108,19 +105,19 @@ class Watch:
             for name in kept[0]
             if name not in _COUNTERS
         }
-        try:
-            self._log.train(step, {**means, **{name: float(last[name]) for name in _COUNTERS}}, rates)
-        except OSError as error:  # what could not be written is kept, and written with the next record
-            _log.warning("cannot write the log of step %d yet: %s", step, error)
+        self._log.train(step, {**means, **{name: float(last[name]) for name in _COUNTERS}}, rates)
 
     def _give_up(self, step: int, in_a_row: int, batch: HostBatch) -> None:
-        path = self._workdir / BAD_BATCH
-        rows = all_rows(batch)
-        in_first(lambda: _save(path, rows))
+        """Each process saves its own rows: to gather them takes memory where there may be none."""
+        name = "bad_batch.npz" if jax.process_count() == 1 else f"bad_batch-{jax.process_index()}.npz"
+        try:
+            _save(self._folder / name, batch)
+            saved = f"whose batch is in {self._workdir / name}"
+        except OSError as error:
+            saved = f"whose batch could not be saved ({error.strerror})"
         raise InputError(
             f"the loss or its gradient was not finite at {in_a_row} steps in a row, the last of them step {step}, "
-            f"whose batch is in {path}: look for what is wrong with it, or choose a lower learning_rate or clip_norm "
-            "and another workdir"
+            f"{saved}: look for what is wrong with it, or choose a lower learning_rate or clip_norm and another workdir"
         )
 
 

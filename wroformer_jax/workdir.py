@@ -5,10 +5,13 @@ from __future__ import annotations
 import json
 from typing import Any
 
+import jax
+
 from wroformer_jax.checkpoint import is_model_directory
 from wroformer_jax.data.buckets import Place, access, is_remote, write_whole
 from wroformer_jax.errors import InputError
 from wroformer_jax.files import disk_errors_named
+from wroformer_jax.hosts import gather, together
 from wroformer_jax.training_config import TrainingConfig
 
 CONFIG = "config.json"
@@ -46,6 +49,24 @@ def claim(workdir: Place, config: TrainingConfig) -> None:
             workdir.mkdir(parents=True, exist_ok=True)
         refuse_other(workdir, config)
         write_whole(workdir / CONFIG, json.dumps(config.to_dict(), indent=1) + "\n")
+
+
+def check_shared(workdir: Place) -> None:
+    """Raises an InputError, in all processes, if one does not see the workdir that the first has claimed."""
+    if jax.process_count() == 1:
+        return
+
+    def read() -> str | None:
+        with access(workdir):
+            return (workdir / CONFIG).read_text(encoding="utf-8") if (workdir / CONFIG).exists() else None
+
+    there = gather(together(read))
+    blind = [str(process) for process, text in enumerate(there) if text != there[0]]
+    if blind:
+        raise InputError(
+            f"process {', '.join(blind)} does not see the workdir {workdir} of the first: all hosts need one that they "
+            "share, on a network file system or in a bucket (gs://BUCKET/RUN)"
+        )
 
 
 def refuse_other(workdir: Place, config: TrainingConfig) -> None:
