@@ -185,7 +185,13 @@ def test_interrupted_by_hand(tmp_path, workers):
         make_song(tmp_path / "data" / f"Song {index}", index, samples=60 * RATE)
     arguments = ["prepare", tmp_path / "data", *usual(tmp_path), "--workers", workers]
     command_line = [sys.executable, "-m", "wroformer_jax.cli", *map(str, arguments)]
-    process = subprocess.Popen(command_line, stderr=subprocess.PIPE, text=True, start_new_session=True)
+    process = subprocess.Popen(
+        command_line,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # ignored where the tests run in the background
+    )
     deadline = time.monotonic() + 60
     while not list(tmp_path.glob("set/.preparing/*.json")):
         assert time.monotonic() < deadline
