@@ -76,6 +76,8 @@ def _sentence(error: Exception) -> str:
     if isinstance(error, AttributeError | KeyError) and (name := re.match(r"['\"]+(\w+)", text)):
         nearest = re.search(r'Did you mean "([^"]+)"', text)
         return f"unknown config field {name[1]!r}" + (f", did you mean {nearest[1]!r}?" if nearest else "")
+    if "Flag --" in str(error) and "must have a value" in str(error):
+        return "--config and --workdir are needed, as in --config=configs/quickstart.py --workdir=runs/quickstart"
     if missing := re.search(r"No such file or directory: '([^']+)'", str(error)):
         return f"{missing[1]}: no such file"
     return str(error).strip().splitlines()[-1].strip()

@@ -238,7 +238,7 @@ def attention_by_distance(config: ModelConfig, params: Params, audio: np.ndarray
 
     def transform(axis: str, block: Params, x: Any) -> Any:
         mixer = functools.partial(Attention, config=config, attend=functools.partial(attend, axis))
-        tables = rotary_tables(params[f"{axis}_rotary"]["freqs"], x.shape[-2])
+        tables = rotary_tables(params[f"{axis}_rotary"]["freqs"], jnp.arange(x.shape[-2]))
         flat = x.reshape(-1, *x.shape[-2:])
         depth = config.time_transformer_depth if axis == "time" else config.freq_transformer_depth
         return Transformer(config, depth, mixer).apply({"params": block[axis]}, flat, tables).reshape(x.shape)

@@ -11,20 +11,23 @@ from pathlib import Path
 
 import jax
 import numpy as np
+from jax.sharding import Mesh
 
 SETTINGS, MESHES, FOLDER, *SEVERAL = sys.argv[1:]
 jax.config.update("jax_num_cpu_devices", 2 if SEVERAL else 4)
 
 from wroformer_jax.hosts import connect, is_first, whole_here  # noqa: E402
 from wroformer_jax.sharding import (  # noqa: E402
-    batch_sharding,
+    batch_shardings,
     bytes_per_device,
+    local_part,
     make_mesh,
     replicated,
     to_global,
 )
 from wroformer_jax.train_step import (  # noqa: E402
     abstract_state,
+    batch_shapes,
     build_update,
     initial_state,
     loss_and_gradients,
@@ -35,14 +38,18 @@ from wroformer_jax.training_config import TrainingConfig  # noqa: E402
 STEPS = 20
 
 
-def batch(config: TrainingConfig, seed: int) -> dict[str, np.ndarray]:
-    """This process's rows."""
+def batch(config: TrainingConfig, mesh: Mesh, seed: int) -> dict[str, np.ndarray]:
+    """This process's part, its end padded where time is cut."""
     rng = np.random.default_rng(seed)
     targets = 0.1 * rng.standard_normal((config.batch_size, 1, 2, config.crop_samples), dtype=np.float32)
     mixture = targets[:, 0] + 0.1 * rng.standard_normal(targets[:, 0].shape, np.float32)
-    share = config.batch_size // jax.process_count()
-    rows = slice(jax.process_index() * share, (jax.process_index() + 1) * share)
-    return {"targets": targets[rows], "mixture": mixture[rows]}
+    shapes = batch_shapes(config, mesh)
+    rows, samples = local_part(mesh, shapes["mixture"])
+    missing = shapes["mixture"][-1] - config.crop_samples
+    return {
+        name: np.pad(whole, [*[(0, 0)] * (whole.ndim - 1), (0, missing)])[list(rows)][..., samples.start : samples.stop]
+        for name, whole in (("targets", targets), ("mixture", mixture))
+    }
 
 
 def run(config: TrainingConfig) -> tuple[list[float], dict, int]:
@@ -57,12 +64,14 @@ def run(config: TrainingConfig) -> tuple[list[float], dict, int]:
 
     step = jax.jit(
         step,
-        in_shardings=(shardings, batch_sharding(mesh)),
+        in_shardings=(shardings, batch_shardings(mesh)),
         out_shardings=((shardings, replicated(mesh)), shardings.params),
     )
     losses, first = [], None
     for number in range(STEPS):
-        (state, metrics), gradients = step(state, to_global(batch(config, number), mesh))
+        (state, metrics), gradients = step(
+            state, to_global(batch(config, mesh, number), mesh, batch_shapes(config, mesh))
+        )
         first = first or jax.device_get(whole_here(gradients, mesh))
         losses.append(float(metrics["loss"]))
     return losses, first, bytes_per_device(abstract_state(config, mesh))

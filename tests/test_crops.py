@@ -1,6 +1,7 @@
 """Examples: where crops are drawn from, and that their sound is that of the songs."""
 
 import dataclasses
+import itertools
 
 import numpy as np
 import pytest
@@ -202,6 +203,64 @@ def test_mono_is_the_mean_and_stereo_of_a_mono_set_twice_the_same(record_set, tm
     recipe = ((Crop(0, 100, Change()),),)
     doubled = examples(one_channel, targets=("vocals",)).render([recipe])["targets"]
     np.testing.assert_array_equal(doubled[0, 0], np.repeat(noise(0, 2, channels=1)[:, 100 : 100 + CROP], 2, axis=0))
+
+
+@pytest.mark.parametrize("channels", [1, 2])
+def test_stretches_put_together_are_the_whole_examples_bit_for_bit(record_set, channels):
+    augmentation = Augmentation(mixup=(0.5, 0.2), time_inversion=0.5, silence=0.2)
+    made = examples(record_set, crop_samples=4000, channels=channels, augmentation=augmentation)
+    recipes = draws(made, 15)  # three epochs
+    # Both are there: songs of 1,500 samples, and inverted crops, of which the silence behind the song comes first.
+    drawn = {(crop.song, crop.change.invert_time) for recipe in recipes for crops in recipe for crop in crops}
+    assert {(0, True), (0, False), (4, True), (4, False)} <= drawn
+    whole = made.render(recipes)
+    parts = [made.render(recipes, *cut) for cut in itertools.pairwise([0, 1, 700, 1000, 2600, 3990, 4100, 4200])]
+    for name, array in whole.items():
+        padded = np.concatenate([array, np.zeros_like(array[..., :200])], axis=-1)
+        assert np.concatenate([part[name] for part in parts], axis=-1).tobytes() == padded.tobytes()
+    tail = made.render(recipes, 2600)
+    assert all(tail[name].tobytes() == array[..., 2600:].tobytes() for name, array in whole.items())
+
+
+@pytest.mark.parametrize(
+    ("start", "stop", "reads", "inverted_reads"),
+    [
+        (300, 450, [(500, 650)], [(1050, 1200)]),
+        (0, 1300, [(200, 1500)], [(200, 1500)]),
+        (1200, 1500, [(1400, 1500)], [(200, 300)]),  # beyond the end of the example the song goes on
+        (1300, 1400, [], []),
+        (1350, 1400, [], []),
+    ],
+)
+def test_of_a_stretch_only_its_samples_are_read(record_set, monkeypatch, start, stop, reads, inverted_reads):
+    made, seen = examples(record_set, stems=("vocals",), targets=("vocals",)), []
+    read = type(record_set).read
+
+    def spy(self, song, stem, start, stop):
+        seen.append((start, stop))
+        return read(self, song, stem, start, stop)
+
+    monkeypatch.setattr(type(record_set), "read", spy)
+    for change, expected in ((Change(), reads), (Change(invert_time=True), inverted_reads)):
+        seen.clear()
+        assert made.render([((Crop(3, 200, change),),)], start, stop)["mixture"].shape == (1, 2, stop - start)
+        assert seen == expected
+
+
+def test_a_stretch_of_an_hour_touches_its_own_segments_only(tmp_path, monkeypatch):
+    hour = noise(0, 36, channels=1)  # of 10 samples a second
+    record_set = make_set(tmp_path, {"a": {"vocals": hour}}, channels=1, sample_rate=10, segment_seconds=10)
+    made = examples(record_set, targets=("vocals",), channels=1, crop_samples=36000)
+    touched, record = [], type(record_set)._record
+
+    def spy(self, split, shard, number):
+        touched.append(number)
+        return record(self, split, shard, number)
+
+    monkeypatch.setattr(type(record_set), "_record", spy)
+    stretch = made.render(draws(made, 1), 18050, 18250)["mixture"][0]
+    np.testing.assert_array_equal(stretch, hour[:, 18050:18250])
+    assert touched == [180, 181, 182]
 
 
 def test_whole_song_is_the_sum_of_its_stems_or_the_stored_mixture(tmp_path):

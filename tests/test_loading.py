@@ -2,6 +2,7 @@
 
 import dataclasses
 import hashlib
+import itertools
 import json
 import multiprocessing
 import os
@@ -17,7 +18,7 @@ from tiny_set import five_songs, make_set, noise
 
 from wroformer_jax.data import loading as loading_module
 from wroformer_jax.data.augment import Augmentation
-from wroformer_jax.data.loading import Loading, batches
+from wroformer_jax.data.loading import Loading, Share, batches
 from wroformer_jax.errors import InputError
 
 LOADING = Loading(crop_samples=700, batch_size=4, targets=("vocals", "bass"), seed=3, workers=0)
@@ -89,7 +90,7 @@ def test_four_processes_put_together_have_the_batches_of_one(record_set):
         whole = [next(loader) for _ in range(3)]
     parts = []
     for index in range(4):
-        with batches(record_set, "train", LOADING, process_index=index, process_count=4) as loader:
+        with batches(record_set, "train", LOADING, Share((index,))) as loader:
             parts.append([next(loader) for _ in range(3)])
             state = loader.get_state()
     for step, batch in enumerate(whole):
@@ -98,6 +99,50 @@ def test_four_processes_put_together_have_the_batches_of_one(record_set):
     with batches(record_set, "train", LOADING) as loader:  # the state of one of four processes serves a single one
         loader.set_state(state)
         assert loader.get_state() == state
+
+
+def test_shares_are_parts_of_the_rows_and_of_time_of_the_batches_of_one(record_set):
+    loading = dataclasses.replace(LOADING, augmentation=Augmentation(time_inversion=0.5))
+    with batches(record_set, "train", loading) as loader:
+        whole = [next(loader) for _ in range(3)]
+        state = loader.get_state()
+    padded = [
+        {name: np.pad(array, [(0, 0)] * (array.ndim - 1) + [(0, 200)]) for name, array in batch.items()}
+        for batch in whole
+    ]
+    for part, start in itertools.product(range(2), (0, 300, 600)):  # 700 samples in three stretches of 300
+        workers = int((part, start) == (1, 300))  # one of the shares is loaded by a worker
+        share = Share((2 * part, 2 * part + 1), start, start + 300)
+        with batches(record_set, "train", dataclasses.replace(loading, workers=workers), share) as loader:
+            for batch in padded:
+                for name, array in next(loader).items():
+                    assert array.tobytes() == batch[name][2 * part : 2 * part + 2, ..., start : start + 300].tobytes()
+            assert loader.get_state() == state
+
+
+def test_a_run_goes_on_with_another_share(record_set):
+    with batches(record_set, "train", LOADING, Share((2, 3), 350)) as loader:
+        next(loader)
+        state = loader.get_state()
+    with batches(record_set, "train", LOADING) as loader:
+        next(loader)
+        second = next(loader)
+    with batches(record_set, "train", LOADING, Share((0,), 100, 200)) as loader:
+        loader.set_state(state)
+        np.testing.assert_array_equal(next(loader)["targets"], second["targets"][:1, ..., 100:200])
+
+
+def test_shared_memory_holds_the_share_only(record_set, monkeypatch):
+    loading = dataclasses.replace(LOADING, workers=1, prefetch=1)  # three batches under way
+    example = 4 * 2 * 3 * 700  # bytes: float32, stereo, the mixture and two targets
+    free = type("Usage", (), {"free": 3 * 4 * example})  # one byte less than this is allowed
+    monkeypatch.setattr(loading_module.os.path, "isdir", lambda path: True)
+    monkeypatch.setattr(loading_module.shutil, "disk_usage", lambda path: free)
+    fits = [
+        batches(record_set, "train", loading, share)._fits_into_shared_memory()
+        for share in (Share(), Share((0, 1)), Share(stop=699), Share(start=1), Share(start=600, stop=1300))
+    ]
+    assert fits == [False, True, True, True, False]
 
 
 def test_workers_and_restarts_change_nothing(record_set, reference, monkeypatch):
@@ -125,7 +170,7 @@ def consumer(record_set, tmp_path):
     """The consumer in a session of its own, as a command in a terminal is; ended if the test does not."""
     script = tmp_path / "consumer.py"
     script.write_text(CONSUMER)
-    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parent)}
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(map(str, Path(__file__).parents[:2]))}
     command = [sys.executable, str(script), record_set.path]
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
     with subprocess.Popen(command, **pipes, env=environment, start_new_session=True) as process:
@@ -235,15 +280,34 @@ def test_impossible_settings(fields, sentence):
         dataclasses.replace(LOADING, **fields)
 
 
-def test_processes_that_cannot_share_a_batch(record_set):
-    with pytest.raises(InputError, match="batch_size is 4, which 3 processes cannot share evenly"):
-        batches(record_set, "train", LOADING, process_count=3)
+def test_rows_that_a_batch_does_not_have(record_set):
+    with pytest.raises(InputError, match="rows has 4, expected numbers below batch_size, which is 4"):
+        batches(record_set, "train", LOADING, Share((0, 4)))
 
 
-@pytest.mark.parametrize("index", [-1, 2])
-def test_a_process_that_is_none_of_them(record_set, index):
-    with pytest.raises(InputError, match=f"process_index is {index}, expected a number from 0 to 1"):
-        batches(record_set, "train", LOADING, process_index=index, process_count=2)
+def test_a_stretch_without_an_end_that_begins_behind_the_examples(record_set):
+    batches(record_set, "train", LOADING, Share(start=699)).close()
+    batches(record_set, "train", LOADING, Share(start=700, stop=701)).close()
+    with pytest.raises(
+        InputError, match="start is 700, expected a number below crop_samples, which is 700, or a stop beyond it"
+    ):
+        batches(record_set, "train", LOADING, Share(start=700))
+
+
+@pytest.mark.parametrize(
+    ("fields", "sentence"),
+    [
+        ({"rows": ()}, "rows is .*, expected numbers that ascend, at least one"),
+        ({"rows": (1, 0)}, "rows is .*, expected numbers that ascend, at least one"),
+        ({"rows": (-1, 0)}, "rows is -1, expected a whole number of at least 0"),
+        ({"start": -1}, "start is -1, expected a whole number of at least 0"),
+        ({"start": 350.0}, "start is 350.0, expected a whole number of at least 0"),
+        ({"start": 350, "stop": 350}, "stop is 350, expected a whole number of at least 351"),
+    ],
+)
+def test_impossible_shares(fields, sentence):
+    with pytest.raises(InputError, match=sentence):
+        Share(**fields)
 
 
 def test_a_target_that_there_is_not(record_set):

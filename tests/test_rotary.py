@@ -18,14 +18,14 @@ def test_frequencies_are_torch_s_bit_for_bit(dim_head):
 def test_rotation_equals_torch():
     x = np.random.default_rng(0).standard_normal((2, 900, 3, 16)).astype(np.float32)
     expected = RotaryEmbedding(dim=16).rotate_queries_or_keys(torch.tensor(x).transpose(1, 2)).transpose(1, 2)
-    tables = rotary_tables(jnp.asarray(rotary_frequencies(16)), 900)
+    tables = rotary_tables(jnp.asarray(rotary_frequencies(16)), jnp.arange(900))
     np.testing.assert_allclose(rotate(jnp.asarray(x), *tables), expected.detach(), atol=2e-6)
 
 
 def test_products_hang_on_distances_alone():
     rng = np.random.default_rng(1)
     q, k = (np.broadcast_to(rng.standard_normal((1, 1, 1, 8), np.float32), (1, 50, 1, 8)) for _ in range(2))
-    tables = rotary_tables(jnp.asarray(rotary_frequencies(8)), 50)
+    tables = rotary_tables(jnp.asarray(rotary_frequencies(8)), jnp.arange(50))
     q, k = (rotate(jnp.asarray(x), *tables)[0, :, 0] for x in (q, k))
     products = np.asarray(q @ k.T)
     for distance in (-3, 0, 5):
@@ -34,5 +34,5 @@ def test_products_hang_on_distances_alone():
 
 
 def test_the_dtype_is_kept():
-    tables = rotary_tables(jnp.asarray(rotary_frequencies(8)), 4)
+    tables = rotary_tables(jnp.asarray(rotary_frequencies(8)), jnp.arange(4))
     assert rotate(jnp.ones((1, 4, 1, 8), jnp.bfloat16), *tables).dtype == jnp.bfloat16

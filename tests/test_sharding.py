@@ -14,18 +14,18 @@ from test_trainer import tiny
 
 from wroformer_jax.errors import InputError
 from wroformer_jax.model import RoFormer, abstract_params
-from wroformer_jax.sharding import _arranged, check_batch, make_mesh, param_shardings
+from wroformer_jax.sharding import _arranged, check_batch, local_part, make_mesh, param_shardings
 from wroformer_jax.train_step import abstract_state
 
 # One device, then what has to agree with it: (data, fsdp, seq), and parts that a batch is cut into.
-MESHES = (((1, 1, 1), 1), ((2, 2, 1), 1), ((1, 4, 1), 1), ((4, 1, 1), 1), ((2, 1, 1), 2))
+MESHES = (((1, 1, 1), 1), ((2, 2, 1), 1), ((1, 4, 1), 1), ((4, 1, 1), 1), ((1, 1, 4), 1), ((2, 1, 1), 2))
 
 PROGRAM = Path(__file__).with_name("mesh_steps.py")
 
 
 def run(folder, meshes, processes=1):
     """What the first of so many processes of mesh_steps.py prints, with the gradients that it wrote."""
-    settings = tiny(batch_size=4, seconds=0.05, loss_windows=(64,), ema=0.9, steps=20).to_dict()
+    settings = tiny(batch_size=4, seconds=0.1, loss_windows=(64,), ema=0.9, steps=20).to_dict()
     command = [sys.executable, str(PROGRAM), json.dumps(settings), json.dumps(meshes), str(folder)]
     port = [str(free_port())] if processes > 1 else []
     running = [
@@ -69,7 +69,7 @@ def test_every_mesh_gives_the_numbers_of_one_device(rows):
 
 
 def test_two_processes_give_the_numbers_of_one_device(rows, tmp_path):
-    meshes = MESHES[1:4]  # of all four devices
+    meshes = MESHES[1:5]  # of all four devices; in the last each process has half of the time
     found = run(tmp_path, meshes, processes=2)
     assert [row["mesh"] for row in found] == [list(sizes) for sizes, _ in meshes]
     for row in found:
@@ -118,8 +118,11 @@ def test_optimiser_state_lies_as_the_parameters_do():
 @pytest.mark.parametrize(
     ("sizes", "sentence"),
     [
-        ((2, 1, 1), r"mesh is data=2, fsdp=1, seq=1, which takes 2 devices, but there are 1$"),
-        ((-1, 3, 1), r"which takes a multiple of 3 devices, but there are 1$"),
+        (
+            (2, 1, 1),
+            r"mesh is data=2, fsdp=1, seq=1, which takes 2 devices, but there are 1: sizes that .* are 1$",
+        ),
+        ((-1, 3, 1), r"which takes a multiple of 3 devices, but there are 1: .* are 1$"),
         ((-1, -1, 1), r"only one axis can be -1"),
     ],
 )
@@ -128,11 +131,33 @@ def test_a_mesh_that_does_not_fit_is_refused(sizes, sentence):
         make_mesh(dict(zip(("data", "fsdp", "seq"), sizes, strict=True)))
 
 
-def test_time_cannot_be_cut_yet():
-    devices = [jax.devices()[0]] * 2
-    for seq in (2, -1):
-        with pytest.raises(InputError, match=r"mesh\.seq is 2, expected 1"):
-            make_mesh({"data": 1, "fsdp": 1, "seq": seq}, devices)
+def test_fsdp_and_seq_cut_the_state_together(rows):
+    by_mesh = {tuple(row["mesh"]): row["bytes"] for row in rows}
+    assert by_mesh[1, 1, 4] == by_mesh[1, 4, 1]
+
+
+SHAPE = (4, 2, 800)  # of mixtures
+
+
+@pytest.mark.parametrize(
+    ("indices", "expected"),
+    [
+        ([(0, 2, 0, 400), (0, 2, 400, 800)], ((0, 1), range(800))),
+        ([(2, 4, 400, 800)], ((2, 3), range(400, 800))),
+        ([(0, 4, 0, 800)] * 3, ((0, 1, 2, 3), range(800))),
+        # As in a torus: rows apart from each other, and a hole in the time, which is loaded, too.
+        ([(3, 4, 0, 200), (0, 1, 0, 200), (3, 4, 400, 600), (0, 1, 400, 600)], ((0, 3), range(600))),
+    ],
+)
+def test_what_a_process_loads(monkeypatch, indices, expected):
+    places = {
+        number: (slice(first, last), slice(None), slice(start, stop))
+        for number, (first, last, start, stop) in enumerate(indices)
+    }
+    sharding = types.SimpleNamespace(addressable_devices_indices_map=lambda shape: places)
+    monkeypatch.setattr("wroformer_jax.sharding.batch_shardings", lambda mesh: {"mixture": sharding})
+    mesh = jax.sharding.AbstractMesh((2, 1, 4), ("data", "fsdp", "seq"))
+    assert local_part(mesh, SHAPE) == expected
 
 
 def chips(x, y, slices=1):

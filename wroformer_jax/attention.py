@@ -19,6 +19,7 @@ from jaxtyping import Array, Bool, Float
 
 from wroformer_jax.errors import InputError
 from wroformer_jax.products import product
+from wroformer_jax.time_axis import WHOLE, Count, TimeAxis
 
 QUERY_BLOCK = 64  # frames: the queries of a windowed block, who share one slice of keys
 FRAMES_A_STEP = 512  # frames: queries of one scan step of the windowed attention
@@ -36,6 +37,8 @@ def windowed_sink_attention(
     *,
     window: int,
     num_sinks: int,
+    steps: int | None = None,
+    time: TimeAxis = WHOLE,
 ) -> Float[Array, "batch token head head_dim"]:
     """Attention within a window around each token, and from and to the sinks in front.
 
@@ -48,6 +51,8 @@ def windowed_sink_attention(
       v: values.
       window: tokens around a token that it sees, window // 2 on each side; any size, 0 is itself alone.
       num_sinks: tokens at the start that see and are seen by all; may exceed the number of tokens.
+      steps: hops of the audio at hand; tokens behind its steps + 1 frames are padding. All tokens count by default.
+      time: what lies beyond the frames at hand. If that is not all, window // 2 must be at most `steps` and MAX_REACH.
 
     Raises:
       InputError: window or num_sinks is negative.
@@ -55,22 +60,30 @@ def windowed_sink_attention(
     if window < 0 or num_sinks < 0:
         raise InputError(f"window is {window} and num_sinks {num_sinks}, expected neither to be negative")
     num_tokens, reach = q.shape[1], window // 2
-    if reach >= num_tokens - 1 or num_sinks >= num_tokens:
-        return full_attention(q, k, v)
+    steps = num_tokens - num_sinks - 1 if steps is None else steps
+    if time.is_whole and (reach >= steps or num_sinks >= num_tokens):
+        return full_attention(q, k, v, num_keys=min(num_tokens, num_sinks + steps + 1))
     (q_sinks, k_sinks, v_sinks), frames = (
         tuple(x[:, part] for x in (q, k, v)) for part in (slice(num_sinks), slice(num_sinks, None))
     )
     if reach <= MAX_REACH:
-        out = _frame_attention(*frames, k_sinks, v_sinks, reach=reach)
+        out = _frame_attention(*frames, k_sinks, v_sinks, reach=reach, steps=steps, time=time)
     else:
-        out = _online_attention(frames[0], k, v, reach=reach, num_sinks=num_sinks)
-    return jnp.concatenate([full_attention(q_sinks, k, v), out], axis=1) if num_sinks else out
+        out = _online_attention(frames[0], k, v, reach=reach, num_sinks=num_sinks, num_keys=num_sinks + steps + 1)
+    if not num_sinks:
+        return out
+    if time.is_whole:
+        sinks = full_attention(q_sinks, k, v, num_keys=num_sinks + steps + 1)
+    else:
+        sinks = _sink_attention(q_sinks, k_sinks, v_sinks, *frames[1:], num_frames=time.own_end(steps), time=time)
+    return jnp.concatenate([sinks, out], axis=1)
 
 
 def full_attention(
     q: Float[Array, "batch query head head_dim"],
     k: Float[Array, "batch token head head_dim"],
     v: Float[Array, "batch token head head_dim"],
+    num_keys: int | None = None,
 ) -> Float[Array, "batch query head head_dim"]:
     """Attention of every query to every key, blocked with an online softmax (arXiv 2205.14135).
 
@@ -80,10 +93,26 @@ def full_attention(
       q: queries, not yet scaled.
       k: keys.
       v: values.
+      num_keys: keys that count, the rest is padding; all by default.
     """
+    num_keys = k.shape[1] if num_keys is None else num_keys
     if q.shape[1] <= FULL_BLOCK and k.shape[1] <= FULL_BLOCK:
-        return _attend(*(x.swapaxes(1, 2) for x in (q, k, v))).swapaxes(1, 2)
-    return _online_attention(q, k, v)
+        return naive_attention(q, k, v, num_keys)
+    return _online_attention(q, k, v, num_keys=num_keys)
+
+
+def naive_attention(
+    q: Float[Array, "batch query head head_dim"],
+    k: Float[Array, "batch token head head_dim"],
+    v: Float[Array, "batch token head head_dim"],
+    num_keys: int | None = None,
+) -> Float[Array, "batch query head head_dim"]:
+    """As `full_attention`, all scores at once: memory is quadratic, too. For short inputs, and for comparison."""
+    num_keys = k.shape[1] if num_keys is None else num_keys
+    visible = None
+    if num_keys < k.shape[1]:
+        visible = jnp.broadcast_to(jnp.arange(k.shape[1]) < num_keys, (q.shape[1], k.shape[1]))
+    return _attend(*(x.swapaxes(1, 2) for x in (q, k, v)), visible).swapaxes(1, 2)
 
 
 def _online_attention(
@@ -91,6 +120,7 @@ def _online_attention(
     k: Float[Array, "batch token head head_dim"],
     v: Float[Array, "batch token head head_dim"],
     *,
+    num_keys: Count,
     reach: int | None = None,
     num_sinks: int = 0,
 ) -> Float[Array, "batch query head head_dim"]:
@@ -99,11 +129,24 @@ def _online_attention(
     With `reach`, the queries are those of the tokens behind the sinks, see `reach` tokens on each side and the sinks,
     and blocks of keys that a block of queries does not see are skipped.
     """
-    num_queries, num_keys = q.shape[1], k.shape[1]
+    num_queries = q.shape[1]
     size = min(FULL_BLOCK, num_queries)
     queries = _blocks(q.swapaxes(1, 2), size)
     keys, values = (_blocks(x.swapaxes(1, 2), FULL_BLOCK) for x in (k, v))
     first_queries = num_sinks + jnp.arange(len(queries)) * size
+
+    @jax.checkpoint
+    def over_queries(_, block):
+        query, first_query = block
+        _, total, weighted = _over_keys(query, first_query, keys, values, num_keys, reach, num_sinks)
+        return None, (weighted / total[..., None]).astype(query.dtype)
+
+    _, out = jax.lax.scan(over_queries, None, (queries, first_queries))
+    return _unblock(out, num_queries).swapaxes(1, 2)
+
+
+def _over_keys(query, first_query, keys, values, num_keys, reach, num_sinks):
+    """One block of queries over blocks of keys: the greatest score, the sum of weights, and the weighted values."""
     first_keys = jnp.arange(len(keys)) * FULL_BLOCK
 
     def update(carry, block):
@@ -111,7 +154,7 @@ def _online_attention(
         token = first_key + jnp.arange(FULL_BLOCK)
         visible = token < num_keys
         if reach is not None:
-            distance = first_query + jnp.arange(size)[:, None] - token
+            distance = first_query + jnp.arange(query.shape[-2])[:, None] - token
             visible &= (abs(distance) <= reach) | (token < num_sinks)
         scores = jnp.where(visible, _scores(query, key), HIDDEN)
         # The result does not depend on the maximum, which only guards against overflow: no gradient through it.
@@ -124,28 +167,50 @@ def _online_attention(
         return query, first_query, new_maximum, total, weighted
 
     @jax.checkpoint
-    def over_keys(carry, block):
+    def step(carry, block):
         if reach is None:
             return update(carry, block), None
         first_query, first_key = carry[1], block[2]
-        near = (first_key + FULL_BLOCK > first_query - reach) & (first_key <= first_query + size - 1 + reach)
+        last_query = first_query + query.shape[-2] - 1
+        near = (first_key + FULL_BLOCK > first_query - reach) & (first_key <= last_query + reach)
         return jax.lax.cond(near | (first_key < num_sinks), update, lambda carry, _: carry, carry, block), None
 
-    @jax.checkpoint
-    def over_queries(_, block):
-        query, first_query = block
-        start = (
-            query,
-            first_query,
-            jnp.full(query.shape[:-1], HIDDEN, jnp.float32),
-            jnp.zeros(query.shape[:-1], jnp.float32),
-            jnp.zeros(query.shape, jnp.float32),
-        )
-        (*_, total, weighted), _ = jax.lax.scan(over_keys, start, (keys, values, first_keys))
-        return None, (weighted / total[..., None]).astype(query.dtype)
+    start = (
+        query,
+        first_query,
+        jnp.full(query.shape[:-1], HIDDEN, jnp.float32),
+        jnp.zeros(query.shape[:-1], jnp.float32),
+        jnp.zeros(query.shape, jnp.float32),
+    )
+    (*_, maximum, total, weighted), _ = jax.lax.scan(step, start, (keys, values, first_keys))
+    return maximum, total, weighted
 
-    _, out = jax.lax.scan(over_queries, None, (queries, first_queries))
-    return _unblock(out, num_queries).swapaxes(1, 2)
+
+def _sink_attention(
+    q: Float[Array, "batch sink head head_dim"],
+    k_sinks: Float[Array, "batch sink head head_dim"],
+    v_sinks: Float[Array, "batch sink head head_dim"],
+    k: Float[Array, "batch frame head head_dim"],
+    v: Float[Array, "batch frame head head_dim"],
+    *,
+    num_frames: Count,
+    time: TimeAxis,
+) -> Float[Array, "batch sink head head_dim"]:
+    """Sinks see each other and the frames of all parts of time: one softmax, whose sums are taken over the parts.
+
+    Every part of time comes to the same result.
+    """
+    q, k_sinks, v_sinks = (x.swapaxes(1, 2) for x in (q, k_sinks, v_sinks))
+    keys, values = (_blocks(x.swapaxes(1, 2), FULL_BLOCK) for x in (k, v))
+    maximum, total, weighted = _over_keys(q, 0, keys, values, num_frames, None, 0)
+    scores = _scores(q, k_sinks)
+    greatest = time.greatest(jax.lax.stop_gradient(maximum))
+    greatest = jax.lax.stop_gradient(jnp.maximum(greatest, scores.max(-1)))
+    shrink = jnp.exp(maximum - greatest)
+    weights = jnp.exp(scores - greatest[..., None])
+    total = time.total(total * shrink) + weights.sum(-1)
+    weighted = time.total(weighted * shrink[..., None]) + _mix(weights, v_sinks)
+    return (weighted / total[..., None]).astype(q.dtype).swapaxes(1, 2)
 
 
 def _frame_attention(
@@ -156,6 +221,8 @@ def _frame_attention(
     v_sinks: Float[Array, "batch sink head head_dim"],
     *,
     reach: int,
+    steps: int,
+    time: TimeAxis,
 ) -> Float[Array, "batch frame head head_dim"]:
     """Frames see `reach` frames on each side and all sinks, in one softmax.
 
@@ -165,42 +232,53 @@ def _frame_attention(
     num_frames = q.shape[1]
     block = max(reach, min(QUERY_BLOCK, num_frames))
     num_blocks = -(-num_frames // block)
-    steps = -(-num_blocks * block // max(FRAMES_A_STEP, block))
-    blocks_a_step = -(-num_blocks // steps)
+    rounds = -(-num_blocks * block // max(FRAMES_A_STEP, block))
+    blocks_a_round = -(-num_blocks // rounds)
 
     # (block, batch, head, frame, head_dim), padded to whole scan steps.
-    q, k, v = (_blocks(x.swapaxes(1, 2), block, multiple=blocks_a_step) for x in (q, k, v))
+    q = _blocks(q.swapaxes(1, 2), block, multiple=blocks_a_round)
+    k, v = (_between_halos(time.with_neighbours(x.swapaxes(1, 2), reach, steps), reach, q) for x in (k, v))
     sinks = tuple(x.swapaxes(1, 2) for x in (k_sinks, v_sinks))
     firsts = jnp.arange(len(q)) * block
-    steps = len(q) // blocks_a_step
+    there = time.first(steps), time.end(steps)
+    rounds = len(q) // blocks_a_round
 
     @jax.checkpoint
     def step(_, blocks):
-        return None, jax.vmap(functools.partial(_attend_block, sinks, reach, num_frames))(*blocks)
+        return None, jax.vmap(functools.partial(_attend_block, sinks, reach, there))(*blocks)
 
-    scanned = (q, _with_halo(k, reach), _with_halo(v, reach), firsts)
-    _, out = jax.lax.scan(step, None, jax.tree.map(lambda x: x.reshape(steps, blocks_a_step, *x.shape[1:]), scanned))
+    scanned = (q, k, v, firsts)
+    _, out = jax.lax.scan(step, None, jax.tree.map(lambda x: x.reshape(rounds, blocks_a_round, *x.shape[1:]), scanned))
     return _unblock(out.reshape(q.shape), num_frames).swapaxes(1, 2)
 
 
-def _attend_block(sinks, reach, num_frames, q, k_parts, v_parts, first):
-    """One block of queries against its keys and the sinks; `first` is the frame of the block's first query."""
+def _attend_block(sinks, reach, there, q, k_parts, v_parts, first):
+    """One block of queries against its keys and the sinks; `first` is the frame of the block's first query.
+
+    There are frames from there[0] up to, but not with, there[1].
+    """
     k_sinks, v_sinks = sinks
     # Frames of queries and keys, counted from the block's first query.
     query = jnp.arange(q.shape[-2])[:, None]
     key = jnp.arange(-reach, q.shape[-2] + reach)
-    visible = (abs(query - key) <= reach) & (first + key >= 0) & (first + key < num_frames)
+    visible = (abs(query - key) <= reach) & (first + key >= there[0]) & (first + key < there[1])
     visible = jnp.pad(visible, ((0, 0), (k_sinks.shape[-2], 0)), constant_values=True)
     keys = jnp.concatenate([k_sinks, *k_parts], axis=-2)
     values = jnp.concatenate([v_sinks, *v_parts], axis=-2)
     return _attend(q, keys, values, visible)
 
 
-def _with_halo(x: Float[Array, "block *batch frame head_dim"], reach: int) -> tuple[Array, ...]:
-    """Each block between the last `reach` frames of the block before and the first `reach` of the one after."""
-    before, after = x[:-1, ..., x.shape[-2] - reach :, :], x[1:, ..., :reach, :]
-    edge = [(0, 0)] * (x.ndim - 1)
-    return jnp.pad(before, [(1, 0), *edge]), x, jnp.pad(after, [(0, 1), *edge])
+def _between_halos(
+    wide: Float[Array, "batch head wider head_dim"], reach: int, queries: Float[Array, "block batch head size head_dim"]
+) -> tuple[Array, Array, Array]:
+    """For each block of queries `reach` keys before it, its own, and `reach` behind it; `wide` has such halos, too."""
+    count, size = len(queries), queries.shape[-2]
+    missing = count * size + 2 * reach - wide.shape[-2]
+    wide = jnp.pad(wide, [(0, 0), (0, 0), (0, missing), (0, 0)])
+    blocks = _blocks(wide[..., reach : reach + count * size, :], size)
+    edge = wide[None, ..., :reach, :], wide[None, ..., reach + count * size :, :]
+    before, after = blocks[:-1, ..., size - reach :, :], blocks[1:, ..., :reach, :]
+    return jnp.concatenate([edge[0], before]), blocks, jnp.concatenate([after, edge[1]])
 
 
 def _attend(

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 
 from wroformer_jax import __version__
 from wroformer_jax.arguments import ArgumentParser
-from wroformer_jax.commands import evaluate, inspect, prepare, separate
+from wroformer_jax.commands import evaluate, inspect, plan, prepare, separate
 from wroformer_jax.commands.shared import (
     EXIT_INTERRUPTED,
     EXIT_OK,
@@ -50,6 +50,7 @@ def _parser() -> argparse.ArgumentParser:
     prepare.add_to(commands)
     evaluate.add_to(commands)
     inspect.add_to(commands)
+    plan.add_to(commands)
     models = commands.add_parser(
         "models", help="list the known checkpoints", description="Lists the known checkpoints."
     )

@@ -11,9 +11,11 @@ from typing import Any
 from wroformer_jax.errors import InputError
 
 BAND_SCHEMES = ("mel", "band_split")
-TIME_MIXERS = ("windowed_sink", "full")
+TIME_MIXERS = ("windowed_sink", "full", "naive")
 DTYPES = ("float32", "bfloat16")
-REMATS = ("none", "block", "dots")
+# Fields that say how a model is computed, not what it is; all but the last change no number beyond rounding.
+MEMORY_FIELDS = ("remat", "blocks_a_save", "places_at_once", "stream_dtype")
+REMATS = ("none", "block", "dots", "offload")
 
 # BS-RoFormer (arXiv 2309.02612), table 1 as the public implementations have it: 62 bands, 1,025 bins.
 DEFAULT_FREQS_PER_BANDS = (2,) * 24 + (4,) * 12 + (12,) * 8 + (24,) * 8 + (48,) * 8 + (128, 129)
@@ -47,15 +49,23 @@ class ModelConfig:
     dim_feed_forward: int = 1536  # hidden width of the feed-forward layers
     mask_layers: int = 3  # Linear layers of a mask estimator, the last one included
     dim_mask: int = 1536  # hidden width of the mask estimators
-    time_mixer: str = "windowed_sink"  # "windowed_sink" or "full"
+    # "windowed_sink", "full", or "naive": full attention that lays out all its scores, for comparison
+    time_mixer: str = "windowed_sink"
     window: int = 10  # frames that a frame sees around itself: window // 2 on each side
     num_sinks: int = 8  # learned tokens in front of the frames
     skip_connection: bool = False  # add the outputs of all earlier blocks before each block
     zero_dc: bool = True  # zero bin 0 of the result
     dtype: str = "float32"  # of matrix products; parameters, norms, softmax and STFT are float32 always
+    # Memory (MEMORY_FIELDS).
     # What the backward pass finds kept, and does not compute again: "none" (recompute nothing), "block" (only the
-    # residual stream between blocks is kept), or "dots" (the results of matrix products, too).
+    # residual stream between blocks is kept), "dots" (the results of matrix products, too), or "offload" (the residual
+    # stream, in the host's memory).
     remat: str = "block"
+    blocks_a_save: int = 1  # blocks between two places where the residual stream is kept; divides `depth`
+    # Frames x bands of an example that are worked on at a time; everything else but the residual stream is then as
+    # small as that. 0 for all of them. Tokens of a band are not cut, so that a band is the least.
+    places_at_once: int = 0
+    stream_dtype: str = "float32"  # of the residual stream; with "bfloat16" it takes half of the memory, and rounds
 
     def __post_init__(self) -> None:
         if isinstance(self.stems, str):
@@ -78,17 +88,28 @@ class ModelConfig:
             ("time_mixer", TIME_MIXERS),
             ("dtype", DTYPES),
             ("remat", REMATS),
+            ("stream_dtype", DTYPES),
             ("channels", (1, 2)),
         ):
             if (value := getattr(self, name)) not in allowed:
                 raise InputError(f"{name} is {value!r}, expected one of {', '.join(map(repr, allowed))}")
         for name in _POSITIVE:
             _check_int(name, getattr(self, name), minimum=1)
-        for name in ("window", "num_sinks"):
+        for name in ("window", "num_sinks", "places_at_once"):
             _check_int(name, getattr(self, name), minimum=0)
         for name in ("skip_connection", "zero_dc"):
             if not isinstance(value := getattr(self, name), bool):
                 raise InputError(f"{name} is {value!r}, expected true or false")
+        if self.depth % self.blocks_a_save:
+            raise InputError(f"blocks_a_save is {self.blocks_a_save}, which does not divide depth = {self.depth}")
+        if self.blocks_a_save > 1 and self.remat not in ("block", "offload"):
+            raise InputError(
+                f"blocks_a_save is {self.blocks_a_save}, which goes with remat 'block' or 'offload', not {self.remat!r}"
+            )
+        if self.places_at_once and self.remat == "dots":
+            raise InputError(
+                "places_at_once computes products again, which remat 'dots' is to keep: set one of them only"
+            )
         if self.dim_head % 2:
             raise InputError(f"dim_head is {self.dim_head}, but rotary embeddings turn pairs: it must be even")
         if not self.stems or not all(isinstance(s, str) and s for s in self.stems):
@@ -153,6 +174,7 @@ _POSITIVE = (
     "stft_win_length",
     "dim",
     "depth",
+    "blocks_a_save",
     "time_transformer_depth",
     "freq_transformer_depth",
     "heads",

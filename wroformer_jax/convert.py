@@ -124,7 +124,9 @@ def _report(
 
     bands = "Mel-Band" if config.band_scheme == "mel" else "Band-Split"
     attention = (
-        "full" if config.time_mixer == "full" else f"windowed sink, window {config.window}, {config.num_sinks} sinks"
+        f"windowed sink, window {config.window}, {config.num_sinks} sinks"
+        if config.time_mixer == "windowed_sink"
+        else config.time_mixer
     )
     rows = [
         ("model", f"{bands} RoFormer, dim {config.dim}, depth {config.depth}, {config.num_bands} bands"),

@@ -15,8 +15,9 @@ from jaxtyping import Array, Bool, Float
 
 from wroformer_jax.config import ModelConfig
 from wroformer_jax.errors import InputError
-from wroformer_jax.losses import mean_modulus
+from wroformer_jax.losses import modulus
 from wroformer_jax.model import Params, RoFormer
+from wroformer_jax.time_axis import WHOLE, TimeAxis
 
 # What the masks of two models must have in common to be compared bin by bin.
 _SHARED = ("stems", "channels", "sample_rate", "stft_n_fft", "stft_hop_length", "stft_win_length")
@@ -40,7 +41,12 @@ def check_teacher(teacher: ModelConfig, student: ModelConfig) -> None:
 
 
 def teacher_masks(
-    teacher: RoFormer, params: Params, audio: Float[Array, "batch channel sample"], *, window_samples: int
+    teacher: RoFormer,
+    params: Params,
+    audio: Float[Array, "batch channel sample"],
+    *,
+    window_samples: int,
+    time: TimeAxis = WHOLE,
 ) -> Masks:
     """The masks of a frozen model, which hears `audio` one window after the other; no gradient flows through them.
 
@@ -48,7 +54,9 @@ def teacher_masks(
       teacher: the model.
       params: its parameters.
       audio: mixtures.
-      window_samples: what the teacher hears at once, whole hops; audio that is no longer is heard at once.
+      window_samples: what the teacher hears at once, whole hops; audio that is no longer is heard at once. It divides
+        the samples if these are not the whole recording.
+      time: what lies beyond the audio at hand.
 
     Returns:
       Masks of the frames that `compared_frames` has for this length, as many as the windows have hops, and one more
@@ -59,7 +67,7 @@ def teacher_masks(
         return jax.lax.stop_gradient(Masks(*teacher.apply({"params": params}, part, method="masks")))
 
     samples = audio.shape[-1]
-    if samples <= window_samples:
+    if time.is_whole and samples <= window_samples:
         return masks_of(audio)
     count, frames = samples // window_samples, window_samples // teacher.config.stft_hop_length
     parts = audio[..., : count * window_samples].reshape(*audio.shape[:-1], count, window_samples)
@@ -73,33 +81,50 @@ def teacher_masks(
     )
 
 
-def mask_distance(student: Masks, teacher: Masks, counts: Bool[np.ndarray, " frame"]) -> Float[Array, ""]:
+def mask_distance(
+    student: Masks, teacher: Masks, counts: Bool[Array | np.ndarray, " frame"], *, time: TimeAxis = WHOLE
+) -> Float[Array, ""]:
     """Mean modulus of the difference of two complex masks.
 
     Args:
       student: masks of at least as many frames as the teacher's.
       teacher: masks.
       counts: which of the teacher's frames count, see `compared_frames`.
+      time: what lies beyond the frames at hand.
     """
     frames = len(counts)
     differences = (ours[..., :frames, :] - theirs for ours, theirs in zip(student, teacher, strict=True))
-    # Each frame's weight makes the mean that of the frames which count.
-    weights = counts / np.mean(counts, dtype=np.float32)
-    return mean_modulus(*differences, weights=weights[:, None].astype(np.float32))
+    moduli = modulus(*differences)
+    values = float(math.prod(moduli.shape) // frames)  # of a frame
+    return time.total(jnp.sum(moduli * counts[:, None])) / (values * time.total(jnp.sum(jnp.asarray(counts))))
 
 
-def compared_frames(config: ModelConfig, samples: int, window_samples: int) -> Bool[np.ndarray, " frame"]:
+def compared_frames(
+    config: ModelConfig, samples: int, window_samples: int, *, time: TimeAxis = WHOLE
+) -> Bool[Array | np.ndarray, " frame"]:
     """Which frames of `teacher_masks` may be compared.
 
     Not those whose STFT reaches over a border between two windows: there the teacher hears a reflection where the
-    student hears the music.
+    student hears the music. Nor those of a window that reaches over the end of the recording.
+
+    Args:
+      config: the settings of the model.
+      samples: of audio at hand.
+      window_samples: what the teacher hears at once. It divides `samples` if these are not the whole recording.
+      time: what lies beyond the audio at hand.
     """
     hop = config.stft_hop_length
-    if samples <= window_samples:
+    if time.is_whole and samples <= window_samples:
         return np.ones(1 + samples // hop, bool)
     count, frames = samples // window_samples, window_samples // hop
     reach = math.ceil(config.stft_n_fft / 2 / hop)
-    counts = np.ones((count, frames), bool)
-    counts[1:, :reach] = False
-    counts[:, frames - reach + 1 :] = False  # also the last window's: its border is one unless the audio ends there
-    return counts.reshape(-1)
+    # Of the last window, too: its end is a border unless the audio ends there.
+    interior = np.arange(frames) < frames - reach + 1
+    if time.is_whole:
+        counts = np.tile(interior, (count, 1))
+        counts[1:, :reach] = False
+        return counts.reshape(-1)
+    windows = jnp.arange(count)[:, None]
+    is_first = (time.first(samples // hop) == 0) & (windows == 0)
+    is_there = (windows + 1) * window_samples <= time.samples_left(samples)
+    return (is_there & interior & (is_first | (np.arange(frames) >= reach))).reshape(-1)

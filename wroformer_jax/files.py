@@ -149,4 +149,5 @@ def _disk_reason(error: Exception) -> str | None:
         return "the disk is full" if call[1] == os.strerror(errno.ENOSPC) else call[1]
     if "inline_container" in text:  # torch's writer says no more than that a write went wrong
         return "the disk is full, or refuses"
-    return text if isinstance(error, OSError) else None
+    is_library = "shared object file" in text  # one that cannot be loaded is an OSError, too
+    return text if isinstance(error, OSError) and not is_library else None

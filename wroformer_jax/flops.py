@@ -9,36 +9,11 @@ from __future__ import annotations
 
 from wroformer_jax.bands import band_layout
 from wroformer_jax.config import ModelConfig
+from wroformer_jax.hardware import hardware
 from wroformer_jax.training_config import TrainingConfig
 
 # A backward pass has two products for each of the forward pass: one for the inputs, one for the weights.
 _FORWARD_AND_BACKWARD = 3
-
-# Dense bfloat16 FLOP/s of a device as JAX counts devices, by `device_kind`.
-_PEAKS = {
-    # cloud.google.com/tpu/docs/system-architecture-tpu-vm and the pages of the versions; v2, v3 and 7x have two
-    # devices a chip (jax/_src/pallas/mosaic/tpu_info.py, which has these names, too).
-    "TPU v2": 46e12 / 2,
-    "TPU v3": 123e12 / 2,
-    "TPU v4": 275e12,
-    "TPU v5 lite": 197e12,  # v5e
-    "TPU v5e": 197e12,
-    "TPU v5": 459e12,  # v5p
-    "TPU v5p": 459e12,
-    "TPU v6 lite": 918e12,  # v6e, Trillium
-    "TPU v6e": 918e12,
-    "TPU7x": 2307e12 / 2,  # Ironwood
-    # NVIDIA's data sheets, without sparsity, which doubles what they print.
-    "NVIDIA A100-SXM4-40GB": 312e12,
-    "NVIDIA A100-SXM4-80GB": 312e12,
-    "NVIDIA A100-PCIE-40GB": 312e12,
-    "NVIDIA A100 80GB PCIe": 312e12,
-    "NVIDIA L4": 121e12,
-    "NVIDIA L40S": 362e12,
-    "NVIDIA H100 80GB HBM3": 989e12,  # SXM
-    "NVIDIA H100 PCIe": 756e12,
-    "NVIDIA H200": 989e12,
-}
 
 
 def num_frames(config: ModelConfig, samples: int) -> int:
@@ -87,7 +62,7 @@ def score_entries(config: ModelConfig, frames: int) -> int:
     compute more: 64 queries share 64 keys and their halo, of which most are hidden.
     """
     tokens = frames + config.num_sinks
-    if config.time_mixer == "full":
+    if config.time_mixer != "windowed_sink":
         return tokens * tokens
     reach = min(config.window // 2, frames - 1)
     near = frames * (2 * reach + 1) - reach * (reach + 1)
@@ -96,7 +71,7 @@ def score_entries(config: ModelConfig, frames: int) -> int:
 
 def published_score_entries(config: ModelConfig, frames: int) -> int:
     """Scores of one head of the time attention for one band as the paper counts them (see `score_entries`)."""
-    return frames * (frames if config.time_mixer == "full" else config.window + config.num_sinks)
+    return frames * (config.window + config.num_sinks if config.time_mixer == "windowed_sink" else frames)
 
 
 def step_flops(config: TrainingConfig, teacher: ModelConfig | None = None) -> int:
@@ -123,7 +98,8 @@ def peak_flops(device_kind: str) -> float | None:
     Args:
       device_kind: of `jax.Device`.
     """
-    return _PEAKS.get(device_kind)
+    known = hardware(device_kind)
+    return None if known is None else known.bfloat16
 
 
 def mfu(flops: int, seconds: float, device_kind: str, num_devices: int) -> float | None:

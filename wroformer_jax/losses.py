@@ -5,25 +5,36 @@ The values are those of the PyTorch BS-RoFormer package's own `loss = model(mixt
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jaxtyping import Array, Float
 
-from wroformer_jax.stft import stft
+from wroformer_jax.stft import pieces_of_frames, spectrum
+from wroformer_jax.time_axis import WHOLE, TimeAxis
 
 WINDOWS = (4096, 2048, 1024, 512, 256)  # samples
 HOP = 147  # samples
 
 
-def l1(estimate: Float[Array, "*batch sample"], target: Float[Array, "*batch sample"]) -> Float[Array, ""]:
-    """Mean absolute difference of two waveforms, its gradient 0 where they are equal."""
-    difference = estimate - target
+def l1(
+    estimate: Float[Array, "*batch sample"], target: Float[Array, "*batch sample"], *, time: TimeAxis = WHOLE
+) -> Float[Array, ""]:
+    """Mean absolute difference of two waveforms, its gradient 0 where they are equal.
+
+    Args:
+      estimate: waveforms.
+      target: waveforms of the same shape.
+      time: what lies beyond the samples at hand.
+    """
+    difference = _difference(estimate, target, time)
     # JAX gives |x| the slope 1 at 0, which would push at samples of digital silence; torch gives 0, as this does.
-    return jnp.mean(difference * jax.lax.stop_gradient(jnp.sign(difference)))
+    modulus = difference * jax.lax.stop_gradient(jnp.sign(difference))
+    count = float(math.prod(modulus.shape[:-1]) * time.num_samples(modulus.shape[-1]))
+    return time.total(jnp.sum(modulus)) / count
 
 
 def multi_resolution_stft_loss(
@@ -33,6 +44,8 @@ def multi_resolution_stft_loss(
     stft_n_fft: int = 2048,
     windows: Sequence[int] = WINDOWS,
     hop: int = HOP,
+    time: TimeAxis = WHOLE,
+    values_at_once: int = 0,
 ) -> Float[Array, ""]:
     """Sum over windows of the mean modulus of the difference of two complex spectra.
 
@@ -46,12 +59,15 @@ def multi_resolution_stft_loss(
       stft_n_fft: the model's own n_fft, the shortest transform taken, in samples.
       windows: lengths of the windows in samples.
       hop: samples from one frame to the next.
+      time: what lies beyond the samples at hand.
+      values_at_once: frames x n_fft of a waveform that are worked on at a time, and computed again for the gradient;
+        0 for all at once.
     """
-    difference = estimate - target
+    difference = _difference(estimate, target, time)
     total = jnp.zeros((), difference.dtype)
     for window in windows:
-        spectrum = stft(difference, n_fft=max(window, stft_n_fft), hop_length=hop, win_length=window)
-        total += mean_modulus(*spectrum)
+        sizes = {"n_fft": max(window, stft_n_fft), "hop_length": hop, "win_length": window}
+        total += _mean_spectrum(difference, time, values_at_once, **sizes)
     return total
 
 
@@ -62,11 +78,46 @@ def reconstruction_loss(
     return l1(estimate, target) + multi_resolution_stft_loss(estimate, target, **sizes)
 
 
-def mean_modulus(
-    real: Float[Array, "*shape"], imag: Float[Array, "*shape"], weights: Float[np.ndarray, ...] | float = 1.0
-) -> Float[Array, ""]:
-    """Mean of weights * |real + i imag|, its gradient 0 where the modulus is 0, as torch has it; the bare square root
-    would give NaN."""
+def modulus(real: Float[Array, "*shape"], imag: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
+    """|real + i imag|, its gradient 0 where it is 0, as torch has it; the bare square root would give NaN."""
     power = real * real + imag * imag
     positive = power > 0
-    return jnp.mean(weights * jnp.where(positive, jnp.sqrt(jnp.where(positive, power, 1)), 0))
+    return jnp.where(positive, jnp.sqrt(jnp.where(positive, power, 1)), 0)
+
+
+def _difference(estimate: Array, target: Array, time: TimeAxis) -> Array:
+    """Zero behind the end of the recording."""
+    samples = estimate.shape[-1]
+    difference = estimate - target
+    return difference if time.is_whole else difference * (jnp.arange(samples) < time.samples_left(samples))
+
+
+def _mean_spectrum(
+    signal: Float[Array, "*batch sample"],
+    time: TimeAxis,
+    values_at_once: int,
+    *,
+    n_fft: int,
+    hop_length: int,
+    win_length: int,
+) -> Float[Array, ""]:
+    """Mean modulus of the spectrum of waveforms."""
+    sizes = {"n_fft": n_fft, "hop_length": hop_length, "win_length": win_length}
+    samples, batch = signal.shape[-1], math.prod(signal.shape[:-1])
+    surrounded, steps = time.surrounded(signal, n_fft // 2), samples // hop_length
+    at_once = max(1, values_at_once // n_fft) if values_at_once else steps + 1
+    count = -(-(steps + 1) // at_once)
+    frames = -(-(steps + 1) // count)
+    own = jnp.arange(count * frames).reshape(count, frames) < time.own_end(steps)
+
+    def sum_of(part: Array, counts: Array) -> Array:
+        return jnp.sum(modulus(*spectrum(part, **sizes)) * counts[:, None])
+
+    if count == 1:
+        total = sum_of(surrounded, own[0])
+    else:
+        pieces = jnp.moveaxis(pieces_of_frames(surrounded, count, frames, n_fft, hop_length), -2, 0)
+        total = jnp.sum(jax.lax.map(lambda piece: jax.checkpoint(sum_of)(*piece), (pieces, own)))
+    num_frames = 1 + time.num_samples(samples) // hop_length
+    # Of an hour there are more values than an int32 counts.
+    return time.total(total) / float(batch * num_frames * (n_fft // 2 + 1))

@@ -1,53 +1,75 @@
 """The band-split RoFormer: Mel-Band RoFormer (arXiv 2310.01809) and BS-RoFormer (arXiv 2309.02612).
 
 One song's way: `RoFormer.__call__` takes the STFT, `BandSplit` turns the bins of each band into a feature vector,
-`Block`s of a time and a frequency transformer work on (batch, time, band, dim), `MaskEstimator` turns features into
-complex masks, and the masked spectrum goes back to samples. Time is the frames with the sinks in front.
+`Block`s of a time and a frequency transformer work on the residual stream, `MaskEstimator` turns features into complex
+masks, and the masked spectrum goes back to samples. Time is the frames with the sinks in front.
 
-All per-band weights are stacked (see bands.py). Parameters are float32; products take `config.dtype`.
+The residual stream, (batch, band, token, dim), is the one long array. With `config.places_at_once` all work on it is
+done piece by piece (chunks.py): groups of bands where tokens mix along time, runs of frames everywhere else, from
+samples to features at the start and from features to samples at the end.
 """
 
 from __future__ import annotations
 
 import functools
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax.core import meta
+from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Float
 
-from wroformer_jax.attention import full_attention, windowed_sink_attention
-from wroformer_jax.bands import BandGroup, average_bins, band_layout, split_bins
+from wroformer_jax.attention import full_attention, naive_attention, windowed_sink_attention
+from wroformer_jax.band_layers import BandSplit, MaskEstimator
+from wroformer_jax.chunks import Cut, walk
 from wroformer_jax.config import ModelConfig
 from wroformer_jax.errors import InputError
-from wroformer_jax.products import product
-from wroformer_jax.rotary import rotary_frequencies, rotary_tables, rotate
-from wroformer_jax.stft import inverse_stft, stft
+from wroformer_jax.layers import Attention, FeedForward, RMSNorm, Rotary, Tables, named
+from wroformer_jax.stft import overlap_add, overlapped, pieces_of_frames, spectrum, window_envelope
+from wroformer_jax.time_axis import WHOLE, TimeAxis
 
 Params = dict[str, Any]
-# Cosines and sines of every position: (position, 1, head_dim) each.
-Tables = tuple[Float[Array, "position 1 head_dim"], Float[Array, "position 1 head_dim"]]
 MakeMixer = Callable[..., nn.Module]
-
-_REMAT_POLICIES = {"block": None, "dots": jax.checkpoint_policies.dots_saveable}
+Stream = Float[Array, "batch band token dim"]
 
 # Standard deviation of fresh sink tokens: small beside the features, whose entries are of the order of 1.
 SINK_STD = 0.02
 
+_RESIDUAL = "residual"  # the name of what is kept of a block
+_REMAT_POLICIES = {
+    "block": None,
+    "dots": jax.checkpoint_policies.dots_saveable,
+    "offload": jax.checkpoint_policies.save_and_offload_only_these_names(
+        names_which_can_be_saved=[],
+        names_which_can_be_offloaded=[_RESIDUAL],
+        offload_src="device",
+        offload_dst="pinned_host",
+    ),
+}
 
-def time_mixer(config: ModelConfig) -> MakeMixer:
+
+def time_mixer(config: ModelConfig, steps: int | None = None, time: TimeAxis = WHOLE) -> MakeMixer:
     """The module that mixes along time, chosen by `config.time_mixer`.
 
     A mixer is called with (batch, token, dim) and rotary tables and returns what is added to the residual stream.
     Only this function knows the mixers by name.
+
+    Args:
+      config: the settings of the model.
+      steps: hops of the audio at hand; tokens behind its frames are padding. None: there are no others.
+      time: what lies beyond it.
     """
+    num_keys = None if steps is None else config.num_sinks + steps + 1
     attend = {
-        "windowed_sink": functools.partial(windowed_sink_attention, window=config.window, num_sinks=config.num_sinks),
-        "full": full_attention,
+        "windowed_sink": functools.partial(
+            windowed_sink_attention, window=config.window, num_sinks=config.num_sinks, steps=steps, time=time
+        ),
+        "full": functools.partial(full_attention, num_keys=num_keys),
+        "naive": functools.partial(naive_attention, num_keys=num_keys),
     }[config.time_mixer]
     return functools.partial(Attention, config=config, attend=attend)
 
@@ -56,9 +78,14 @@ class RoFormer(nn.Module):
     """Separates stems by complex masks on the mixture's spectrum.
 
     `model.apply({"params": params}, audio)` as `__call__`; `method="masks"` gives the masks themselves.
+
+    Attributes:
+      config: the settings.
+      time_axis: what lies beyond the audio that the model is given; see context_parallel.py.
     """
 
     config: ModelConfig
+    time_axis: TimeAxis = WHOLE
 
     def setup(self) -> None:
         config = self.config
@@ -67,14 +94,11 @@ class RoFormer(nn.Module):
         if config.num_sinks:
             self.sink_tokens = self.param(
                 "sink_tokens",
-                _named(nn.initializers.normal(SINK_STD), "sink", "band", "embed"),
+                named(nn.initializers.normal(SINK_STD), "sink", "band", "embed"),
                 (config.num_sinks, config.num_bands, config.dim),
             )
-        block = Block
-        if config.remat != "none":
-            block = nn.remat(Block, prevent_cse=False, policy=_REMAT_POLICIES[config.remat])
         self.blocks = nn.scan(
-            block,
+            Block,
             variable_axes={"params": 0},
             split_rngs={"params": True},
             in_axes=nn.broadcast,
@@ -99,7 +123,9 @@ class RoFormer(nn.Module):
         Raises:
           InputError: the shape does not fit the model.
         """
-        return self.stems_and_masks(audio)[0]
+        if self.is_initializing():
+            self.initialise()
+        return self._separate(audio, with_masks=False)[0]
 
     def stems_and_masks(
         self, audio: Float[Array | np.ndarray, "batch channel sample"]
@@ -109,16 +135,8 @@ class RoFormer(nn.Module):
         Float[Array, "batch stem channel frame bin"],
     ]:
         """What `__call__` gives, with the real and imaginary part of the masks."""
-        self._check(audio)
-        real, imag = stft(audio, **_stft_sizes(self.config))
-        mask_real, mask_imag = self._masks(real, imag)
-        real, imag = real[:, None], imag[:, None]
-        stem_real = real * mask_real - imag * mask_imag
-        stem_imag = real * mask_imag + imag * mask_real
-        if self.config.zero_dc:
-            keep = jnp.arange(self.config.num_bins) > 0
-            stem_real, stem_imag = jnp.where(keep, stem_real, 0.0), jnp.where(keep, stem_imag, 0.0)
-        return inverse_stft(stem_real, stem_imag, **_stft_sizes(self.config)), mask_real, mask_imag
+        stems, masks = self._separate(audio, with_masks=True)
+        return stems, *masks
 
     def masks(
         self, audio: Float[Array | np.ndarray, "batch channel sample"]
@@ -127,21 +145,127 @@ class RoFormer(nn.Module):
         Float[Array, "batch stem channel frame bin"],
     ]:
         """Real and imaginary part of the complex masks, averaged over the bands that share a bin."""
-        self._check(audio)
-        return self._masks(*stft(audio, **_stft_sizes(self.config)))
+        return self._separate(audio, with_masks=True)[1]
 
     def band_features(
         self, audio: Float[Array | np.ndarray, "batch channel sample"]
     ) -> Float[Array, "batch frame band dim"]:
         """What the first block sees, without sinks."""
-        self._check(audio)
-        return self.band_split(_planes(*stft(audio, **_stft_sizes(self.config))))
+        x, sizes, _ = self._split(audio)
+        return x[:, :, sizes.num_sinks : sizes.num_tokens].swapaxes(1, 2)
 
     def features(
         self, audio: Float[Array | np.ndarray, "batch channel sample"], *, keep_sinks: bool = False
     ) -> Float[Array, "batch token band dim"]:
         """What the mask estimators see; with the sinks in front when `keep_sinks`."""
-        return self._transform(self.band_features(audio), keep_sinks)
+        x, sizes, _ = self._split(audio)
+        x = self._transform(x, sizes)
+        if self.config.band_scheme == "band_split":
+            x = self.final_norm(x)
+        return x[:, :, 0 if keep_sinks else sizes.num_sinks : sizes.num_tokens].swapaxes(1, 2)
+
+    def initialise(self) -> None:
+        """Makes all parameters; nothing that it computes is used."""
+        config = self.config
+        shape = (1, config.channels, config.stft_n_fft)
+        features = self.band_split(_planes(*spectrum(jnp.zeros(shape), **_stft_sizes(config))))
+        tables = self.time_rotary(features.shape[1]), self.freq_rotary(features.shape[2])
+        x, _ = self.blocks(features.swapaxes(1, 2), *tables)
+        if config.band_scheme == "band_split":
+            x = self.final_norm(x)
+        self.mask_estimator(x.swapaxes(1, 2))
+
+    def _separate(
+        self, audio: Float[Array | np.ndarray, "batch channel sample"], *, with_masks: bool
+    ) -> tuple[Float[Array, "batch stem channel out_sample"], tuple[Array, Array] | None]:
+        config, time = self.config, self.time_axis
+        x, sizes, pieces = self._split(audio)
+        x = self._transform(x, sizes)
+
+        def work(params: Params, part: Array, given: tuple[Array, Array]) -> tuple[Array, Any]:
+            piece, counts = given
+            return part, _stems_of_piece(config, params, part, piece, counts, with_masks)
+
+        params = {name: self._params(name) for name in ("mask_estimator", "final_norm") if name in self._params()}
+        row = sizes.frames * jnp.arange(sizes.count)[:, None] + jnp.arange(sizes.frames)
+        counts = (row < time.own_end(sizes.steps)).astype(jnp.float32)
+        _, (signals, masks) = walk(work, sizes.frame_cut(sizes.num_sinks), params, x, (pieces, counts))
+
+        hop, margin = config.stft_hop_length, config.stft_n_fft // 2
+        signal = overlap_add(jnp.moveaxis(signals, 0, -2), sizes.frames * hop)
+        signal = signal[..., : signal.shape[-1] // hop * hop]
+        samples = sizes.steps * hop
+        there = time.first(sizes.steps), time.end(sizes.steps)
+        envelope = window_envelope(-(-(margin + samples) // hop), *there, **_stft_sizes(config))
+        envelope = envelope[margin : margin + samples]
+        stems = time.folded(signal, margin, samples) / jnp.where(envelope > 0, envelope, 1)
+        if with_masks:  # (piece, batch, stem, channel, frame, bin)
+            masks = tuple(
+                jnp.moveaxis(mask, 0, 3).reshape(*mask.shape[1:4], -1, mask.shape[-1])[..., : sizes.steps + 1, :]
+                for mask in masks
+            )
+        return stems, masks
+
+    def _split(self, audio: Array | np.ndarray) -> tuple[Stream, _Sizes, Float[Array, "piece batch channel sample"]]:
+        """The residual stream before the first block, its sizes, and the samples of the frames of each piece."""
+        config = self.config
+        self._check(audio)
+        steps = audio.shape[-1] // config.stft_hop_length
+        sizes = _Sizes.of(config, steps)
+        pieces = self._pieces(audio, sizes)
+
+        def work(params: Params, part: Array, piece: Array) -> tuple[Array, None]:
+            features = BandSplit(config, parent=None).apply(
+                {"params": params}, _planes(*spectrum(piece, **_stft_sizes(config)))
+            )
+            return features.swapaxes(1, 2).astype(part.dtype), None
+
+        shape = (audio.shape[0], config.num_bands, sizes.padded_tokens, config.dim)
+        x = jnp.zeros(shape, config.stream_dtype)
+        if config.num_sinks:
+            sinks = self.sink_tokens.swapaxes(0, 1).astype(x.dtype)
+            x = x.at[:, :, : config.num_sinks].set(sinks)
+        x, _ = walk(work, sizes.frame_cut(sizes.num_sinks), self._params("band_split"), x, pieces)
+        return x, sizes, pieces
+
+    def _pieces(self, audio: Array | np.ndarray, sizes: _Sizes) -> Float[Array, "piece batch channel sample"]:
+        """The samples that the frames of each piece need."""
+        config = self.config
+        hop, n_fft = config.stft_hop_length, config.stft_n_fft
+        surrounded = self.time_axis.surrounded(jnp.asarray(audio), n_fft // 2)
+        return jnp.moveaxis(pieces_of_frames(surrounded, sizes.count, sizes.frames, n_fft, hop), -2, 0)
+
+    def _transform(self, x: Stream, sizes: _Sizes) -> Stream:
+        """All blocks. What each keeps for the backward pass is `config.remat`'s choice."""
+        config, time = self.config, self.time_axis
+        first_frame = -time.first(sizes.steps)
+        tables = (
+            self.time_rotary(x.shape[2], num_sinks=config.num_sinks, first_frame=first_frame),
+            self.freq_rotary(x.shape[1]),
+        )
+        block = functools.partial(_block, config, sizes, time)
+
+        def run(carry: tuple[Stream, Stream | None], params: Params) -> tuple[Any, None]:
+            """A few blocks, of which only the input is kept."""
+            x, earlier = jax.tree.map(lambda stream: checkpoint_name(stream, _RESIDUAL), carry)
+            for i in range(config.blocks_a_save):
+                own = jax.tree.map(lambda leaf, i=i: leaf[i], params)
+                one = jax.checkpoint(block, prevent_cse=False) if config.blocks_a_save > 1 else block
+                x, earlier = one(x, earlier, own, *tables)
+            return (x, earlier), None
+
+        if config.remat != "none":
+            run = jax.checkpoint(run, prevent_cse=False, policy=_REMAT_POLICIES[config.remat])
+        grouped = jax.tree.map(
+            lambda leaf: leaf.reshape(-1, config.blocks_a_save, *leaf.shape[1:]), self._params("blocks")
+        )
+        earlier = jnp.zeros_like(x) if config.skip_connection else None
+        (x, _), _ = jax.lax.scan(run, (x, earlier), grouped)
+        return x
+
+    def _params(self, name: str | None = None) -> Params:
+        params = self.variables["params"]
+        return params if name is None else params[name]
 
     def _check(self, audio: Array | np.ndarray) -> None:
         config = self.config
@@ -155,105 +279,43 @@ class RoFormer(nn.Module):
                 f"(half an STFT window of {config.stft_n_fft} and one)"
             )
 
-    def _masks(self, real: Array, imag: Array) -> tuple[Array, Array]:
-        return self.mask_estimator(self._transform(self.band_split(_planes(real, imag)), keep_sinks=False))
-
-    def _transform(
-        self, x: Float[Array, "batch frame band dim"], keep_sinks: bool
-    ) -> Float[Array, "batch token band dim"]:
-        config = self.config
-        if config.num_sinks:
-            sinks = jnp.broadcast_to(self.sink_tokens, (x.shape[0], *self.sink_tokens.shape))
-            x = jnp.concatenate([sinks, x], axis=1)
-        earlier = jnp.zeros_like(x) if config.skip_connection else None
-        tables = self.time_rotary(x.shape[1]), self.freq_rotary(x.shape[2])
-        (x, _), _ = self.blocks((x, earlier), *tables)
-        if config.band_scheme == "band_split":
-            x = self.final_norm(x)
-        return x if keep_sinks else x[:, config.num_sinks :]
-
-
-class BandSplit(nn.Module):
-    """Each band's bins, normalised, through the band's own Linear."""
-
-    config: ModelConfig
-
-    @nn.compact
-    def __call__(self, planes: Float[Array, "batch plane frame bin"]) -> Float[Array, "batch frame band dim"]:
-        layout = band_layout(self.config)
-        return jnp.concatenate(
-            [
-                BandGroupSplit(self.config, group, name=f"group_{i}")(split_bins(planes, group))
-                for i, group in enumerate(layout.groups)
-            ],
-            axis=2,
-        )
-
-
-class BandGroupSplit(nn.Module):
-    """RMSNorm and Linear of the bands of one group."""
-
-    config: ModelConfig
-    group: BandGroup
-
-    @nn.compact
-    def __call__(self, x: Float[Array, "batch frame band feature"]) -> Float[Array, "batch frame band dim"]:
-        dim, planes = self.config.dim, 2 * self.config.channels
-        present = np.tile(self.group.present, (1, planes))
-        widths = present.sum(axis=1)
-        axes = ("band", "band_feature")
-        gamma = self.param("gamma", _named(_masked(nn.initializers.ones, present), *axes), present.shape)
-        kernel = self.param(
-            "kernel",
-            _named(_masked(_torch_uniform(widths[:, None, None]), present[..., None]), *axes, "embed"),
-            (*present.shape, dim),
-        )
-        bias = self.param("bias", _named(_torch_uniform(widths[:, None]), "band", "embed"), (len(widths), dim))
-        x = _unit_norm(x) * np.sqrt(widths, dtype=np.float32)[:, None] * gamma
-        return _product("btki,kid->btkd", x, kernel, self.config) + bias
-
-
-class Rotary(nn.Module):
-    """Holds the frequencies that a checkpoint came with; they are constants, never trained."""
-
-    dim_head: int
-
-    @nn.compact
-    def __call__(self, num_tokens: int) -> Tables:
-        def initial(_key: Array, shape: tuple[int, ...]) -> Array:
-            return jnp.asarray(rotary_frequencies(self.dim_head)).reshape(shape)
-
-        freqs = self.param("freqs", _named(initial, "pair"), (self.dim_head // 2,))
-        return rotary_tables(jax.lax.stop_gradient(freqs), num_tokens)
-
 
 class Block(nn.Module):
-    """A transformer along time for each band, then one along the bands of each frame."""
+    """A transformer along time for each band, then one along the bands of each frame.
+
+    Its two halves are called apart, on pieces of the stream: `mix_time` on some bands of all tokens, `rest` on all
+    bands of some tokens.
+    """
 
     config: ModelConfig
+    steps: int | None = None
+    time_axis: TimeAxis = WHOLE
 
-    @nn.compact
+    def setup(self) -> None:
+        config = self.config
+        freq_mixer = functools.partial(Attention, config=config, attend=full_attention)
+        self.time = Transformer(config, config.time_transformer_depth, time_mixer(config, self.steps, self.time_axis))
+        self.freq = Transformer(config, config.freq_transformer_depth, freq_mixer)
+
     def __call__(
         self,
-        carry: tuple[Float[Array, "batch token band dim"], Float[Array, "batch token band dim"] | None],
+        x: Stream,
         time_tables: tuple[Float[Array, "token 1 head_dim"], Float[Array, "token 1 head_dim"]],
         freq_tables: tuple[Float[Array, "band 1 head_dim"], Float[Array, "band 1 head_dim"]],
-    ) -> tuple[tuple[Float[Array, "batch token band dim"], Any], None]:
-        """The carry is the residual stream and, with skip connections, the sum of the earlier blocks' outputs."""
-        config = self.config
-        x, earlier = carry
-        if earlier is not None:
-            x = x + earlier
-        freq_mixer = functools.partial(Attention, config=config, attend=full_attention)
+    ) -> tuple[Stream, None]:
+        """Both halves; the form of nn.scan, which makes the parameters."""
+        return self.rest(self.mix_time(x, time_tables), freq_tables), None
 
-        x = x.swapaxes(1, 2)
-        time = Transformer(config, config.time_transformer_depth, time_mixer(config), name="time")
-        x = _on_last_two_axes(time, x, time_tables)
-        x = x.swapaxes(1, 2)
-        freq = Transformer(config, config.freq_transformer_depth, freq_mixer, name="freq")
-        x = _on_last_two_axes(freq, x, freq_tables)
+    def mix_time(self, x: Stream, tables: Tables) -> Stream:
+        """The time transformer but for its last feed-forward layer and norm."""
+        flat = self.time.until_last_mixer(x.reshape(-1, *x.shape[2:]), tables)
+        return flat.reshape(x.shape)
 
-        return (x, None if earlier is None else earlier + x), None
+    def rest(self, x: Stream, tables: Tables) -> Stream:
+        """What of the time transformer works on each place alone, and the frequency transformer."""
+        x = self.time.after_last_mixer(x).swapaxes(1, 2)
+        x = self.freq(x.reshape(-1, *x.shape[2:]), tables).reshape(x.shape)
+        return x.swapaxes(1, 2)
 
 
 class Transformer(nn.Module):
@@ -263,151 +325,120 @@ class Transformer(nn.Module):
     depth: int
     make_mixer: MakeMixer
 
-    @nn.compact
-    def __call__(self, x: Float[Array, "batch token dim"], tables: Tables) -> Float[Array, "batch token dim"]:
+    def setup(self) -> None:
         for i in range(self.depth):
-            x = x + self.make_mixer(name=f"mixer_{i}")(x, tables)
-            x = x + FeedForward(self.config, name=f"feed_forward_{i}")(x)
-        return RMSNorm(name="norm")(x) if self.config.band_scheme == "mel" else x
+            setattr(self, f"mixer_{i}", self.make_mixer())
+            setattr(self, f"feed_forward_{i}", FeedForward(self.config))
+        if self.config.band_scheme == "mel":
+            self.norm = RMSNorm()
 
-
-class Attention(nn.Module):
-    """Gated multi-head attention with rotary embedding; `attend` maps q, k, v to outputs."""
-
-    config: ModelConfig
-    attend: Callable[[Array, Array, Array], Array]
-
-    @nn.compact
     def __call__(self, x: Float[Array, "batch token dim"], tables: Tables) -> Float[Array, "batch token dim"]:
-        config = self.config
-        inner = config.heads * config.dim_head
-        x = RMSNorm(name="norm")(x)
-        qkv = Linear(config, 3 * inner, ("embed", "qkv"), use_bias=False, name="to_qkv")(x)
-        qkv = qkv.astype(config.dtype).reshape(*x.shape[:2], 3, config.heads, config.dim_head)
-        q, k, v = qkv[:, :, 0], qkv[:, :, 1], qkv[:, :, 2]
-        out = self.attend(rotate(q, *tables), rotate(k, *tables), v)
-        gates = Linear(config, config.heads, ("embed", "heads"), name="to_gates")(x)
-        out = out * nn.sigmoid(gates)[..., None]
-        return Linear(config, config.dim, ("heads", "embed"), use_bias=False, name="to_out")(
-            out.reshape(*x.shape[:2], inner)
-        )
+        return self.after_last_mixer(self.until_last_mixer(x, tables))
+
+    def until_last_mixer(self, x: Float[Array, "batch token dim"], tables: Tables) -> Float[Array, "batch token dim"]:
+        """All layers, but for the last one's feed-forward layer."""
+        for i in range(self.depth):
+            if i:
+                x = x + getattr(self, f"feed_forward_{i - 1}")(x)
+            x = x + getattr(self, f"mixer_{i}")(x, tables)
+        return x
+
+    def after_last_mixer(self, x: Float[Array, "*batch token dim"]) -> Float[Array, "*batch token dim"]:
+        """The last feed-forward layer and the norm."""
+        x = x + getattr(self, f"feed_forward_{self.depth - 1}")(x)
+        return self.norm(x) if self.config.band_scheme == "mel" else x
 
 
-class FeedForward(nn.Module):
-    """RMSNorm, Linear, exact GELU, Linear."""
+class _Sizes(NamedTuple):
+    """How the residual stream is cut: pieces of frames, and groups of bands."""
 
-    config: ModelConfig
+    steps: int  # hops of the audio; it has steps + 1 frames
+    num_sinks: int
+    count: int  # of pieces
+    frames: int  # of a piece, where frames are what is worked on; the last piece's may be padding
+    tokens: int  # of a piece, where tokens are
+    bands: int  # of a group
+    groups: int
 
-    @nn.compact
-    def __call__(self, x: Float[Array, "batch token dim"]) -> Float[Array, "batch token dim"]:
-        config = self.config
-        x = RMSNorm(name="norm")(x)
-        x = Linear(config, config.dim_feed_forward, ("embed", "mlp"), name="up")(x)
-        x = nn.gelu(x, approximate=False)
-        return Linear(config, config.dim, ("mlp", "embed"), name="down")(x)
+    @classmethod
+    def of(cls, config: ModelConfig, steps: int) -> _Sizes:
+        at_once = config.places_at_once or (steps + 1 + config.num_sinks) * config.num_bands
+        # A piece of fewer frames than overlap would be mostly overlap.
+        least = -(-config.stft_n_fft // config.stft_hop_length)
+        count = -(-(steps + 1) // max(least, at_once // config.num_bands))
+        frames = -(-(steps + 1) // count)
+        tokens = frames + -(-config.num_sinks // count)
+        fitting = max(1, at_once // (count * tokens))
+        bands = max(size for size in range(1, config.num_bands + 1) if config.num_bands % size == 0 and size <= fitting)
+        return cls(steps, config.num_sinks, count, frames, tokens, bands, config.num_bands // bands)
 
+    @property
+    def num_tokens(self) -> int:
+        """Sinks and frames."""
+        return self.num_sinks + self.steps + 1
 
-class MaskEstimator(nn.Module):
-    """Per stem and band: Linear, tanh, ... , Linear, GLU; then the mean over the bands that share a bin."""
+    @property
+    def padded_tokens(self) -> int:
+        """Tokens of the stream, which pieces divide."""
+        return self.count * self.tokens
 
-    config: ModelConfig
-
-    @nn.compact
-    def __call__(
-        self, x: Float[Array, "batch frame band dim"]
-    ) -> tuple[
-        Float[Array, "batch stem channel frame bin"],
-        Float[Array, "batch stem channel frame bin"],
-    ]:
-        config, layout = self.config, band_layout(self.config)
-        batch, frames, bands, _ = x.shape
-        # Bands lead: the batched products need them there, and (batch, frame) becomes one long row axis.
-        x = x.transpose(2, 0, 1, 3).reshape(1, bands, batch * frames, -1)
-        x = jnp.broadcast_to(x, (config.num_stems, *x.shape[1:]))
-        for i in range(config.mask_layers - 1):
-            x = nn.tanh(BandLinear(config, config.dim_mask, bands, name=f"hidden_{i}")(x))
-
-        places = jnp.concatenate(
-            [
-                BandMask(config, group, name=f"group_{i}")(x[:, group.bands.start : group.bands.stop])
-                for i, group in enumerate(layout.groups)
-            ],
-            axis=-1,
-        )
-        planes = average_bins(places, layout)
-        planes = planes.reshape(config.num_stems, batch, frames, config.channels, 2, config.num_bins)
-        planes = planes.transpose(4, 1, 0, 3, 2, 5)
-        return planes[0], planes[1]
+    def frame_cut(self, first: int) -> Cut:
+        """Pieces of frames, which stand behind `first` tokens."""
+        return Cut(2, self.count, self.frames, first)
 
 
-class BandMask(nn.Module):
-    """The last Linear and the GLU of one group's bands: the masks at the group's places, padding included."""
+def _block(
+    config: ModelConfig,
+    sizes: _Sizes,
+    time: TimeAxis,
+    x: Stream,
+    earlier: Stream | None,
+    params: Params,
+    time_tables: tuple[Float[Array, "token 1 head_dim"], Float[Array, "token 1 head_dim"]],
+    freq_tables: tuple[Float[Array, "band 1 head_dim"], Float[Array, "band 1 head_dim"]],
+) -> tuple[Stream, Stream | None]:
+    """One block, piece by piece; `earlier` is the sum of the outputs of the blocks before, with skip connections."""
+    module = Block(config, sizes.steps, time, parent=None)
 
-    config: ModelConfig
-    group: BandGroup
+    def half(name: str) -> Callable:
+        def work(given: tuple[Params, Tables], part: Array, _: None) -> tuple[Array, None]:
+            own, tables = given
+            result = module.apply({"params": own}, part.astype(jnp.float32), tables, method=name)
+            return result.astype(part.dtype), None
 
-    @nn.compact
-    def __call__(self, x: Float[Array, "stem band row hidden"]) -> Float[Array, "stem row plane place"]:
-        planes, (bands, width) = 2 * self.config.channels, self.group.present.shape
-        present = np.tile(self.group.present, (1, 2 * planes))
-        x = BandLinear(self.config, present.shape[1], bands, present, name="out")(x)
-        stems, _, rows, _ = x.shape
-        value, gate = x.reshape(stems, bands, rows, 2, planes, width).transpose(3, 0, 2, 4, 1, 5)
-        return (value * nn.sigmoid(gate)).reshape(stems, rows, planes, bands * width)
+        return work
 
-
-class BandLinear(nn.Module):
-    """A Linear of its own for each stem and band; outputs that are not `present` are padding."""
-
-    config: ModelConfig
-    size: int
-    bands: int
-    present: np.ndarray | None = None
-
-    @nn.compact
-    def __call__(self, x: Float[Array, "stem band row hidden"]) -> Float[Array, "stem band row out"]:
-        fan_in = x.shape[-1]
-        present = np.ones((self.bands, self.size), bool) if self.present is None else self.present
-        uniform = _torch_uniform(fan_in)
-        axes = ("stem", "band")
-        kernel = self.param(
-            "kernel",
-            _named(_masked(uniform, present[:, None]), *axes, "mask_in", "mask_out"),
-            (x.shape[0], self.bands, fan_in, self.size),
-        )
-        bias = self.param(
-            "bias",
-            _named(_masked(uniform, present), *axes, "mask_out"),
-            (x.shape[0], self.bands, self.size),
-        )
-        return _product("skni,skio->skno", x, kernel, self.config) + bias[:, :, None]
+    if earlier is not None:
+        x = x + earlier
+    x, _ = walk(half("mix_time"), Cut(1, sizes.groups, sizes.bands), (params, time_tables), x)
+    x, _ = walk(half("rest"), Cut(2, sizes.count, sizes.tokens), (params, freq_tables), x)
+    return x, None if earlier is None else earlier + x
 
 
-class Linear(nn.Module):
-    """`x @ kernel + bias`, initialised as torch.nn.Linear."""
+def _stems_of_piece(
+    config: ModelConfig,
+    params: Params,
+    features: Stream,
+    audio: Float[Array, "batch channel sample"],
+    counts: Float[Array, " frame"],
+    with_masks: bool,
+) -> tuple[Float[Array, "batch stem channel out_sample"], tuple[Array, Array] | None]:
+    """Features and samples of some frames to what these frames add to the stems' signals, before it is normalised.
 
-    config: ModelConfig
-    size: int
-    axes: tuple[str, str]
-    use_bias: bool = True
-
-    @nn.compact
-    def __call__(self, x: Float[Array, "*batch dim"]) -> Float[Array, "*batch out"]:
-        uniform = _torch_uniform(x.shape[-1])
-        kernel = self.param("kernel", _named(uniform, *self.axes), (x.shape[-1], self.size))
-        y = _product("...i,io->...o", x, kernel, self.config)
-        if self.use_bias:
-            y = y + self.param("bias", _named(uniform, self.axes[1]), (self.size,))
-        return y
-
-
-class RMSNorm(nn.Module):
-    """x / max(||x||, 1e-12) * sqrt(dim) * gamma, in float32."""
-
-    @nn.compact
-    def __call__(self, x: Float[Array, "*batch dim"]) -> Float[Array, "*batch dim"]:
-        gamma = self.param("gamma", _named(nn.initializers.ones, "embed"), (x.shape[-1],))
-        return _unit_norm(x) * (gamma * np.float32(np.sqrt(x.shape[-1])))
+    Frames that do not count add nothing.
+    """
+    x = features.astype(jnp.float32)
+    if config.band_scheme == "band_split":
+        x = RMSNorm(parent=None).apply({"params": params["final_norm"]}, x)
+    estimator = MaskEstimator(config, parent=None)
+    masks = mask_real, mask_imag = estimator.apply({"params": params["mask_estimator"]}, x.swapaxes(1, 2))
+    real, imag = (part[:, None] * counts[:, None] for part in spectrum(audio, **_stft_sizes(config)))
+    stem_real = real * mask_real - imag * mask_imag
+    stem_imag = real * mask_imag + imag * mask_real
+    if config.zero_dc:
+        keep = jnp.arange(config.num_bins) > 0
+        stem_real, stem_imag = jnp.where(keep, stem_real, 0.0), jnp.where(keep, stem_imag, 0.0)
+    return overlapped(stem_real, stem_imag, **_stft_sizes(config)), masks if with_masks else None
 
 
 def init_params(model: RoFormer, seed: int) -> Params:
@@ -442,8 +473,7 @@ def trainable_mask(params: Params) -> Params:
 
 
 def _init(model: RoFormer, key: Array) -> Params:
-    audio = jnp.zeros((1, model.config.channels, model.config.min_samples), jnp.float32)
-    return model.init(key, audio)["params"]
+    return model.init(key, method="initialise")["params"]
 
 
 def _stft_sizes(config: ModelConfig) -> dict[str, int]:
@@ -459,32 +489,3 @@ def _planes(
 ) -> Float[Array, "batch plane frame bin"]:
     batch, channels, *rest = real.shape
     return jnp.stack([real, imag], axis=2).reshape(batch, 2 * channels, *rest)
-
-
-def _on_last_two_axes(transformer: Transformer, x: Array, tables: Tables) -> Array:
-    return transformer(x.reshape(-1, *x.shape[-2:]), tables).reshape(x.shape)
-
-
-def _unit_norm(x: Float[Array, "*batch dim"]) -> Float[Array, "*batch dim"]:
-    # The bound is under the root, so that the gradient at digital silence is finite, not 0 * infinity.
-    return x * jax.lax.rsqrt(jnp.maximum(jnp.sum(x * x, axis=-1, keepdims=True), 1e-24))
-
-
-def _product(equation: str, x: Array, kernel: Array, config: ModelConfig) -> Array:
-    """Matrix product with inputs rounded to config.dtype and a float32 result."""
-    return product(equation, x.astype(config.dtype), kernel.astype(config.dtype))
-
-
-def _named(initializer: Callable, *axes: str) -> Callable:
-    return nn.with_logical_partitioning(initializer, axes)
-
-
-def _torch_uniform(fan_in: Any) -> Callable:
-    """Uniform in +-1 / sqrt(fan_in), as torch.nn.Linear starts weights and biases; fan_in broadcasts."""
-    bound = 1.0 / np.sqrt(fan_in, dtype=np.float32)
-    return lambda key, shape: jax.random.uniform(key, shape, jnp.float32, -1.0, 1.0) * bound
-
-
-def _masked(initializer: Callable, present: np.ndarray) -> Callable:
-    """Zero where there is padding; it then stays zero, since it gets no gradient."""
-    return lambda key, shape: jnp.where(present, initializer(key, shape), 0.0)

@@ -94,7 +94,11 @@ def _check_patterns(field: str, patterns: list[str] | tuple[str, ...], params: P
         except re.error as error:
             raise InputError(f"{field} has {pattern!r}, which is no regular expression: {error}") from error
         if not matches:
-            raise InputError(f"{field} has {pattern!r}, which matches no parameter; names look like {names[-1]!r}")
+            example = next((name for name in names if name.startswith("blocks/time")), names[0])
+            raise InputError(
+                f"{field} has {pattern!r}, which matches no parameter; names look like {example!r}, and `wroformer "
+                "inspect` shows those of a run"
+            )
 
 
 def _name(path: tuple) -> str:

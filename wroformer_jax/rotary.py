@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 
 THETA = 10_000.0
 
@@ -17,16 +17,15 @@ def rotary_frequencies(dim_head: int) -> Float[np.ndarray, " pair"]:
 
 
 def rotary_tables(
-    freqs: Float[Array, " pair"], num_tokens: int
+    freqs: Float[Array, " pair"], positions: Int[Array, " token"]
 ) -> tuple[Float[Array, "token 1 head_dim"], Float[Array, "token 1 head_dim"]]:
-    """Cosines and sines of positions 0 .. num_tokens - 1, float32, each angle twice in a row for its pair.
+    """Cosines and sines of positions, float32, each angle twice in a row for its pair.
 
     Args:
       freqs: radians per position.
-      num_tokens: how many positions.
+      positions: of the tokens.
     """
-    positions = jnp.arange(num_tokens, dtype=jnp.float32)
-    angles = jnp.repeat(positions[:, None] * freqs, 2, axis=-1)[:, None, :]
+    angles = jnp.repeat(positions.astype(jnp.float32)[:, None] * freqs, 2, axis=-1)[:, None, :]
     return jnp.cos(angles), jnp.sin(angles)
 
 

@@ -12,6 +12,7 @@ of a song reflected so that every sample lies in `overlap` chunks.
 from __future__ import annotations
 
 import collections
+import dataclasses
 import functools
 import itertools
 import math
@@ -27,10 +28,15 @@ from jaxtyping import Float, Float32
 
 from wroformer_jax.audio import BLOCK_SAMPLES, resample_blocks
 from wroformer_jax.config import ModelConfig
+from wroformer_jax.context_parallel import can_cut_time, separate_over_devices
 from wroformer_jax.errors import InputError
+from wroformer_jax.model import RoFormer
 
 Params = Mapping[str, Any]
 Run = Callable[[Float32[np.ndarray, "batch channel sample"]], Float32[np.ndarray, "batch stem channel sample"]]
+
+# Frames x bands that are worked on at a time where a recording is separated in one pass.
+WHOLE_PLACES = 65536
 
 LOG_SECONDS = 30.0  # between two lines of progress where there is no terminal
 # More than anybody separates at once. Far above, sizes overflow in ways that no longer look like too little memory.
@@ -145,7 +151,8 @@ def separate_blocks(
     heard = waiting.recording(itertools.chain([first], blocks))
     if sample_rate != config.sample_rate:
         heard = resample_blocks(_with_room(heard, sample_rate, config), sample_rate, config.sample_rate)
-    run = _runner(model, params, channels=channels, tta=tta)
+    apply = _apply if chunk else _apply_to_whole
+    run = _runner(functools.partial(apply, model, jax.device_put(params)), model.config, channels=channels, tta=tta)
     if chunk is None:
         estimates = _in_one_pass(heard, run, config)
     else:
@@ -347,12 +354,11 @@ def _in_one_pass(
     yield run(_pad_end(mixture, _whole_hops(config, max(samples, config.min_samples)))[None])[0, ..., :samples]
 
 
-def _runner(model: Any, params: Params, *, channels: int, tta: bool) -> Run:
+def _runner(apply: Callable[[np.ndarray], Any], config: ModelConfig, *, channels: int, tta: bool) -> Run:
     """The model as a function of numpy arrays with the mixture's channels, augmented if asked for."""
-    params = jax.device_put(params)
 
     def run(audio: np.ndarray) -> np.ndarray:
-        estimate = np.asarray(_apply(model, params, audio))
+        estimate = np.asarray(apply(audio))
         if not np.isfinite(estimate).all():
             raise InputError("the model's output has NaN or infinite samples: its weights are damaged")
         return estimate
@@ -361,11 +367,11 @@ def _runner(model: Any, params: Params, *, channels: int, tta: bool) -> Run:
         if not tta:
             return run(audio)
         estimates = [run(audio), -run(-audio)]
-        if channels == model.config.channels == 2:
+        if channels == config.channels == 2:
             estimates.append(run(audio[:, ::-1])[:, :, ::-1])
         return sum(estimates) / np.float32(len(estimates))
 
-    if channels == model.config.channels:
+    if channels == config.channels:
         return augmented
     if channels == 1:
         return lambda audio: augmented(np.repeat(audio, 2, axis=1)).mean(axis=2, keepdims=True)
@@ -377,6 +383,22 @@ def _apply(
     model: Any, params: Params, audio: Float[jax.Array, "batch channel sample"]
 ) -> Float[jax.Array, "batch stem channel sample"]:
     return model.apply({"params": params}, audio)
+
+
+def _apply_to_whole(
+    model: Any, params: Params, audio: Float32[np.ndarray, "batch channel sample"]
+) -> Float[jax.Array, "batch stem channel sample"]:
+    """A recording in one pass: piece by piece, so that little more than the residual stream is held at a time.
+
+    With several devices each has its part of the time, if attention is windowed and the parts are long enough. Sinks
+    hear all of the recording in any case.
+    """
+    if isinstance(model, RoFormer):
+        places = model.config.places_at_once or WHOLE_PLACES
+        model = RoFormer(dataclasses.replace(model.config, places_at_once=places))
+        if can_cut_time(model.config, audio.shape[-1], len(jax.local_devices())):
+            return separate_over_devices(model, params, audio)
+    return _apply(model, params, audio)
 
 
 def _memory_errors_named(estimates: Iterable[np.ndarray], amount: str) -> Iterator[np.ndarray]:

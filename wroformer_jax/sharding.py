@@ -1,15 +1,16 @@
 """Where arrays live on many devices: the mesh, and one table from the names of axes to its axes.
 
 The mesh has three axes. `data` holds copies of the model, each with examples of its own; `fsdp` holds parts of the
-parameters and of the optimiser's state, each device with examples of its own, too; `seq` is for time. This is the only
+parameters and of the optimiser's state, each device with examples of its own, too; `seq` holds parts of each example's
+time, and more parts of the state. This is the only
 file that names them: elsewhere arrays have the logical axes of `model.logical_axes`.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -26,6 +27,8 @@ AXES = ("data", "fsdp", "seq")
 _CUT_FIRST = ("mlp", "qkv", "mask_out", "mask_in", "heads", "embed", "band_feature")
 
 _EXAMPLES = ("data", "fsdp")  # what the first axis of a batch is cut over
+SAMPLES = "seq"  # what the last axis of a batch, its samples, is cut over
+_STATE = ("fsdp", "seq")  # what parameters and the optimiser's state are cut over
 
 
 def make_mesh(sizes: Mapping[str, int], devices: Sequence[jax.Device] | None = None) -> Mesh:
@@ -40,8 +43,6 @@ def make_mesh(sizes: Mapping[str, int], devices: Sequence[jax.Device] | None = N
     """
     devices = list(jax.devices() if devices is None else devices)
     shape = _filled(sizes, len(devices))
-    if shape[AXES.index("seq")] > 1:
-        raise InputError(f"mesh.seq is {shape[AXES.index('seq')]}, expected 1: time cannot be cut over devices yet")
     return Mesh(_arranged(shape, devices), AXES)
 
 
@@ -69,7 +70,7 @@ def _arranged(shape: tuple[int, int, int], devices: Sequence[Any]) -> np.ndarray
 
 def param_shardings(model: RoFormer, mesh: Mesh | AbstractMesh) -> Params:
     """How each parameter lies on the mesh, as a nested dict of `NamedSharding`."""
-    parts = mesh.shape["fsdp"]
+    parts = math.prod(mesh.shape[axis] for axis in _STATE)
     return jax.tree.map(
         lambda leaf, axes: NamedSharding(mesh, _spec(leaf.shape, tuple(axes), parts)),
         abstract_params(model),
@@ -109,9 +110,43 @@ def gathered(params: Any, mesh: Mesh) -> Any:
     return jax.tree.map(lambda leaf: jax.lax.with_sharding_constraint(leaf, replicated(mesh)), params)
 
 
-def batch_sharding(mesh: Mesh) -> NamedSharding:
-    """Examples (the first axis) spread over the devices."""
-    return NamedSharding(mesh, PartitionSpec(_EXAMPLES))
+def batch_shardings(mesh: Mesh) -> dict[str, NamedSharding]:
+    """How the arrays of a batch lie: examples, the first axis, and samples, the last one, spread over the devices."""
+    return {
+        "mixture": NamedSharding(mesh, PartitionSpec(_EXAMPLES, None, SAMPLES)),
+        "targets": NamedSharding(mesh, PartitionSpec(_EXAMPLES, None, None, SAMPLES)),
+    }
+
+
+def over_examples_and_time(
+    local: Callable[[Any, dict[str, Array], Any], Any], mesh: Mesh
+) -> Callable[[Any, dict[str, Array], Any], Any]:
+    """A function of parameters, a batch and more parameters, on every device of its own part of the batch.
+
+    Args:
+      local: gives scalars that are the same for all parts of an example's time.
+      mesh: the devices.
+
+    Returns:
+      A function of the whole batch: the scalars' means over the examples.
+    """
+
+    def mean(*args: Any) -> Any:
+        return jax.tree.map(lambda scalar: jax.lax.pmean(scalar, _EXAMPLES), local(*args))
+
+    batch = {name: sharding.spec for name, sharding in batch_shardings(mesh).items()}
+    whole = PartitionSpec()
+    return jax.shard_map(mean, mesh=mesh, in_specs=(whole, batch, whole), out_specs=whole, check_vma=False)
+
+
+def num_time_parts(mesh: Mesh | AbstractMesh) -> int:
+    """How many parts the time of an example is cut into."""
+    return mesh.shape[SAMPLES]
+
+
+def devices_mesh(devices: Sequence[jax.Device]) -> Mesh:
+    """A mesh that cuts time over devices, and nothing else."""
+    return make_mesh({"data": 1, "fsdp": 1, "seq": len(devices)}, devices)
 
 
 def num_example_shards(mesh: Mesh | AbstractMesh) -> int:
@@ -131,16 +166,51 @@ def check_batch(batch_size: int, mesh: Mesh | AbstractMesh, *, accumulate: int =
         )
 
 
+class LocalPart(NamedTuple):
+    """What of every batch the devices of this process need: some of its rows, and of these a stretch of time."""
+
+    rows: tuple[int, ...]  # ascending; neighbours in a torus need not hold neighbouring rows
+    samples: range  # from the first that one of the devices needs to the last
+
+
+def local_part(mesh: Mesh | AbstractMesh, shape: tuple[int, ...]) -> LocalPart:
+    """The part of a batch that this process has to load.
+
+    Args:
+      mesh: the devices.
+      shape: of the mixtures of a batch, (batch, channel, sample), all devices together.
+    """
+    indices = batch_shardings(mesh)["mixture"].addressable_devices_indices_map(shape).values()
+    rows = {row for index in indices for row in range(*index[0].indices(shape[0]))}
+    stretches = [index[-1].indices(shape[-1])[:2] for index in indices]
+    return LocalPart(
+        tuple(sorted(rows)), range(min(start for start, _ in stretches), max(stop for _, stop in stretches))
+    )
+
+
 def to_global(
-    batch: Mapping[str, Shaped[np.ndarray, "local ..."]], mesh: Mesh
+    batch: Mapping[str, Shaped[np.ndarray, "local ..."]], mesh: Mesh, shapes: Mapping[str, tuple[int, ...]]
 ) -> dict[str, Shaped[Array, "batch ..."]]:
-    """This process's rows of a batch as its part of arrays that span all processes."""
-    sharding = batch_sharding(mesh)
-    count = jax.process_count()
-    return {
-        name: jax.make_array_from_process_local_data(sharding, rows, (count * len(rows), *rows.shape[1:]))
-        for name, rows in batch.items()
-    }
+    """This process's part of a batch as its part of arrays that span all processes.
+
+    Args:
+      batch: "mixture" and "targets", of the rows and samples of `local_part`.
+      mesh: the devices.
+      shapes: of the whole arrays.
+    """
+    shardings = batch_shardings(mesh)
+    part = local_part(mesh, shapes["mixture"])
+
+    def placed(name: str, array: np.ndarray) -> Array:
+        def piece(index: tuple[slice, ...]) -> np.ndarray:
+            first, last, _ = index[0].indices(shapes[name][0])
+            start, stop, _ = index[-1].indices(shapes[name][-1])
+            row, offset = part.rows.index(first), part.samples.start
+            return array[row : row + last - first, ..., start - offset : stop - offset]
+
+        return jax.make_array_from_callback(shapes[name], shardings[name], piece)
+
+    return {name: placed(name, array) for name, array in batch.items()}
 
 
 def spread(array: Shaped[np.ndarray, ...], sharding: NamedSharding) -> Shaped[Array, ...]:
@@ -164,7 +234,10 @@ def _filled(sizes: Mapping[str, int], num_devices: int) -> tuple[int, ...]:
         shape[shape.index(-1)] = num_devices // known
     if math.prod(shape) != num_devices:
         needed = f"a multiple of {known} devices" if -1 in shape else f"{known} devices"
-        raise InputError(f"mesh is {said}, which takes {needed}, but there are {num_devices}")
+        sizes = ", ".join(str(size) for size in range(1, num_devices + 1) if num_devices % size == 0)
+        raise InputError(
+            f"mesh is {said}, which takes {needed}, but there are {num_devices}: sizes that divide them are {sizes}"
+        )
     return tuple(shape)
 
 
@@ -172,7 +245,7 @@ def _spec(shape: tuple[int, ...], axes: tuple[str | None, ...], parts: int) -> P
     if parts > 1:
         for name in _CUT_FIRST:
             if name in axes and shape[axes.index(name)] % parts == 0:
-                return PartitionSpec(*("fsdp" if axis == name else None for axis in axes))
+                return PartitionSpec(*(_STATE if axis == name else None for axis in axes))
     return PartitionSpec()
 
 

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import Any
 
 import jax
 from jax.sharding import Mesh
 
 from wroformer_jax import sources
-from wroformer_jax.config import ModelConfig
+from wroformer_jax.config import MEMORY_FIELDS, ModelConfig
 from wroformer_jax.distillation import check_teacher
 from wroformer_jax.errors import InputError
 from wroformer_jax.model import Params, RoFormer
@@ -18,7 +19,7 @@ from wroformer_jax.train_step import Teacher
 from wroformer_jax.training_config import TrainingConfig
 
 # How a model is computed, not what its parameters are.
-_FREE = ("dtype", "remat", "zero_dc")
+_FREE = ("dtype", "zero_dc", *MEMORY_FIELDS)
 # What windowed sinks change in a full-attention model.
 _MADE = ("time_mixer", "window", "num_sinks")
 
@@ -31,7 +32,7 @@ def starting_params(config: TrainingConfig) -> Params | None:
     """
     if not config.init:
         return None
-    there, params, _ = sources.read(config.init)
+    there, params, _ = _read("init", config.init)
     check_init(there, config)
     if _gets_windows(there, config.model):
         window, num_sinks = config.model.window, config.model.num_sinks
@@ -67,11 +68,19 @@ def frozen_teacher(config: TrainingConfig, mesh: Mesh) -> Teacher | None:
             f"teacher_seconds is {config.teacher_seconds}, which is {config.teacher_samples} samples in whole hops: "
             f"the teacher needs an STFT window, {config.model.stft_n_fft} samples, at least"
         )
-    there, params, _ = sources.read(config.teacher)
+    there, params, _ = _read("teacher", config.teacher)
     check_teacher(there, config.model)
-    model = RoFormer(dataclasses.replace(there, dtype=config.model.dtype, remat="none"))
+    memory = {"remat": "none", "places_at_once": config.model.places_at_once}
+    model = RoFormer(dataclasses.replace(there, dtype=config.model.dtype, **memory))
     return Teacher(model, jax.tree.map(spread, params, param_shardings(model, mesh)))
 
 
+def _read(field: str, source: str) -> Any:
+    try:
+        return sources.read(source)
+    except InputError as error:
+        raise InputError(f"{field}: {error}") from error
+
+
 def _gets_windows(there: ModelConfig, wanted: ModelConfig) -> bool:
-    return there.time_mixer == "full" and not there.num_sinks and wanted.time_mixer == "windowed_sink"
+    return there.time_mixer != "windowed_sink" and not there.num_sinks and wanted.time_mixer == "windowed_sink"

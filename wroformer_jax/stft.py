@@ -13,6 +13,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
+from wroformer_jax.time_axis import WHOLE, Count
+
 
 def stft(
     audio: Float[Array | np.ndarray, "*batch sample"], *, n_fft: int, hop_length: int, win_length: int
@@ -31,11 +33,17 @@ def stft(
     Returns:
       The real and the imaginary part, 1 + samples // hop_length frames each.
     """
-    margin = n_fft // 2
-    padding = [(0, 0)] * (audio.ndim - 1) + [(margin, margin)]
-    frames = _frame(jnp.pad(audio, padding, mode="reflect"), n_fft, hop_length)
-    spectrum = jnp.fft.rfft(frames * jnp.asarray(hann_window(win_length, n_fft)))
-    return spectrum.real, spectrum.imag
+    surrounded = WHOLE.surrounded(jnp.asarray(audio), n_fft // 2)
+    return spectrum(surrounded, n_fft=n_fft, hop_length=hop_length, win_length=win_length)
+
+
+def spectrum(
+    surrounded: Float[Array, "*batch sample"], *, n_fft: int, hop_length: int, win_length: int
+) -> tuple[Float[Array, "*batch frame bin"], Float[Array, "*batch frame bin"]]:
+    """`stft` of audio that has half a frame more on each side already: of every whole frame in it."""
+    frames = frame(surrounded, n_fft, hop_length)
+    bins = jnp.fft.rfft(frames * jnp.asarray(hann_window(win_length, n_fft)))
+    return bins.real, bins.imag
 
 
 def inverse_stft(
@@ -58,13 +66,25 @@ def inverse_stft(
       win_length: length of the periodic Hann window in samples, centred in the frame.
     """
     num_frames = real.shape[-2]
-    window = hann_window(win_length, n_fft)
-    # What the transform of a real signal cannot hold, torch's inverse ignores too: Im of bin 0 and of the Nyquist bin.
-    frames = jnp.fft.irfft(real + 1j * imag, n=n_fft) * jnp.asarray(window)
+    sizes = {"n_fft": n_fft, "hop_length": hop_length, "win_length": win_length}
+    signal = overlapped(real, imag, **sizes)
+    envelope = window_envelope(signal.shape[-1] // hop_length, 0, num_frames, **sizes)
     margin, length = n_fft // 2, hop_length * (num_frames - 1)
-    signal = _overlap_add(frames, hop_length)[..., margin : margin + length]
-    envelope = _window_envelope(window, num_frames, hop_length)[margin : margin + length]
-    return signal / envelope
+    return signal[..., margin : margin + length] / envelope[margin : margin + length]
+
+
+def overlapped(
+    real: Float[Array, "*batch frame bin"],
+    imag: Float[Array, "*batch frame bin"],
+    *,
+    n_fft: int,
+    hop_length: int,
+    win_length: int,
+) -> Float[Array, "*batch sample"]:
+    """The overlap-add of `inverse_stft` before it is normalised, from half a frame before the first frame's centre."""
+    # What the transform of a real signal cannot hold, torch's inverse ignores too: Im of bin 0 and of the Nyquist bin.
+    frames = jnp.fft.irfft(real + 1j * imag, n=n_fft) * jnp.asarray(hann_window(win_length, n_fft))
+    return overlap_add(frames, hop_length)
 
 
 @functools.cache
@@ -78,7 +98,7 @@ def hann_window(win_length: int, n_fft: int) -> Float[np.ndarray, " n_fft"]:
     return np.pad(window, (left, n_fft - win_length - left))
 
 
-def _frame(signal: Float[Array, "*batch sample"], n_fft: int, hop: int) -> Float[Array, "*batch frame n_fft"]:
+def frame(signal: Float[Array, "*batch sample"], n_fft: int, hop: int) -> Float[Array, "*batch frame n_fft"]:
     """Every whole frame of `n_fft` samples, `hop` apart."""
     num_frames = 1 + (signal.shape[-1] - n_fft) // hop
     shifts = -(-n_fft // hop)
@@ -91,8 +111,18 @@ def _frame(signal: Float[Array, "*batch sample"], n_fft: int, hop: int) -> Float
     return jnp.concatenate(shifted, axis=-1)[..., :n_fft]
 
 
-def _overlap_add(frames: Float[Array, "*batch frame n_fft"], hop: int) -> Float[Array, "*batch sample"]:
-    """The transpose of `_frame`: sums frames, `hop` apart, into (frames - 1 + ceil(n_fft / hop)) * hop samples."""
+def pieces_of_frames(
+    surrounded: Float[Array, "*batch sample"], count: int, frames: int, n_fft: int, hop: int
+) -> Float[Array, "*batch piece piece_sample"]:
+    """The samples that `count` pieces of `frames` frames each need; behind the end of the audio they are zero."""
+    size, step = (frames - 1) * hop + n_fft, frames * hop
+    missing = size + (count - 1) * step - surrounded.shape[-1]
+    surrounded = jnp.pad(surrounded, [(0, 0)] * (surrounded.ndim - 1) + [(0, max(0, missing))])
+    return frame(surrounded, size, step)[..., :count, :]
+
+
+def overlap_add(frames: Float[Array, "*batch frame n_fft"], hop: int) -> Float[Array, "*batch sample"]:
+    """The transpose of `frame`: sums frames, `hop` apart, into (frames - 1 + ceil(n_fft / hop)) * hop samples."""
     *batch, num_frames, n_fft = frames.shape
     shifts = -(-n_fft // hop)
     frames = jnp.pad(frames, [(0, 0)] * (frames.ndim - 1) + [(0, shifts * hop - n_fft)])
@@ -104,11 +134,23 @@ def _overlap_add(frames: Float[Array, "*batch frame n_fft"], hop: int) -> Float[
     return blocks.reshape(*batch, (num_frames + shifts - 1) * hop)
 
 
-def _window_envelope(window: Float[np.ndarray, " n_fft"], num_frames: int, hop: int) -> Float[Array, " sample"]:
-    """Overlap-added squared window, computed on the device: a constant as long as the audio would bloat the program."""
-    shifts = -(-len(window) // hop)
-    pieces = np.pad(window.astype(np.float32) ** 2, (0, shifts * hop - len(window))).reshape(shifts, hop)
-    frame_of_piece = jnp.arange(num_frames + shifts - 1)[:, None] - jnp.arange(shifts)
-    present = (frame_of_piece >= 0) & (frame_of_piece < num_frames)
+def window_envelope(
+    num_blocks: int, first: Count, end: Count, *, n_fft: int, hop_length: int, win_length: int
+) -> Float[Array, " sample"]:
+    """Overlap-added squared window, computed on the device: a constant as long as the audio would bloat the program.
+
+    Args:
+      num_blocks: length of the result in hops; it begins with frame 0.
+      first: number of the first frame that there is; frames before 0 reach into the result, too.
+      end: number behind the last frame that there is.
+      n_fft: length of a frame in samples.
+      hop_length: samples from one frame to the next.
+      win_length: length of the periodic Hann window in samples, centred in the frame.
+    """
+    shifts = -(-n_fft // hop_length)
+    squares = hann_window(win_length, n_fft) ** 2
+    pieces = np.pad(squares, (0, shifts * hop_length - n_fft)).reshape(shifts, hop_length)
+    frame_of_piece = jnp.arange(num_blocks)[:, None] - jnp.arange(shifts)
+    present = (frame_of_piece >= first) & (frame_of_piece < end)
     blocks = sum(present[:, i, None] * jnp.asarray(pieces[i]) for i in range(shifts))
     return blocks.reshape(-1)

@@ -289,7 +289,7 @@ def add_windowed_sinks(
     """
     if seed < 0:
         raise InputError(f"seed is {seed}, expected a whole number of at least 0")
-    if config.time_mixer != "full" or config.num_sinks:
+    if config.time_mixer == "windowed_sink" or config.num_sinks:
         raise InputError(
             f"the checkpoint has windowed attention (window {config.window}) or {config.num_sinks} sinks already: "
             "window and sinks can be given for a full-attention model only"

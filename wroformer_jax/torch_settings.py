@@ -106,7 +106,7 @@ def public_yaml(config: ModelConfig) -> str:
     else:
         del fields["num_bands"], fields["sample_rate"]
         fields["freqs_per_bands"] = list(config.freqs_per_bands)
-    if config.time_mixer == "full":
+    if config.time_mixer != "windowed_sink":
         del fields["wsa_window_len"], fields["n_wsa_sinks"]
     model = fields | {
         "stereo": config.channels == 2,

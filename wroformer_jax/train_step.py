@@ -6,6 +6,8 @@ model's masks and the teacher's.
 
 from __future__ import annotations
 
+import functools
+import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -15,11 +17,22 @@ import optax
 from jax.sharding import Mesh
 from jaxtyping import Array, Float, Int
 
+from wroformer_jax.context_parallel import cut_time, padded_samples
 from wroformer_jax.distillation import Masks, compared_frames, mask_distance, teacher_masks
 from wroformer_jax.losses import l1, multi_resolution_stft_loss
 from wroformer_jax.model import Params, RoFormer, abstract_params, init_params
 from wroformer_jax.optimizer import make_optimizer, schedule, trained_mask
-from wroformer_jax.sharding import batch_sharding, gathered, mirrored_shardings, param_shardings, replicated, spread
+from wroformer_jax.sharding import (
+    batch_shardings,
+    gathered,
+    mirrored_shardings,
+    num_time_parts,
+    over_examples_and_time,
+    param_shardings,
+    replicated,
+    spread,
+)
+from wroformer_jax.time_axis import TimeAxis
 from wroformer_jax.training_config import TrainingConfig
 
 Batch = dict[str, Float[Array, "batch *stem channel sample"]]
@@ -28,7 +41,8 @@ Metrics = dict[str, Float[Array, ""] | Int[Array, ""]]
 # A young average follows quickly: its decay is at most (1 + step) / (_EMA_WARMUP + step).
 _EMA_WARMUP = 10.0
 
-_TINY = 1e-10  # energy, so that the SDR of silence is finite
+_TINY = 1e-10  # so that ratios are finite
+_SILENT = 1e-8  # mean square, -80 dB of full scale
 
 
 class TrainState(NamedTuple):
@@ -88,12 +102,42 @@ def abstract_state(config: TrainingConfig, mesh: Mesh) -> TrainState:
     )
 
 
+def time_of(config: TrainingConfig, mesh: Mesh) -> TimeAxis:
+    """How the examples' time lies on the mesh: whole, or cut over devices.
+
+    Raises:
+      InputError: it cannot be cut over so many.
+    """
+    multiple = config.loss_hop
+    if config.loss_weights["masks"]:  # a part is made of whole windows of the teacher
+        multiple = math.lcm(multiple, config.teacher_samples)
+    longest, parts = max(config.loss_windows), num_time_parts(mesh)
+    return cut_time(config.model, config.crop_samples, parts, multiple=multiple, longest_window=longest)
+
+
+def batch_shapes(config: TrainingConfig, mesh: Mesh) -> dict[str, tuple[int, ...]]:
+    """Shapes of the arrays of a batch, all devices together. Where time is cut, its end is padding."""
+    samples = padded_samples(time_of(config, mesh), config.crop_samples)
+    mixture = (config.batch_size, config.model.channels, samples)
+    return {"mixture": mixture, "targets": (mixture[0], config.model.num_stems, *mixture[1:])}
+
+
+def abstract_batch(config: TrainingConfig, mesh: Mesh) -> dict[str, jax.ShapeDtypeStruct]:
+    """Shapes, dtypes and shardings of a batch."""
+    shardings = batch_shardings(mesh)
+    return {
+        name: jax.ShapeDtypeStruct(shape, jnp.float32, sharding=shardings[name])
+        for name, shape in batch_shapes(config, mesh).items()
+    }
+
+
 def make_train_step(config: TrainingConfig, mesh: Mesh, teacher: Teacher | None = None) -> TrainStep:
     """The jitted step. The state given to it is donated: use it no more.
 
     The batch has "mixture", (batch, channel, sample), and "targets", (batch, stem, channel, sample), on the mesh (see
     `sharding.to_global`). Metrics: "loss" and its parts by name, "sdr" (dB, the mean over the batch's examples and
-    stems), "gradient_norm" (before clipping), "learning_rate", "skipped" and "skipped_in_a_row".
+    stems whose target is not silent), "gradient_norm" (before clipping), "learning_rate", "skipped" and
+    "skipped_in_a_row".
 
     Args:
       config: the settings.
@@ -102,7 +146,7 @@ def make_train_step(config: TrainingConfig, mesh: Mesh, teacher: Teacher | None 
     """
     step = jax.jit(
         build_train_step(config, mesh, teacher.model if teacher else None),
-        in_shardings=(state_shardings(config, mesh), batch_sharding(mesh), None),
+        in_shardings=(state_shardings(config, mesh), batch_shardings(mesh), None),
         out_shardings=(state_shardings(config, mesh), replicated(mesh)),
         donate_argnums=0,
     )
@@ -195,32 +239,51 @@ def _start(config: TrainingConfig, params: Params) -> TrainState:
 
 def _loss(config: TrainingConfig, mesh: Mesh, teacher: RoFormer | None) -> Callable:
     """(parameters, batch, parameters of the teacher) to (loss, its parts and the SDR)."""
-    model, weights = RoFormer(config.model), config.loss_weights
+    time = time_of(config, mesh)
+    local = functools.partial(_local_loss, config, teacher, time)
+    if not time.is_whole:
+        local = over_examples_and_time(local, mesh)
 
     def loss_of(params: Params, batch: Batch, teacher_params: Params | None) -> tuple[Array, Metrics]:
-        mixture = batch["mixture"]
-        params, teacher_params = gathered(params, mesh), gathered(teacher_params, mesh)
-        estimate, *masks = model.apply({"params": params}, mixture, method="stems_and_masks")
-        target = batch["targets"][..., : estimate.shape[-1]]
-        parts = {
-            "l1": l1(estimate, target),
-            "stft": multi_resolution_stft_loss(
-                estimate,
-                target,
-                stft_n_fft=config.model.stft_n_fft,
-                windows=config.loss_windows,
-                hop=config.loss_hop,
-            ),
-        }
-        if teacher is not None:
-            window = config.teacher_samples
-            theirs = teacher_masks(teacher, teacher_params, mixture, window_samples=window)
-            counts = compared_frames(config.model, mixture.shape[-1], window)
-            parts["masks"] = mask_distance(Masks(*masks), theirs, counts)
-        loss = sum(weights[name] * value for name, value in parts.items())
-        return loss, {**parts, "sdr": _mean_sdr(target, jax.lax.stop_gradient(estimate))}
+        loss, parts = local(gathered(params, mesh), dict(batch), gathered(teacher_params, mesh))
+        decibels, heard = parts.pop("decibels"), parts.pop("heard")
+        return loss, {**parts, "sdr": decibels / jnp.maximum(heard, _TINY)}
 
     return loss_of
+
+
+def _local_loss(
+    config: TrainingConfig,
+    teacher: RoFormer | None,
+    time: TimeAxis,
+    params: Params,
+    batch: Batch,
+    teacher_params: Params | None,
+) -> tuple[Array, Metrics]:
+    """The loss of the examples at hand, over all of time, its parts, and what the SDR is made of."""
+    model, weights, mixture = RoFormer(config.model, time), config.loss_weights, batch["mixture"]
+    estimate, *masks = model.apply({"params": params}, mixture, method="stems_and_masks")
+    target = batch["targets"][..., : estimate.shape[-1]]
+    parts = {
+        "l1": l1(estimate, target, time=time),
+        "stft": multi_resolution_stft_loss(
+            estimate,
+            target,
+            stft_n_fft=config.model.stft_n_fft,
+            windows=config.loss_windows,
+            hop=config.loss_hop,
+            time=time,
+            # A place of the residual stream is `dim` values.
+            values_at_once=config.model.places_at_once * config.model.dim // (target.shape[1] * target.shape[2]),
+        ),
+    }
+    if teacher is not None:
+        window = config.teacher_samples
+        theirs = teacher_masks(teacher, teacher_params, mixture, window_samples=window, time=time)
+        counts = compared_frames(config.model, mixture.shape[-1], window, time=time)
+        parts["masks"] = mask_distance(Masks(*masks), theirs, counts, time=time)
+    loss = sum(weights[name] * value for name, value in parts.items())
+    return loss, {**parts, **_decibels(target, jax.lax.stop_gradient(estimate), time)}
 
 
 def _trained_norm(config: TrainingConfig, gradients: Params) -> Float[Array, ""]:
@@ -237,9 +300,19 @@ def _averaged(config: TrainingConfig, ema: Params | None, params: Params, step: 
     return jax.tree.map(lambda mean, new: mean + (1.0 - decay) * (new - mean), ema, params)
 
 
-def _mean_sdr(
-    target: Float[Array, "batch stem channel sample"], estimate: Float[Array, "batch stem channel sample"]
-) -> Float[Array, ""]:
-    signal = jnp.sum(target * target, axis=(-2, -1)) + _TINY
-    noise = jnp.sum(jnp.square(target - estimate), axis=(-2, -1)) + _TINY
-    return jnp.mean(10.0 * jnp.log10(signal / noise))
+def _decibels(
+    target: Float[Array, "batch stem channel sample"],
+    estimate: Float[Array, "batch stem channel sample"],
+    time: TimeAxis,
+) -> Metrics:
+    """The SDR in the mean over examples and stems, 0 for silent targets, and the part of them that are not silent.
+
+    A silent target has no SDR, and what stands for one would drown the others in the mean.
+    """
+    samples = target.shape[-1]
+    there = 1.0 if time.is_whole else jnp.arange(samples) < time.samples_left(samples)
+    signal = time.total(jnp.sum(target * target * there, axis=(-2, -1)))
+    noise = time.total(jnp.sum(jnp.square(target - estimate) * there, axis=(-2, -1))) + _TINY
+    heard = signal > _SILENT * target.shape[-2] * time.num_samples(samples)
+    decibels = jnp.where(heard, 10.0 * jnp.log10(jnp.where(heard, signal, 1.0) / noise), 0.0)
+    return {"decibels": jnp.mean(decibels), "heard": jnp.mean(heard.astype(jnp.float32))}

@@ -26,7 +26,7 @@ from jax.sharding import Mesh
 from wroformer_jax.bands import band_layout
 from wroformer_jax.checkpoint import saved_steps
 from wroformer_jax.data.buckets import Place, is_remote, place
-from wroformer_jax.data.loading import Batches, batches
+from wroformer_jax.data.loading import Batches, Share, batches
 from wroformer_jax.errors import InputError
 from wroformer_jax.evaluate import Estimates, WholeSong
 from wroformer_jax.excerpts import SONGS, Excerpt, excerpt_of
@@ -36,11 +36,18 @@ from wroformer_jax.mirror import Mirror
 from wroformer_jax.model import Params, RoFormer, abstract_params
 from wroformer_jax.optimizer import make_optimizer
 from wroformer_jax.profiling import StepTrace
-from wroformer_jax.sharding import check_batch, make_mesh, to_global
+from wroformer_jax.sharding import check_batch, local_part, make_mesh, to_global
 from wroformer_jax.speed import work_of
 from wroformer_jax.starting_point import frozen_teacher, starting_params
 from wroformer_jax.torch_bridge import num_parameters
-from wroformer_jax.train_step import Teacher, TrainState, abstract_state, initial_state, make_train_step
+from wroformer_jax.train_step import (
+    Teacher,
+    TrainState,
+    abstract_state,
+    batch_shapes,
+    initial_state,
+    make_train_step,
+)
 from wroformer_jax.training_checkpoints import TrainingCheckpoints
 from wroformer_jax.training_config import TrainingConfig
 from wroformer_jax.training_data import TRAIN, Validation, loading_of, open_songs, synthesised_songs
@@ -80,10 +87,10 @@ def train(config: TrainingConfig, workdir: str | Path) -> dict[str, float]:
     make_optimizer(config, abstract_params(RoFormer(config.model)))
     mesh = make_mesh(config.mesh)
     check_batch(config.batch_size, mesh, accumulate=config.accumulate)
-    share = {"process_index": jax.process_index(), "process_count": jax.process_count()}
+    share = together(lambda: _share(config, mesh))
     songs = together(lambda: open_songs(config)) if config.data else None
     if songs:  # stems that there are not are refused before the claim, too
-        together(lambda: batches(songs, TRAIN, loading_of(config), **share).close())
+        together(lambda: batches(songs, TRAIN, loading_of(config), share).close())
     workdir = together(lambda: place(workdir))  # only now: the songs are opened with listings that are remembered
     in_first(lambda: refuse_other(workdir, config))
     # A teacher or weights of another size are refused before the claim. A run that goes on needs no weights.
@@ -105,7 +112,7 @@ def train(config: TrainingConfig, workdir: str | Path) -> dict[str, float]:
             TrainingCheckpoints(workdir, config.model, max_to_keep=config.keep_checkpoints)
         )
         songs = songs or synthesised_songs(config, workdir)
-        loader = stack.enter_context(batches(songs, TRAIN, loading_of(config), **share))
+        loader = stack.enter_context(batches(songs, TRAIN, loading_of(config), share))
         start = _restored(config, mesh, checkpoints, loader, init)
         del init  # the state has them
         step = int(start.state.step)
@@ -117,6 +124,12 @@ def train(config: TrainingConfig, workdir: str | Path) -> dict[str, float]:
             config, mesh, teacher, loader, validation, checkpoints, log, watch, preemption, workdir, folder, mirror
         )
         return run.finish(start.state)
+
+
+def _share(config: TrainingConfig, mesh: Mesh) -> Share:
+    """What this process loads of every batch."""
+    rows, samples = local_part(mesh, batch_shapes(config, mesh)["mixture"])
+    return Share(rows, samples.start, samples.stop)
 
 
 class _Start(NamedTuple):
@@ -170,11 +183,12 @@ class _Run(NamedTuple):
         config, watch = self.config, self.watch
         train_step = make_train_step(config, self.mesh, self.teacher)
         first = int(state.step)
+        self._say("compiling the training step, which takes a minute or several")
         watch.begin(work_of(config, self.mesh, self.teacher.model.config if self.teacher else None))
         for step in range(first + 1, config.steps + 1):
             batch = self._next_batch()
             trace.begin(step, state)
-            state, metrics = train_step(state, to_global(batch, self.mesh))
+            state, metrics = train_step(state, to_global(batch, self.mesh, batch_shapes(config, self.mesh)))
             trace.end(step, metrics)
             watch.take(step, metrics, batch)
             if step == first + 1:

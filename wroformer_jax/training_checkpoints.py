@@ -18,7 +18,7 @@ from typing import Any
 import jax
 
 from wroformer_jax.checkpoint import COMMITTED, is_model_directory, read_model_json, write_model_json
-from wroformer_jax.config import ModelConfig
+from wroformer_jax.config import MEMORY_FIELDS, ModelConfig
 from wroformer_jax.data.buckets import Place, access, is_remote, place
 from wroformer_jax.errors import InputError
 from wroformer_jax.files import check_space, disk_errors_named
@@ -315,7 +315,7 @@ def _claim(workdir: Place, config: ModelConfig) -> None:
     there = read_model_json(workdir)[0].to_dict()
     for name, value in config.to_dict().items():
         # These decide how the model is computed, not what its parameters are.
-        if name not in ("dtype", "remat") and there[name] != value:
+        if name not in ("dtype", *MEMORY_FIELDS) and there[name] != value:
             raise InputError(
                 f"{workdir} holds the training of another model: its {name} is {there[name]!r}, not {value!r}; "
                 "choose another workdir"

@@ -8,6 +8,7 @@ from typing import Any
 import jax
 
 from wroformer_jax.checkpoint import is_model_directory
+from wroformer_jax.config import MEMORY_FIELDS
 from wroformer_jax.data.buckets import Place, access, is_remote, write_whole
 from wroformer_jax.errors import InputError
 from wroformer_jax.files import disk_errors_named
@@ -29,7 +30,10 @@ _FREE_TO_CHANGE = (
     "keep_checkpoints",
     "max_skipped",
     "profile_steps",
+    *(name for name in MEMORY_FIELDS if name != "stream_dtype"),
 )
+
+_LONGER = ": to train for longer, start a new run there from this one's weights (--config.init=THIS_WORKDIR)"
 
 
 def claim(workdir: Place, config: TrainingConfig) -> None:
@@ -100,5 +104,5 @@ def _check_same(workdir: Place, there: dict[str, Any], here: dict[str, Any], pre
         elif there[name] != value:
             raise InputError(
                 f"{workdir} holds a run with {prefix}{name} = {there[name]!r}, not {value!r}: set it back to go on "
-                "with that run, or choose another workdir"
+                f"with that run, or choose another workdir{_LONGER if name == 'steps' else ''}"
             )

@@ -8,7 +8,7 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from wroformer_jax.commands.shared import EXIT_OK, add_verbose, print_out
+from wroformer_jax.commands.shared import EXIT_OK, Row, add_verbose, aligned, print_out
 
 if TYPE_CHECKING:
     from wroformer_jax.config import ModelConfig
@@ -23,8 +23,6 @@ _ROWS = 20  # of the curve
 _BARS = "▁▂▃▄▅▆▇█"
 _SPARKS = 60  # characters of a sparkline
 _SECONDS = 8  # of audio, for the compute: what papers give it for
-
-Row = Sequence[str]
 
 
 def add_to(commands: Any) -> None:
@@ -98,7 +96,7 @@ def _parameters(arrays: Sequence[Parameter]) -> str:
             line = row(name, str(array.shape), array.dtype, [array])
             rows.append(line if array.trained else (*line[:3], "constant", ""))
     rows.append(row("total", "", "", arrays))
-    return _aligned(rows, left=3)
+    return aligned(rows, left=3)
 
 
 def _compute(config: ModelConfig) -> str:
@@ -111,8 +109,8 @@ def _compute(config: ModelConfig) -> str:
     rows: list[Row] = [(f"COMPUTE OF {_SECONDS} s, FORWARD", "GFLOP", "SHARE")]
     rows += [(name, f"{number / 1e9:,.1f}", f"{number / total:.1%}") for name, number in flops.items()]
     rows.append(("total", f"{total / 1e9:,.1f}", "100.0%"))
-    table = _aligned(rows)
-    if config.time_mixer == "full":
+    table = aligned(rows)
+    if config.time_mixer != "windowed_sink":
         return table
     frames = _frames(config)
     ours = published_score_entries(config, frames)
@@ -121,7 +119,7 @@ def _compute(config: ModelConfig) -> str:
 
 
 def _settings(title: str, fields: Mapping[str, Any]) -> str:
-    return _aligned([(title, ""), *_flat(fields)], left=2)
+    return aligned([(title, ""), *_flat(fields)], left=2)
 
 
 def _checkpoints(found: Inspection) -> str:
@@ -135,14 +133,14 @@ def _checkpoints(found: Inspection) -> str:
         score = "-" if step.score is None else f"{step.score:.2f} dB"
         marks = [mark for mark, name in (("newest", found.newest), ("best", found.best)) if name == step.name]
         rows.append((step.name, when, f"{step.num_bytes / 1e6:,.1f}", score, step.problem or ", ".join(marks)))
-    return _aligned(rows, left=2, last_left=True)
+    return aligned(rows, left=2, last_left=True)
 
 
 def _curve(found: Inspection) -> str:
     loss, sdr = found.curve("train", "loss"), found.curve("validation", "usdr")
     if not loss and not sdr:
         return "CURVE\nno step is logged yet"
-    lines = [_aligned(_curve_rows(loss, sdr)), ""]
+    lines = [aligned(_curve_rows(loss, sdr)), ""]
     for name, curve, unit in (("loss", loss, ""), ("uSDR", sdr, " dB")):
         if curve:
             (_, first), (_, last) = curve[0], curve[-1]
@@ -193,25 +191,6 @@ def _flat(fields: Mapping[str, Any], prefix: str = "") -> list[Row]:
     for name, value in fields.items():
         rows += _flat(value, f"{prefix}{name}.") if isinstance(value, Mapping) else [(prefix + name, json.dumps(value))]
     return rows
-
-
-def _aligned(rows: Sequence[Row], *, left: int = 1, last_left: bool = False) -> str:
-    """Columns with two spaces between them; numbers stand right.
-
-    Args:
-      rows: of equal length, the headings first.
-      left: how many of the first columns stand left.
-      last_left: whether the last one does, too.
-    """
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    stand_left = [i < left or (last_left and i == len(widths) - 1) for i in range(len(widths))]
-    return "\n".join(
-        "  ".join(
-            cell.ljust(width) if is_left else cell.rjust(width)
-            for cell, width, is_left in zip(row, widths, stand_left, strict=True)
-        ).rstrip()
-        for row in rows
-    )
 
 
 def _or_null(value: Any) -> Any:

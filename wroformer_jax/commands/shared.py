@@ -17,6 +17,8 @@ from wroformer_jax.errors import InputError
 if TYPE_CHECKING:
     from wroformer_jax.config import ModelConfig
 
+Row = Sequence[str]  # of a table
+
 EXIT_OK, EXIT_SOME_FAILED, EXIT_UNUSABLE, EXIT_INTERRUPTED = 0, 1, 2, 130
 
 
@@ -94,3 +96,22 @@ def print_out(text: str) -> None:
 
 def say(message: str) -> None:
     print(message, file=sys.stderr, flush=True)
+
+
+def aligned(rows: Sequence[Row], *, left: int = 1, last_left: bool = False) -> str:
+    """Columns with two spaces between them; numbers stand right.
+
+    Args:
+      rows: of equal length, the headings first.
+      left: how many of the first columns stand left.
+      last_left: whether the last one does, too.
+    """
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    stand_left = [i < left or (last_left and i == len(widths) - 1) for i in range(len(widths))]
+    return "\n".join(
+        "  ".join(
+            cell.ljust(width) if is_left else cell.rjust(width)
+            for cell, width, is_left in zip(row, widths, stand_left, strict=True)
+        ).rstrip()
+        for row in rows
+    )

@@ -155,35 +155,48 @@ class Examples:
         places = self._places(song, rng)
         return tuple(self._crops(stem, places.get(stem), changes[stem], rng) for stem in self.stems)
 
-    def render(self, recipes: Sequence[Recipe]) -> Batch:
-        """Reads and mixes examples.
+    def render(self, recipes: Sequence[Recipe], start: int = 0, stop: int | None = None) -> Batch:
+        """Reads and mixes examples, or a stretch of time of each: the same samples, and only these are read.
+
+        Args:
+          recipes: of the examples.
+          start: first sample of the stretch, from 0.
+          stop: the sample after its last one; there is silence from the end of the example on. None means that end.
 
         Returns:
-          "mixture" (batch, channel, sample) and "targets" (batch, target, channel, sample); the mixture is the sum
-          of its stems.
+          "mixture" (batch, channel, sample) and "targets" (batch, target, channel, sample), each of the `stop - start`
+          samples; the mixture is the sum of its stems.
 
         Raises:
           InputError: a damaged record.
         """
-        shape = (self._channels, self._crop_samples)
+        stop = self._crop_samples if stop is None else stop
+        end = min(stop, self._crop_samples)  # of what can sound
+        shape = (self._channels, stop - start)
         mixture = np.zeros((len(recipes), *shape), np.float32)
         targets = np.zeros((len(recipes), len(self._parts), *shape), np.float32)
-        for row, recipe in enumerate(recipes):
+        for row, recipe in enumerate(recipes if start < end else ()):
+            sums = mixture[row, :, : end - start], targets[row, :, :, : end - start]
             for stem, crops in zip(self.stems, recipe, strict=True):
                 if crops:
-                    _add(self._render_stem(stem, crops), stem, mixture[row], targets[row], self._parts)
+                    _add(self._render_stem(stem, crops, start, end), stem, *sums, self._parts)
         return {"mixture": mixture, "targets": targets}
 
-    def _render_stem(self, stem: str, crops: Sequence[Crop]) -> Float32[np.ndarray, "channel sample"]:
-        parts = (apply_change(self._read_crop(stem, crop), crop.change) for crop in crops)
+    def _render_stem(
+        self, stem: str, crops: Sequence[Crop], start: int, stop: int
+    ) -> Float32[np.ndarray, "channel sample"]:
+        parts = (apply_change(self._read_crop(stem, crop, start, stop), crop.change) for crop in crops)
         total = next(parts)
         for part in parts:
             total = total + part
         return total
 
-    def _read_crop(self, stem: str, crop: Crop) -> Float32[np.ndarray, "channel sample"]:
-        song, stop = self._songs[crop.song], crop.start + self._crop_samples
-        return _read(self._record_set, song, stem, crop.start, stop, self._channels)
+    def _read_crop(self, stem: str, crop: Crop, start: int, stop: int) -> Float32[np.ndarray, "channel sample"]:
+        """What is heard of a crop from `start` to `stop`, still to be changed."""
+        if crop.change.invert_time:  # what is heard last is stored first
+            start, stop = self._crop_samples - stop, self._crop_samples - start
+        song = self._songs[crop.song]
+        return _read(self._record_set, song, stem, crop.start + start, crop.start + stop, self._channels)
 
     def _places(self, song: int, rng: np.random.Generator) -> dict[str, tuple[int, int]]:
         """(song, start) of the stems of an example that `song` takes part in; a stem may have none."""

@@ -1,13 +1,16 @@
-"""Batches of augmented crops of a prepared set: sharded by process, shuffled by seed, and resumed exactly.
+"""Batches of augmented crops of a prepared set: shared by processes, shuffled by seed, and resumed exactly.
 
-Every batch is a pure function of the set, the settings and its number, whatever the number of workers and of
-processes: example n of the endless shuffled sequence is drawn from (seed, n), and batch b is made of the examples
-b * batch_size to (b + 1) * batch_size - 1. So the number of the next batch is all the state there is.
+Every batch is a pure function of the set, the settings and its number, whatever the number of workers and however
+processes share it: example n of the endless shuffled sequence is drawn from (seed, n), and batch b is made of the
+examples b * batch_size to (b + 1) * batch_size - 1. So the number of the next batch is all the state there is. A
+process reads and mixes its `Share` only: some of the rows, and of each a stretch of time.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import functools
+import math
 import multiprocessing
 import os
 import shutil
@@ -23,7 +26,7 @@ from typing import Any
 import numpy as np
 
 from wroformer_jax.data.augment import Augmentation
-from wroformer_jax.data.crops import Batch, Examples
+from wroformer_jax.data.crops import Batch, Examples, Recipe
 from wroformer_jax.data.record_set import RecordSet
 from wroformer_jax.errors import InputError
 
@@ -52,10 +55,7 @@ class Loading:
 
     def __post_init__(self) -> None:
         for name, least, most in _WHOLE_NUMBERS:
-            value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, int) or not least <= value <= most:
-                bounds = f"of at least {least}" if most == float("inf") else f"from {least} to {most}"
-                raise InputError(f"{name} is {value!r}, expected a whole number {bounds}")
+            _check_whole_number(name, getattr(self, name), least, most)
         for name in ("targets", "stems"):
             value = getattr(self, name)
             if not isinstance(value, list | tuple) or not all(isinstance(stem, str) for stem in value):
@@ -74,54 +74,84 @@ class Loading:
 
 
 _WHOLE_NUMBERS = (
-    ("crop_samples", 1, float("inf")),
-    ("batch_size", 1, float("inf")),
+    ("crop_samples", 1, math.inf),
+    ("batch_size", 1, math.inf),
     ("channels", 1, 2),
     ("seed", 0, 2**32 - 1),
-    ("workers", 0, float("inf")),
-    ("prefetch", 1, float("inf")),
+    ("workers", 0, math.inf),
+    ("prefetch", 1, math.inf),
 )
 
 
-def batches(
-    record_set: RecordSet, split: str, loading: Loading, *, process_index: int = 0, process_count: int = 1
-) -> Batches:
-    """The endless batches of a split of a prepared set.
+def _check_whole_number(name: str, value: Any, least: int, most: float = math.inf) -> None:
+    if isinstance(value, bool) or not isinstance(value, int) or not least <= value <= most:
+        bounds = f"of at least {least}" if most == math.inf else f"from {least} to {most}"
+        raise InputError(f"{name} is {value!r}, expected a whole number {bounds}")
+
+
+@dataclasses.dataclass(frozen=True)
+class Share:
+    """What a process has of every batch: some of its rows, and of each of them a stretch of time.
+
+    Several processes may have the same rows, each another stretch of them, or the same of both.
+
+    Raises:
+      InputError: there are no such rows, or no such stretch.
+    """
+
+    rows: tuple[int, ...] | None = None  # numbers of the rows, from 0, ascending; None: all
+    start: int = 0  # first sample of the stretch, from 0
+    stop: int | None = None  # the sample after its last one, silence from the end of the example on; None: that end
+
+    def __post_init__(self) -> None:
+        if self.rows is not None:
+            for row in self.rows:
+                _check_whole_number("rows", row, 0)
+            if not self.rows or list(self.rows) != sorted(set(self.rows)):
+                raise InputError(f"rows is {self.rows!r}, expected numbers that ascend, at least one")
+        _check_whole_number("start", self.start, 0)
+        if self.stop is not None:
+            _check_whole_number("stop", self.stop, self.start + 1)
+
+
+_WHOLE = Share()
+
+
+def batches(record_set: RecordSet, split: str, loading: Loading, share: Share = _WHOLE) -> Batches:
+    """The endless batches of a split of a prepared set, or a share of each.
 
     Args:
       record_set: a prepared set.
       split: of the set.
       loading: the settings.
-      process_index: number of this process, from 0.
-      process_count: processes that share each batch: this one gets its part of the rows, which lie in a row.
+      share: what this process has of every batch.
 
     Raises:
-      InputError: no such split, stem or target, a batch size that the processes cannot share evenly, or a process that
-        is none of them.
+      InputError: no such split, stem or target, rows that a batch does not have, or a stretch that has no end and
+        begins behind the examples.
     """
-    if not 0 <= process_index < process_count:
-        raise InputError(f"process_index is {process_index}, expected a number from 0 to {process_count - 1}")
-    if loading.batch_size % process_count:
+    if share.rows and share.rows[-1] >= loading.batch_size:
+        raise InputError(f"rows has {share.rows[-1]}, expected numbers below batch_size, which is {loading.batch_size}")
+    if share.stop is None and share.start >= loading.crop_samples:
         raise InputError(
-            f"batch_size is {loading.batch_size}, which {process_count} processes cannot share evenly: "
-            f"expected a multiple of {process_count}"
+            f"start is {share.start}, expected a number below crop_samples, which is {loading.crop_samples}, "
+            "or a stop beyond it"
         )
-    return Batches(record_set, split, loading, process_index, process_count)
+    return Batches(record_set, split, loading, share)
 
 
 class Batches:
     """Batches: dicts of "mixture" (batch, channel, sample) and "targets" (batch, target, channel, sample).
 
-    The arrays are float32, full scale 1; the mixture is the sum of its stems. Workers start with the first batch that
-    is asked for; `close` ends them, and so does the end of this process, however it comes. Also a context manager.
+    Of rows and samples they have those of the share. The arrays are float32, full scale 1; the mixture is the sum of
+    its stems. Workers start with the first batch that is asked for; `close` ends them, and so does the end of this
+    process, however it comes. Also a context manager.
 
     Attributes:
       seconds_waited: time spent waiting for batches so far; the first one includes the start of the workers.
     """
 
-    def __init__(
-        self, record_set: RecordSet, split: str, loading: Loading, process_index: int, process_count: int
-    ) -> None:
+    def __init__(self, record_set: RecordSet, split: str, loading: Loading, share: Share) -> None:
         self._examples = Examples(
             record_set,
             split,
@@ -132,7 +162,8 @@ class Batches:
             augmentation=loading.augmentation,
         )
         self._loading = loading
-        self._process = (process_index, process_count)
+        self._share = share
+        self._stop = loading.crop_samples if share.stop is None else share.stop
         self._path = record_set.path
         settings = {name: value for name, value in loading.to_dict().items() if name not in _FREE_TO_CHANGE}
         self._identity = {"set": record_set.fingerprint, "split": split, **settings}
@@ -173,13 +204,13 @@ class Batches:
         return batch
 
     def get_state(self) -> dict[str, Any]:
-        """Where the iterator is, for `set_state` of one like it: a JSON-able dict, the same in every process."""
+        """Where the iterator is, for `set_state` of one like it: a JSON-able dict, the same for every share."""
         return {"batch": self._next, **self._identity}
 
     def set_state(self, state: Mapping[str, Any]) -> None:
         """Goes on with the batch after the last one that the iterator had given when it gave this state.
 
-        The numbers of workers, of prefetched batches and of processes may be others now.
+        The share and the numbers of workers and of prefetched batches may be others now.
 
         Raises:
           InputError: the state is of another set or of other settings, or it is damaged.
@@ -228,15 +259,16 @@ class Batches:
 
         if not flags.FLAGS.is_parsed():
             flags.FLAGS.mark_as_parsed()  # grain reads its settings there
-        loading, (index, count) = self._loading, self._process
+        loading, share = self._loading, self._share
         dataset = (
             grain.MapDataset.range(len(self._examples))
             .shuffle(seed=loading.seed)
             .repeat()
             .random_map(self._examples.draw, seed=loading.seed)
-            .batch(loading.batch_size // count, drop_remainder=True, batch_fn=list)
-            .slice(slice(self._next * count + index, None, count))
-            .map(self._examples.render)
+            .batch(loading.batch_size, drop_remainder=True, batch_fn=list)  # of recipes, which cost little
+            .slice(slice(self._next, None))
+            .map(functools.partial(_picked, share.rows))
+            .map(functools.partial(self._examples.render, start=share.start, stop=self._stop))
         )
         if loading.workers:
             dataset = dataset.to_iter_dataset(grain.ReadOptions(num_threads=0, prefetch_buffer_size=0))
@@ -255,10 +287,15 @@ class Batches:
         """Whether all batches under way do; a worker that finds none is killed. Containers often have 64 MB only."""
         if not os.path.isdir(_SHARED_MEMORY):
             return True
-        loading = self._loading
-        samples = loading.batch_size // self._process[1] * (1 + len(loading.targets)) * loading.crop_samples
+        loading, share = self._loading, self._share
+        rows = loading.batch_size if share.rows is None else len(share.rows)
+        samples = rows * (1 + len(loading.targets)) * (self._stop - share.start)
         under_way = loading.workers * (loading.prefetch + 1) + 1
         return 4 * loading.channels * samples * under_way < shutil.disk_usage(_SHARED_MEMORY).free
+
+
+def _picked(rows: tuple[int, ...] | None, recipes: list[Recipe]) -> list[Recipe]:
+    return recipes if rows is None else [recipes[row] for row in rows]
 
 
 def _fetch(iterator: Iterator[Batch]) -> Batch:

@@ -1,0 +1,50 @@
+"""Memory and time of separating a whole song in one pass, at the published size.
+
+    python benchmarks/whole_song.py
+
+Makes a checkpoint of random weights of the published size and a synthetic song, and separates it with
+`wroformer separate --chunk-seconds whole` in a process of its own. Half an hour on two cores.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import tempfile
+from pathlib import Path
+
+from processes import measure, wroformer
+from report import print_table, write_result
+from separation_memory import write_recording
+
+from wroformer_jax.checkpoint import save_model
+from wroformer_jax.config import ModelConfig
+from wroformer_jax.model import RoFormer, init_params
+
+LIMIT_GIB = 12
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--seconds", type=int, nargs="+", default=[60, 240], help="lengths of the songs")
+    args = parser.parse_args()
+    rows = []
+    with tempfile.TemporaryDirectory() as folder:
+        checkpoint = Path(folder) / "published_size"
+        config = ModelConfig()
+        save_model(checkpoint, config, init_params(RoFormer(config), 0))
+        for seconds in args.seconds:
+            song, output = Path(folder) / "song.wav", Path(folder) / f"stems_{seconds}"
+            write_recording(song, seconds)
+            measured = measure(
+                wroformer("separate", song, "--checkpoint", checkpoint, "--output", output, "--chunk-seconds", "whole")
+            )
+            rows.append({"audio s": seconds, **measured, "peak GiB": round(measured["peak MiB"] / 1024, 2)})
+            print(rows[-1], file=sys.stderr, flush=True)
+    print_table(rows)
+    write_result("whole_song", f"python {' '.join(sys.argv)}", rows)
+    return int(rows[-1]["peak GiB"] > LIMIT_GIB)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,54 @@
+"""The estimate of a step's time: what it adds up, and what makes it grow."""
+
+import dataclasses
+
+import pytest
+
+from wroformer_jax.config import ModelConfig
+from wroformer_jax.flops import forward_flops, num_frames
+from wroformer_jax.hardware import Hardware, hardware
+from wroformer_jax.roofline import Work, activation_bytes, forward_work, roofline, training_passes
+
+DEVICE = Hardware(bfloat16=100.0, float32=10.0, hbm=1e9, hbm_bandwidth=50.0, links=20.0)
+CONFIG = ModelConfig(band_scheme="band_split", dtype="bfloat16")
+SAMPLES = 8 * 44100
+
+
+def test_the_parts_their_largest_and_their_sum():
+    work = Work(bfloat16_flops=800.0, float32_flops=20.0, activation_bytes=100.0, parameter_bytes=25.0)
+    found = roofline(work, sent_bytes=10.0, device=DEVICE, num_devices=4)
+    assert (found.compute_seconds, found.memory_seconds, found.network_seconds) == (2.5, 1.0, 0.5)
+    assert (found.overlapped, found.serial, found.bound) == (2.5, 4.0, "compute")
+    assert (found.flops, found.hbm_bytes) == (205.0, 50.0)
+
+
+def test_a_forward_pass():
+    work = forward_work(CONFIG, SAMPLES, examples=3, num_parameters=1000)
+    frames = num_frames(CONFIG, SAMPLES)
+    assert (work.bfloat16_flops, work.float32_flops) == (3 * sum(forward_flops(CONFIG, frames).values()), 0)
+    assert work.activation_bytes == 3 * activation_bytes(CONFIG, frames)
+    assert work.parameter_bytes == 4000
+    wide = forward_work(dataclasses.replace(CONFIG, dtype="float32"), SAMPLES, 3, 1000)
+    assert (wide.bfloat16_flops, wide.float32_flops) == (0, work.bfloat16_flops)
+    assert work.activation_bytes < wide.activation_bytes < 2 * work.activation_bytes
+
+
+def test_works_add_up():
+    assert Work(1.0, 2.0, 3.0, 4.0) + Work(10.0, 20.0, 30.0, 40.0) == Work(11.0, 22.0, 33.0, 44.0)
+
+
+@pytest.mark.parametrize(("remat", "passes"), [("none", 3), ("dots", 3), ("block", 4)])
+def test_remat_computes_again(remat, passes):
+    assert training_passes(dataclasses.replace(CONFIG, remat=remat)) == passes
+
+
+def test_memory_traffic_is_linear_in_the_length():
+    assert activation_bytes(CONFIG, 16_000) / activation_bytes(CONFIG, 8_000) == pytest.approx(2, rel=1e-3)
+
+
+def test_devices_by_their_names():
+    assert hardware("cpu") is None
+    v5e = hardware("TPU v5 lite")
+    assert (v5e.bfloat16, v5e.hbm, v5e.hbm_bandwidth, v5e.links) == (197e12, 16 * 2**30, 819e9, 200e9)
+    assert hardware("TPU7x").bfloat16 == 2307e12 / 2  # a chip is two devices
+    assert hardware("NVIDIA H200").hbm == 141e9

@@ -1,0 +1,114 @@
+"""Run as a program by test_context_parallel.py: one example's time cut over eight virtual devices, or fewer.
+
+    python time_parts.py SETTINGS CASES FOLDER
+
+For each case ([parts, copies of the model, whether it learns from a teacher, FRAMES x BANDS at once]) a line of JSON,
+and its gradients, stems and features in FOLDER. Padding is loud, so that it would be heard.
+"""
+
+import dataclasses
+import json
+import sys
+from pathlib import Path
+
+import jax
+import numpy as np
+
+SETTINGS, CASES, FOLDER = sys.argv[1:]
+jax.config.update("jax_num_cpu_devices", 8)
+
+from jax.sharding import PartitionSpec  # noqa: E402
+
+from wroformer_jax.hlo import collectives  # noqa: E402
+from wroformer_jax.model import RoFormer, init_params  # noqa: E402
+from wroformer_jax.separation import separate  # noqa: E402
+from wroformer_jax.sharding import SAMPLES, make_mesh, replicated, to_global  # noqa: E402
+from wroformer_jax.train_step import batch_shapes, loss_and_gradients, time_of  # noqa: E402
+from wroformer_jax.training_config import TrainingConfig  # noqa: E402
+
+PADDING = 7.0
+
+
+def batch(config, mesh):
+    shapes, rng = batch_shapes(config, mesh), np.random.default_rng(0)
+    targets = 0.1 * rng.standard_normal((config.batch_size, 1, 2, config.crop_samples), dtype=np.float32)
+    mixture = targets[:, 0] + 0.1 * rng.standard_normal(targets[:, 0].shape, dtype=np.float32)
+    missing = shapes["mixture"][-1] - config.crop_samples
+    padded = {
+        name: np.pad(whole, [*[(0, 0)] * (whole.ndim - 1), (0, missing)], constant_values=PADDING)
+        for name, whole in (("targets", targets), ("mixture", mixture))
+    }
+    return to_global(padded, mesh, shapes)
+
+
+def features(config, mesh, params, mixture):
+    """Stems, and what the mask estimators see, with the sinks in front of every part."""
+    model = RoFormer(config.model, time_of(config, mesh))
+
+    def both(params, mixture):
+        x = model.apply({"params": params}, mixture, method="features", keep_sinks=True)
+        return model.apply({"params": params}, mixture), x
+
+    specs = PartitionSpec(None, None, None, SAMPLES), PartitionSpec(None, SAMPLES)
+    cut = jax.shard_map(
+        both,
+        mesh=mesh,
+        in_specs=(PartitionSpec(), PartitionSpec(None, None, SAMPLES)),
+        out_specs=specs,
+        check_vma=False,
+    )
+    stems, x = jax.jit(cut)(params, mixture)
+    parts = np.split(np.asarray(x), mesh.shape[SAMPLES], axis=1)
+    sinks, steps = config.model.num_sinks, parts[0].shape[1] - config.model.num_sinks - 1
+    # The last frame of a part is the first of the next.
+    frames = [part[:, sinks : sinks + steps] for part in parts[:-1]] + [parts[-1][:, sinks:]]
+    return {
+        "stems": np.asarray(stems)[..., : config.crop_samples],
+        "sinks": np.stack([part[:, :sinks] for part in parts]),
+        "frames": np.concatenate(frames, axis=1)[:, : 1 + config.crop_samples // config.model.stft_hop_length],
+    }
+
+
+def run(config):
+    sizes = list(config.mesh.values())
+    mesh = make_mesh(config.mesh, jax.devices()[: int(np.prod(sizes))])
+    params, given, teacher, teacher_params = init_params(RoFormer(config.model), 0), batch(config, mesh), None, None
+    if config.teacher:
+        teacher = RoFormer(dataclasses.replace(config.model, time_mixer="full", num_sinks=0))
+        teacher_params = init_params(teacher, 1)
+    step = jax.jit(loss_and_gradients(config, mesh, teacher)).lower(params, given, teacher_params).compile()
+    params, teacher_params = jax.device_put((params, teacher_params), replicated(mesh))
+    (loss, parts), gradients = jax.device_get(step(params, given, teacher_params))
+    sent = [one for one in collectives(step.as_text()) if one.kind == "collective-permute"]
+    assert all(one.is_exact for one in sent)
+    leaves = jax.tree_util.tree_leaves_with_path(gradients)
+    arrays = {jax.tree_util.keystr(path): leaf for path, leaf in leaves}
+    if not config.teacher and config.mesh["data"] == 1:
+        arrays |= features(config, mesh, params, given["mixture"])
+    if config.mesh["seq"] == len(jax.devices()):
+        # What a user gets who separates a recording in one pass where there are as many devices.
+        song = np.asarray(given["mixture"])[0, :, : config.crop_samples]
+        rate = config.model.sample_rate
+        arrays["one pass"] = separate(RoFormer(config.model), params, song, sample_rate=rate, chunk_seconds=None)[
+            "vocals"
+        ]
+    measured = {"loss": float(loss), **{name: float(value) for name, value in parts.items()}}
+    return measured, sum(one.size * one.executions for one in sent), arrays
+
+
+def main():
+    for parts, copies, learns, places in json.loads(CASES):
+        fields = json.loads(SETTINGS)
+        fields["mesh"] = {"data": copies, "fsdp": 1, "seq": parts}
+        fields["model"]["places_at_once"] = places
+        if learns:
+            fields |= {"teacher": "not read", "loss_weights": {**fields["loss_weights"], "masks": 1.0}}
+        measured, sent, arrays = run(TrainingConfig.from_dict(fields))
+        file = f"{parts}-{copies}-{learns}-{places}.npz"
+        np.savez(Path(FOLDER) / file, **arrays)
+        row = {"case": [parts, copies, learns, places], "measured": measured, "sent": sent, "file": file}
+        print(json.dumps(row), flush=True)
+
+
+if __name__ == "__main__":
+    main()

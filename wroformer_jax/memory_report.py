@@ -1,0 +1,88 @@
+"""What a program takes of a TPU's memory, asked of the compiler in the middle of its work.
+
+XLA lays out a program's memory half a minute after it has begun; turning the program into machine code, which nobody
+needs in order to plan, takes it several minutes more. So the program is compiled in a process of its own that dumps
+what it does, and is ended once its memory report is written.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import NamedTuple
+
+from wroformer_jax.training_config import TrainingConfig
+
+_POLL_SECONDS = 0.5
+# The names that XLA gives to its dumps; only the program's are written.
+_REPORT, _TEXT = "*after_optimizations-memory-usage-report.txt", "*after_optimizations.txt"
+# Memory spaces in the report: a device's; the one whose heading ends that; and the host's, xla::Layout's
+# kHostMemorySpace, whatever name the report gives it.
+_HBM, _NEXT, _HOST = "(color=0)", "(color=1)", "(color=5)"
+
+
+class Layout(NamedTuple):
+    """A compiled program."""
+
+    text: str  # the optimised HLO
+    total: int  # bytes of a device's memory, arguments and results included
+    host: int  # bytes of the host's memory for each device
+
+
+class CompilationError(Exception):
+    """The compiler refused the program; what it said."""
+
+
+def layout(config: TrainingConfig, topology: str, *, inference: bool) -> Layout:
+    """Lays out the training step or the forward pass for a TPU slice.
+
+    Args:
+      config: see `plan.settle`.
+      topology: name of the slice.
+      inference: whether it is the forward pass.
+
+    Raises:
+      CompilationError: the compiler refuses it, for instance because it does not fit.
+    """
+    with tempfile.TemporaryDirectory(prefix="wroformer_plan_") as folder:
+        asked = Path(folder) / "asked.json"
+        asked.write_text(json.dumps({"config": config.to_dict(), "topology": topology, "inference": inference}))
+        flags = f"{os.environ.get('XLA_FLAGS', '')} --xla_dump_to={folder} --xla_dump_hlo_module_re=jit_plan.*"
+        environment = {**os.environ, "XLA_FLAGS": flags.strip(), "JAX_PLATFORMS": "cpu"}
+        command = [sys.executable, "-m", "wroformer_jax.plan_program", str(asked)]
+        with open(Path(folder) / "said.txt", "w+", encoding="utf-8") as said:
+            process = subprocess.Popen(command, env=environment, stdout=said, stderr=said)
+            try:
+                while process.poll() is None:
+                    if found := _found(Path(folder)):
+                        return found
+                    time.sleep(_POLL_SECONDS)
+            finally:
+                process.kill()
+                process.wait()
+            said.seek(0)
+            text = said.read()
+        if found := _found(Path(folder)):
+            return found
+    raise CompilationError(text)
+
+
+def _found(folder: Path) -> Layout | None:
+    """What the dumps say, None as long as they are not whole."""
+    report = next(folder.glob(_REPORT), None)
+    program = next(folder.glob(_TEXT), None)
+    if report is None or program is None:
+        return None
+    text = report.read_text(errors="replace")
+    if _NEXT not in text or not text.endswith("\n"):
+        return None
+    sizes = dict(re.findall(r"Memory Space: (.*?)\nTotal bytes: (\d+)", text))
+    hbm = next(int(size) for name, size in sizes.items() if _HBM in name)
+    host = sum(int(size) for name, size in sizes.items() if _HOST in name)
+    return Layout(program.read_text(errors="replace"), hbm, host)

@@ -1,0 +1,325 @@
+"""What a training step, or a forward pass, takes on given devices: compiled for them, never run.
+
+`plan` compiles and reads memory and collectives off the compiled program; FLOPs are counted from the settings and the
+time is estimated by a roofline.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import time
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import Mesh
+
+from wroformer_jax.config import ModelConfig
+from wroformer_jax.context_parallel import over_devices, padded_samples
+from wroformer_jax.errors import InputError
+from wroformer_jax.flops import forward_flops, num_frames, published_score_entries, step_flops
+from wroformer_jax.hardware import hardware
+from wroformer_jax.hlo import Collective, collectives
+from wroformer_jax.memory_report import CompilationError, layout
+from wroformer_jax.model import Params, RoFormer, abstract_params
+from wroformer_jax.roofline import Roofline, Work, forward_work, roofline, training_passes
+from wroformer_jax.sharding import (
+    batch_shardings,
+    bytes_per_device,
+    check_batch,
+    make_mesh,
+    num_example_shards,
+    param_shardings,
+    replicated,
+)
+from wroformer_jax.topology import Target, out_of_memory
+from wroformer_jax.train_step import abstract_batch, abstract_state, build_train_step, state_shardings
+from wroformer_jax.training_config import TrainingConfig
+
+
+@dataclasses.dataclass(frozen=True)
+class Memory:
+    """Bytes of one device's memory."""
+
+    state: int  # what a training run keeps from step to step; of a forward pass, the parameters
+    teacher: int  # parameters of the frozen teacher, 0 without
+    inputs: int  # the batch, and what XLA pads arrays with
+    activations: int  # what the program lays out for itself
+    outputs: int  # results that do not take the place of inputs
+    host: int  # of the host's memory, where the program keeps activations there
+    available: int | None  # what a program may use, None if that is not known
+
+    @property
+    def peak(self) -> int:
+        """All that is there at once, of the device."""
+        return self.state + self.teacher + self.inputs + self.activations + self.outputs
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """A program, what it takes, and what it is worth."""
+
+    config: TrainingConfig
+    teacher: ModelConfig | None
+    inference: bool
+    target: str
+    device_kind: str
+    mesh: dict[str, int]
+    memory: Memory
+    collectives: tuple[Collective, ...]
+    flops: int  # model FLOPs of all devices: not what remat computes again
+    attention_flops: int  # of these, scores of the time attention and the sums that they weigh
+    roofline: Roofline | None  # None if the devices' figures are not known
+    compile_seconds: float
+
+    @property
+    def num_devices(self) -> int:
+        """Of the mesh."""
+        return math.prod(self.mesh.values())
+
+    @property
+    def frames(self) -> int:
+        """Of the STFT of one example."""
+        return num_frames(self.config.model, self.config.crop_samples)
+
+    @property
+    def seconds(self) -> float:
+        """Of one example, in whole hops."""
+        return self.config.crop_samples / self.config.model.sample_rate
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON types."""
+        model = self.config.model
+        return {
+            "program": "forward pass" if self.inference else "training step",
+            "target": self.target,
+            "device_kind": self.device_kind,
+            "num_devices": self.num_devices,
+            "mesh": self.mesh,
+            "seconds": self.seconds,
+            "samples": self.config.crop_samples,
+            "frames": self.frames,
+            "batch_size": self.config.batch_size,
+            "memory_bytes_per_device": {**dataclasses.asdict(self.memory), "peak": self.memory.peak},
+            "collectives": [{**dataclasses.asdict(one), "sent": one.sent} for one in self.collectives],
+            "sent_bytes_per_device": sent_bytes(self.collectives),
+            "flops": self.flops,
+            "attention_flops": self.attention_flops,
+            "score_entries": scores(model, self.frames)._asdict(),
+            "published_score_entries": published_scores()._asdict(),
+            "roofline": self.roofline and _with_bracket(self.roofline),
+            "compile_seconds": self.compile_seconds,
+            "config": self.config.to_dict(),
+            "teacher": self.teacher and self.teacher.to_dict(),
+        }
+
+
+class Scores(NamedTuple):
+    """Scores of a head of the time attention for one band, as the paper counts them."""
+
+    own: int  # with the model's time mixer
+    full: int  # with full attention
+
+    @property
+    def ratio(self) -> float:
+        """How many times as many full attention has."""
+        return self.full / self.own
+
+
+def scores(config: ModelConfig, frames: int) -> Scores:
+    """Of so many frames."""
+    full = dataclasses.replace(config, time_mixer="full")
+    return Scores(published_score_entries(config, frames), published_score_entries(full, frames))
+
+
+def published_scores() -> Scores:
+    """Of the published model and 8 s: full attention has 44.5 times as many (arXiv 2510.25745)."""
+    config = ModelConfig()
+    return scores(config, num_frames(config, 8 * config.sample_rate))
+
+
+class DoesNotFit(InputError):
+    """A program that takes more of a device's memory than there is."""
+
+    def __init__(self, needed: int | None, available: int | None) -> None:
+        self.needed, self.available = needed, available
+        super().__init__("the program does not fit into a device's memory")
+
+
+def settle(config: TrainingConfig, target: Target, *, batch_size: int | None = None) -> tuple[TrainingConfig, Mesh]:
+    """The config with the mesh's sizes and the size of a batch filled in, and the mesh.
+
+    Args:
+      config: of the run.
+      target: the devices.
+      batch_size: None for one example for each part of the mesh that has examples of its own.
+
+    Raises:
+      InputError: the mesh or the batch does not come out at the devices.
+    """
+    mesh = make_mesh(config.mesh, target.devices)
+    if batch_size is None:
+        batch_size = num_example_shards(mesh) * config.accumulate
+    check_batch(batch_size, mesh, accumulate=config.accumulate)
+    return dataclasses.replace(config, batch_size=batch_size), mesh
+
+
+def teacher_of(config: TrainingConfig) -> ModelConfig | None:
+    """The settings of a full-attention teacher of the model's own sizes, None if the run learns from no masks."""
+    if not config.loss_weights["masks"]:
+        return None
+    memory = {"remat": "none", "blocks_a_save": 1, "stream_dtype": "float32"}  # as starting_point.py has it
+    return dataclasses.replace(config.model, time_mixer="full", num_sinks=0, **memory)
+
+
+def plan(config: TrainingConfig, mesh: Mesh, target: Target, *, inference: bool = False) -> Plan:
+    """Compiles a training step, or a forward pass on the mixtures of a step, and says what it takes.
+
+    Args:
+      config: see `settle`; its data and its checkpoints are not read.
+      mesh: see `settle`.
+      target: the devices of the mesh.
+      inference: whether it is the forward pass.
+
+    Raises:
+      DoesNotFit: the devices have too little memory.
+    """
+    teacher = None if inference else teacher_of(config)
+    program = program_of(config, mesh, inference=inference)
+    start = time.perf_counter()
+    try:
+        memory, text = _compiled(config, program, target, inference=inference)
+    except (jax.errors.JaxRuntimeError, CompilationError) as error:
+        if (numbers := out_of_memory(error)) is None:
+            said = [line for line in str(error).splitlines() if "Error" in line] or [str(error)]
+            raise InputError(f"{target.name}: the program cannot be compiled: {said[-1].strip()}") from error
+        raise DoesNotFit(numbers[0], numbers[1] or target.memory) from error
+    seconds = time.perf_counter() - start
+    if target.memory is not None and memory.peak > target.memory:
+        raise DoesNotFit(memory.peak, target.memory)
+    found = tuple(collectives(text))
+    device_kind = mesh.devices.flat[0].device_kind
+    figures = hardware(device_kind)
+    work = _forward_work(config) if inference else _training_work(config, teacher, memory.state)
+    forward = forward_flops(config.model, num_frames(config.model, config.crop_samples))
+    passes = 1 if inference else 3
+    return Plan(
+        config=config,
+        teacher=teacher,
+        inference=inference,
+        target=target.name,
+        device_kind=device_kind,
+        mesh={axis: int(size) for axis, size in mesh.shape.items()},
+        memory=memory,
+        collectives=found,
+        flops=config.batch_size * sum(forward.values()) if inference else step_flops(config, teacher),
+        attention_flops=passes * config.batch_size * forward["time_scores"],
+        roofline=figures and roofline(work, sent_bytes(found), figures, mesh.size),
+        compile_seconds=seconds,
+    )
+
+
+def sent_bytes(found: Sequence[Collective]) -> float:
+    """That each device sends in a run of the program."""
+    return float(sum(one.sent * one.executions for one in found))
+
+
+def program_of(config: TrainingConfig, mesh: Mesh, *, inference: bool) -> Program:
+    """The training step or the forward pass, to be lowered."""
+    return _forward(config, mesh) if inference else _training_step(config, mesh, teacher_of(config))
+
+
+class Program(NamedTuple):
+    """A function, and the shapes that it is compiled for."""
+
+    function: Any  # jitted
+    arguments: tuple[Any, ...]  # shapes with shardings
+    state: Any  # of the arguments, what stays from step to step
+    teacher: Any
+
+
+def _training_step(config: TrainingConfig, mesh: Mesh, teacher: ModelConfig | None) -> Program:
+    """As trainer.py jits it."""
+    model = teacher and RoFormer(teacher)
+    teacher_params = model and _abstract_params(model, mesh)
+    state = abstract_state(config, mesh)
+    train_step = build_train_step(config, mesh, model)
+
+    def plan_step(state: Any, batch: Any, teacher_params: Any) -> Any:  # the name under which XLA dumps it
+        return train_step(state, batch, teacher_params)
+
+    step = jax.jit(
+        plan_step,
+        out_shardings=(state_shardings(config, mesh), replicated(mesh)),
+        donate_argnums=0,
+    )
+    return Program(step, (state, abstract_batch(config, mesh), teacher_params), state, teacher_params)
+
+
+def _forward(config: TrainingConfig, mesh: Mesh) -> Program:
+    """The model on the mixtures of a batch."""
+    params = _abstract_params(RoFormer(config.model), mesh)
+    apply = over_devices(config.model, mesh, config.crop_samples)
+    shape = (config.batch_size, config.model.channels, padded_samples(apply.time, config.crop_samples))
+    audio = jax.ShapeDtypeStruct(shape, jnp.float32, sharding=batch_shardings(mesh)["mixture"])
+    return Program(apply.function, (params, audio), params, None)
+
+
+def _abstract_params(model: RoFormer, mesh: Mesh) -> Params:
+    return jax.tree.map(
+        lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
+        abstract_params(model),
+        param_shardings(model, mesh),
+    )
+
+
+def _compiled(config: TrainingConfig, program: Program, target: Target, *, inference: bool) -> tuple[Memory, str]:
+    """What a program takes, by purpose, and its text."""
+    state, teacher = bytes_per_device(program.state), bytes_per_device(program.teacher)
+    arguments = bytes_per_device(program.arguments)
+    if target.is_topology:
+        found = layout(config, target.name, inference=inference)
+        inputs = arguments - state - teacher
+        return Memory(state, teacher, inputs, found.total - arguments, 0, found.host, target.memory), found.text
+    compiled = program.function.lower(*program.arguments).compile()
+    analysis = compiled.memory_analysis()
+    host = ("host_argument_size_in_bytes", "host_output_size_in_bytes", "host_temp_size_in_bytes")
+    memory = Memory(
+        state=state,
+        teacher=teacher,
+        inputs=analysis.argument_size_in_bytes - state - teacher,
+        activations=analysis.temp_size_in_bytes,
+        outputs=analysis.output_size_in_bytes - analysis.alias_size_in_bytes,
+        host=sum(getattr(analysis, name, 0) for name in host),
+        available=target.memory,
+    )
+    return memory, compiled.as_text()
+
+
+def _training_work(config: TrainingConfig, teacher: ModelConfig | None, state_bytes: int) -> Work:
+    """Passes of the model and the teacher; gradients written and read; the state of a device read and written."""
+    model, examples = config.model, config.batch_size
+    count = _num_parameters(model)
+    passes = training_passes(model)
+    work = forward_work(model, config.crop_samples, examples, count * config.accumulate, passes)
+    work += Work(parameter_bytes=float(2 * 4 * count * config.accumulate + 2 * state_bytes))
+    if teacher is not None:
+        window = min(config.teacher_samples, config.crop_samples)
+        windows = config.crop_samples // window
+        work += forward_work(teacher, window, examples * windows, _num_parameters(teacher), 1)
+    return work
+
+
+def _forward_work(config: TrainingConfig) -> Work:
+    return forward_work(config.model, config.crop_samples, config.batch_size, _num_parameters(config.model))
+
+
+def _num_parameters(config: ModelConfig) -> int:
+    return sum(leaf.size for leaf in jax.tree.leaves(abstract_params(RoFormer(config))))
+
+
+def _with_bracket(estimate: Roofline) -> dict[str, Any]:
+    bracket = {"overlapped_seconds": estimate.overlapped, "serial_seconds": estimate.serial}
+    return {**dataclasses.asdict(estimate), **bracket, "bound": estimate.bound}

@@ -1,0 +1,128 @@
+"""How long a step takes at least: what a device computes, moves and sends, against what it can do at its best.
+
+An estimate from data sheets (the roofline model, Williams, Waterman and Patterson, CACM 52 (4), 2009), for comparing
+plans and finding what holds a step up. Nothing of it is measured; real steps take longer.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+
+from wroformer_jax.config import ModelConfig
+from wroformer_jax.flops import forward_flops, num_frames, score_entries
+from wroformer_jax.hardware import Hardware
+
+_FLOAT32 = 4  # bytes
+_BYTES = {"float32": 4, "bfloat16": 2}
+
+
+@dataclasses.dataclass(frozen=True)
+class Roofline:
+    """A step on one device."""
+
+    flops: float  # of matrix products, with those that remat computes again
+    hbm_bytes: float  # that move between its memory and its cores
+    sent_bytes: float  # to other devices
+    compute_seconds: float
+    memory_seconds: float
+    network_seconds: float
+
+    @property
+    def overlapped(self) -> float:
+        """Seconds if computing, moving and sending overlap perfectly: those of the slowest."""
+        return max(self.compute_seconds, self.memory_seconds, self.network_seconds)
+
+    @property
+    def serial(self) -> float:
+        """Seconds if nothing overlaps."""
+        return self.compute_seconds + self.memory_seconds + self.network_seconds
+
+    @property
+    def bound(self) -> str:
+        """What takes longest: "compute", "memory" or "network"."""
+        parts = {"compute": self.compute_seconds, "memory": self.memory_seconds, "network": self.network_seconds}
+        return max(parts, key=parts.get)
+
+
+@dataclasses.dataclass(frozen=True)
+class Work:
+    """What a step computes and moves; works add up."""
+
+    bfloat16_flops: float = 0.0  # on all devices together
+    float32_flops: float = 0.0  # on all devices together
+    activation_bytes: float = 0.0  # on all devices together
+    parameter_bytes: float = 0.0  # on each device
+
+    @property
+    def flops(self) -> float:
+        """Of both kinds."""
+        return self.bfloat16_flops + self.float32_flops
+
+    def __add__(self, other: Work) -> Work:
+        return Work(*(a + b for a, b in zip(dataclasses.astuple(self), dataclasses.astuple(other), strict=True)))
+
+
+def roofline(work: Work, sent_bytes: float, device: Hardware, num_devices: int) -> Roofline:
+    """A step's times on one of the devices that share its work evenly.
+
+    Args:
+      work: of all devices.
+      sent_bytes: by each device, see `hlo.Collective`.
+      device: its figures.
+      num_devices: that share the work.
+    """
+    flops, hbm_bytes = work.flops / num_devices, work.activation_bytes / num_devices + work.parameter_bytes
+    return Roofline(
+        flops=flops,
+        hbm_bytes=hbm_bytes,
+        sent_bytes=sent_bytes,
+        compute_seconds=(work.bfloat16_flops / device.bfloat16 + work.float32_flops / device.float32) / num_devices,
+        memory_seconds=hbm_bytes / device.hbm_bandwidth,
+        network_seconds=sent_bytes / device.links,
+    )
+
+
+def forward_work(config: ModelConfig, samples: int, examples: int, num_parameters: int, passes: int = 1) -> Work:
+    """Forward passes of a batch.
+
+    Args:
+      config: the settings of the model.
+      samples: of an example.
+      examples: of the batch.
+      num_parameters: that each device reads in a pass.
+      passes: how many; a backward pass has two's worth of products.
+    """
+    frames = num_frames(config, samples)
+    flops = passes * examples * sum(forward_flops(config, frames).values())
+    return Work(
+        **{f"{config.dtype}_flops": float(flops)},
+        activation_bytes=float(passes * examples * activation_bytes(config, frames)),
+        parameter_bytes=float(passes * _FLOAT32 * num_parameters),
+    )
+
+
+def training_passes(config: ModelConfig) -> int:
+    """Forward passes that a training step is worth: forward, backward (two), and one again with remat by blocks."""
+    return 3 if config.remat in ("none", "dots") else 4
+
+
+def activation_bytes(config: ModelConfig, frames: int) -> int:
+    """Bytes that a forward pass of one example moves to and from memory.
+
+    Each matrix product reads its inputs and writes its results, the softmax's scores stay on the chip unless the time
+    mixer is "naive"; the residual stream is float32. Not counted, as in `flops.forward_flops`: STFT and losses.
+    """
+    item, inner = _BYTES[config.dtype], config.heads * config.dim_head
+    places = config.depth * (frames + config.num_sinks) * config.num_bands
+    layers = config.time_transformer_depth + config.freq_transformer_depth
+    # Norms read the stream, results are added to it (a read and a write), in attention and feed-forward.
+    stream = 2 * 3 * _FLOAT32 * config.dim
+    # Queries, keys, values (3) and attended values (1) are written and read; so is the hidden layer.
+    inside = 2 * item * (4 * inner + config.dim_feed_forward)
+    scores = 0
+    if config.time_mixer == "naive":  # scores and their softmax are written and read
+        maps = config.depth * config.time_transformer_depth * config.num_bands * config.heads
+        scores = 4 * _FLOAT32 * maps * score_entries(config, frames)
+    hidden = _FLOAT32 * config.dim + 2 * item * (config.mask_layers - 1) * config.dim_mask
+    ends = frames * config.num_bands * (_FLOAT32 * config.dim + config.num_stems * hidden)
+    return layers * places * (stream + inside) + scores + ends
