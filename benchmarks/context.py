@@ -14,10 +14,8 @@ in its last section is written by hand, and stays.
 """
 
 import argparse
-import contextlib
 import dataclasses
 import importlib.util
-import io
 import itertools
 import json
 import time
@@ -28,7 +26,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float32
-from report import print_table, write_result
+from report import aligned, print_table, write_result
 
 from wroformer_jax.checkpoint import load_model, save_model
 from wroformer_jax.files import replacing
@@ -477,22 +475,15 @@ def write_document(path: Path, experiment: Experiment, songs: list[Song], limits
         crops=crops,
         test_songs=TEST_SONGS,
         seeds=experiment.seeds,
-        scores=_printed(table(experiment)),
+        scores=aligned(table(experiment)),
         mixture=mean_usdr(songs, [song.mixture for song in songs]),
         half=mean_usdr(songs, [song.mixture / 2 for song in songs]),
-        limits=_printed(limits),
-        distances=_printed(distance_table(experiment)),
+        limits=aligned(limits),
+        distances=aligned(distance_table(experiment)),
     )
     _, heading, findings = path.read_text().partition(FINDINGS) if path.exists() else ("", "", "")
     with replacing(path) as temporary:
         temporary.write_text(text + heading + findings)
-
-
-def _printed(rows: list[dict[str, Any]]) -> str:
-    """What print_table prints."""
-    with contextlib.redirect_stdout(io.StringIO()) as out:
-        print_table(rows)
-    return "\n".join(line.rstrip() for line in out.getvalue().splitlines())
 
 
 def main() -> None:

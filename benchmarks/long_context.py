@@ -3,9 +3,9 @@
     pip install --no-deps libtpu==0.0.42.1
     python benchmarks/long_context.py
 
-Published size, AdamW's whole state, one example a chip (or one cut over all of them), no teacher. Each row is a search
-for the longest example, or one length; rows that are in benchmarks/results/long_context.json are not planned again.
-Prints the table of docs/long_context.md and draws its picture of memory against length.
+Published size, AdamW's whole state, one example a chip (or one cut over all of them), no teacher unless a row says so.
+Each row is a search for the longest example, or one length; rows that are in benchmarks/results/long_context.json are
+not planned again. Writes the tables of docs/long_context.md, and draws its picture of memory and FLOPs against length.
 """
 
 from __future__ import annotations
@@ -20,60 +20,67 @@ from typing import Any
 
 from report import RESULTS, print_table, write_result
 
+from wroformer_jax.files import replacing
+
 ROOT = Path(__file__).parents[1]
 GIB = 2**30
-FULL = ["--time-mixer", "full"]
-NAIVE = ["--time-mixer", "naive"]
-AT_ONCE = ["--set", "model.places_at_once=0"]
-OFFLOAD = ["--set", "model.remat=offload"]
-HALF = ["--set", "model.stream_dtype=bfloat16"]
-ONE, CUT8, CUT64 = "data=-1", "seq=8", "data=-1,seq=64"
-# Name, topology, mesh, seconds, options.
-ROWS: tuple[tuple[str, str, str, str, list[str]], ...] = (
-    ("naive full attention, at once", "v5e:1x1", ONE, "max", [*NAIVE, *AT_ONCE]),
-    ("naive full attention, in pieces", "v5e:1x1", ONE, "max", NAIVE),
-    ("blocked full attention, in pieces", "v5e:1x1", ONE, "max", FULL),
-    ("windowed sinks, at once", "v5e:1x1", ONE, "max", AT_ONCE),
-    ("windowed sinks, in pieces", "v5e:1x1", ONE, "max", []),
-    ("windowed sinks, in pieces, bfloat16 stream", "v5e:1x1", ONE, "max", HALF),
-    ("windowed sinks, in pieces, offload", "v5e:1x1", ONE, "max", OFFLOAD),
-    ("windowed sinks, in pieces, offload, bfloat16 stream", "v5e:1x1", ONE, "max", [*OFFLOAD, *HALF]),
-    ("windowed sinks, in pieces", "v5e:2x4", CUT8, "max", []),
-    ("windowed sinks, in pieces", "v5e:2x4", CUT8, "960", []),
-    ("windowed sinks, in pieces", "v5e:16x16", CUT64, "3600", []),
-    ("windowed sinks, in pieces", "v6e:1x1", ONE, "max", []),
-    ("windowed sinks, in pieces", "v5p:2x2x1", ONE, "max", []),
-    ("naive full attention, at once", "v6e:1x1", ONE, "max", [*NAIVE, *AT_ONCE]),
-    ("naive full attention, at once", "v5p:2x2x1", ONE, "max", [*NAIVE, *AT_ONCE]),
-    ("blocked full attention, in pieces", "v6e:1x1", ONE, "max", FULL),
-    ("blocked full attention, in pieces", "v5p:2x2x1", ONE, "max", FULL),
-)
-# Of the picture: where the longest examples on several chips lie.
+ALONE = ("--no-teacher",)
+FULL = (*ALONE, "--time-mixer", "full")
+NAIVE = (*ALONE, "--time-mixer", "naive")
+AT_ONCE = ("--set", "model.places_at_once=0")
+OFFLOAD = ("--set", "model.remat=offload")
+HALF = ("--set", "model.stream_dtype=bfloat16")
+# What is compared, and the options of `wroformer plan` that make it.
+MODELS = {
+    "naive full attention, at once": (*NAIVE, *AT_ONCE),
+    "naive full attention, in pieces": NAIVE,
+    "blocked full attention, in pieces": FULL,
+    "windowed sinks, at once": (*ALONE, *AT_ONCE),
+    "windowed sinks, in pieces": ALONE,
+    "windowed sinks, in pieces, bfloat16 stream": (*ALONE, *HALF),
+    "windowed sinks, in pieces, offload": (*ALONE, *OFFLOAD),
+    "windowed sinks, in pieces, offload, bfloat16 stream": (*ALONE, *OFFLOAD, *HALF),
+    "windowed sinks, in pieces, with a teacher": (),
+}
+# Of the picture, through the longest examples that fit into these chips.
 CURVES = ("naive full attention, at once", "blocked full attention, in pieces", "windowed sinks, in pieces")
+CHIPS = ("v5e:1x1", "v6e:1x1", "v5p:2x2x1")
+ONE, CUT8, CUT64 = "data=-1", "seq=8", "data=-1,seq=64"
+# Model, topology, mesh, seconds.
+ROWS = (
+    *((model, "v5e:1x1", ONE, "max") for model in MODELS),
+    ("windowed sinks, in pieces", "v4:2x2x1", ONE, "max"),
+    *((model, chip, ONE, "max") for chip in CHIPS[1:] for model in CURVES),
+    ("windowed sinks, in pieces", "v5e:2x4", CUT8, "max"),
+    ("windowed sinks, in pieces", "v5e:2x4", CUT8, "960"),
+    ("windowed sinks, in pieces", "v5e:16x16", CUT64, "3600"),
+)
+DOCUMENT = ROOT / "docs" / "long_context.md"
+COMMAND = "python benchmarks/long_context.py"
+BEGIN, END = f"<!-- {COMMAND} -->\n", "<!-- end -->\n"
 
 
-def planned(topology: str, mesh: str, seconds: str, options: list[str]) -> dict[str, Any]:
-    """What `wroformer plan` writes as JSON, or the sentence of its refusal."""
+def planned(model: str, topology: str, mesh: str, seconds: str) -> dict[str, Any]:
+    """What `wroformer plan` writes as JSON."""
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "plan.json"
         command = [sys.executable, "-m", "wroformer_jax.cli", "plan", "--config", "configs/long_context.py"]
-        command += ["--no-teacher", "--topology", topology, "--mesh", mesh, "--seconds", seconds, "--json", str(file)]
-        done = subprocess.run([*command, *options], cwd=ROOT, capture_output=True, text=True, check=False)
-        if file.exists():
-            return json.loads(file.read_text())
-    return {"refused": done.stderr.strip().splitlines()[-1]}
+        command += ["--topology", topology, "--mesh", mesh, "--seconds", seconds, "--json", str(file)]
+        subprocess.run([*command, *MODELS[model]], cwd=ROOT, stdout=subprocess.DEVNULL, check=True)
+        return json.loads(file.read_text())
 
 
-def row_of(name: str, topology: str, mesh: str, seconds: str, options: list[str]) -> dict[str, Any]:
-    row: dict[str, Any] = {"model": name, "topology": topology, "mesh": mesh, "asked": seconds}
-    found = planned(topology, mesh, seconds, options)
-    if "refused" in found:
-        return {**row, "fits s": "-", "not s": found["refused"][:80]}
-    memory, longest = found["memory_bytes_per_device"], found.get("longest")
+def row_of(model: str, topology: str, mesh: str, seconds: str) -> dict[str, Any]:
+    found = planned(model, topology, mesh, seconds)
+    memory, longest, examples = found["memory_bytes_per_device"], found.get("longest"), found["batch_size"]
     too_long = longest and longest["too_long"]
-    examples = found["batch_size"]
     return {
-        **row,
+        "model": model,
+        "options": " ".join(MODELS[model]),
+        "topology": topology,
+        "mesh": mesh,
+        "asked": seconds,
+        "examples": examples,
         "fits s": found["seconds"],
         "not s": too_long["seconds"] if too_long else "-",
         "s a chip": found["seconds"] * examples / found["num_devices"],
@@ -87,30 +94,66 @@ def row_of(name: str, topology: str, mesh: str, seconds: str, options: list[str]
     }
 
 
+def key_of(row: dict[str, Any]) -> tuple[str, ...]:
+    return tuple(row[name] for name in ("model", "options", "topology", "mesh", "asked"))
+
+
+def write_tables(rows: list[dict[str, Any]]) -> None:
+    """Writes the tables between their marks in the document."""
+    alone = ["| one example a chip | chip | longest that fits | does not | memory | TFLOP of time attention's scores |"]
+    shared = ["| one example over several chips | slice, mesh | examples at once | example | memory of a chip |"]
+    for table in (alone, shared):
+        table.append("|---" * (table[0].count("|") - 1) + "|")
+    for row in rows:
+        memory = f"{row['peak GiB']:.1f} of {row['of GiB']:.2f} GiB, state {row['state GiB']:.2f}"
+        if row["host GiB"]:
+            memory += f"; {row['host GiB']:.1f} of the host's"
+        fits, too_long = (row[name] if row[name] == "-" else _number(row[name]) + " s" for name in ("fits s", "not s"))
+        if row["mesh"] == ONE:
+            scores = _number(row["attention TFLOP"] / row["examples"])
+            cells = row["model"], row["topology"].partition(":")[0], fits, too_long, memory, scores
+            alone.append(f"| {' | '.join(cells)} |")
+        else:
+            example = fits if too_long == "-" else f"{fits}, the longest: {too_long} do not fit"
+            cells = row["model"], f"{row['topology']}, `{row['mesh']}`", str(row["examples"]), example, memory
+            shared.append(f"| {' | '.join(cells)} |")
+    before, begin, rest = DOCUMENT.read_text().partition(BEGIN)
+    _, end, after = rest.partition(END)
+    if not begin or not end:
+        raise SystemExit(f"{DOCUMENT} has no place for the tables, between {BEGIN.strip()} and {END.strip()}")
+    with replacing(DOCUMENT) as temporary:
+        temporary.write_text(before + BEGIN + "\n".join([*alone, "", *shared, ""]) + END + after)
+
+
+def _number(number: float) -> str:
+    return f"{number:,.0f}" if number >= 100 else f"{number:.1f}" if number >= 10 else f"{number:.2f}"
+
+
 def draw(rows: list[dict[str, Any]]) -> None:
-    """Memory against length: each point is the longest example that fits into a chip."""
+    """Memory and FLOPs against length: each point is the longest example that fits into a chip."""
     import matplotlib
 
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
-    figure, axes = plt.subplots(figsize=(7, 4.5), layout="constrained")
+    figure, (axes, compute) = plt.subplots(1, 2, figsize=(11, 4.5), layout="constrained")
     for name in CURVES:
-        points = sorted(
-            (row["fits s"], row["peak GiB"])
-            for row in rows
-            if row["model"] == name and row["mesh"] == ONE and row["fits s"] != "-"
-        )
-        axes.plot(*zip(*points, strict=True), marker="o", label=name)
-    for chip, gib in (("v5e", 15.75), ("v6e", 31.25), ("v5p", 95.7)):
+        points = [row for row in rows if row["model"] == name and row["topology"] in CHIPS]
+        seconds = [row["fits s"] for row in points]
+        axes.plot(seconds, [row["peak GiB"] for row in points], marker="o", label=name)
+        compute.plot(seconds, [row["TFLOP"] / row["examples"] for row in points], marker="o", label=name)
+    for chip, gib in {row["topology"]: row["of GiB"] for row in rows if row["topology"] in CHIPS}.items():
+        name = chip.partition(":")[0]
         axes.axhline(gib, color="grey", linewidth=0.8, linestyle=":")
-        axes.annotate(chip, (10, gib), textcoords="offset points", xytext=(0, 2), fontsize=8, color="grey")
+        axes.annotate(name, (10, gib), textcoords="offset points", xytext=(0, 2), fontsize=8, color="grey")
     ticks = (10, 20, 30, 60, 120, 300, 600, 1200)
     axes.set(xscale="log", yscale="log", xlabel="audio of the example, s", ylabel="memory of a chip, GiB")
-    axes.set_xticks(ticks, map(str, ticks))
+    compute.set(xscale="log", yscale="log", xlabel="audio of the example, s", ylabel="a training step's work, TFLOP")
+    for both in (axes, compute):
+        both.set_xticks(ticks, map(str, ticks))
+        both.minorticks_off()
     axes.set_yticks((16, 32, 64, 96), ("16", "32", "64", "96"))
-    axes.minorticks_off()
-    axes.legend(fontsize=8, loc="lower right")
+    compute.legend(fontsize=8, loc="upper left")
     figure.savefig(ROOT / "docs" / "long_context.png", dpi=120)
 
 
@@ -152,22 +195,23 @@ def draw_parts() -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rows", type=int, nargs="*", default=range(len(ROWS)), help="numbers of rows, from 0")
-    parser.add_argument("--no-picture", action="store_true", help="the table only")
+    parser.add_argument("--no-picture", action="store_true", help="tables only")
     args = parser.parse_args()
     kept = RESULTS / "long_context.json"
-    there = json.loads(kept.read_text())["rows"] if kept.exists() else []
-    rows = {(row["model"], row["topology"], row["asked"]): row for row in there}
+    known = {key_of(row): row for row in json.loads(kept.read_text())["rows"]} if kept.exists() else {}
+    keys = [(model, " ".join(MODELS[model]), *where) for model, *where in ROWS]
     for number in args.rows:
-        name, topology, _, seconds, _ = ROWS[number]
-        if (name, topology, seconds) not in rows:
-            row = rows[name, topology, seconds] = row_of(*ROWS[number])
+        if keys[number] not in known:
+            row = known[keys[number]] = row_of(*ROWS[number])
             print(row, file=sys.stderr, flush=True)
-            write_result("long_context", f"python {' '.join(sys.argv)}", list(rows.values()))
+            write_result("long_context", COMMAND, list(known.values()))
+    rows = [known[key] for key in keys if key in known]
+    write_result("long_context", COMMAND, rows)
+    write_tables(rows)
     if not args.no_picture:
-        draw(list(rows.values()))
+        draw(rows)
         draw_parts()
-    names = dict.fromkeys(name for row in rows.values() for name in row)
-    print_table([{name: row.get(name, "-") for name in names} for row in rows.values()])
+    print_table(rows)
 
 
 if __name__ == "__main__":

@@ -13,11 +13,9 @@ is done, docs/recovery.md, its picture and benchmarks/results/recover.json are w
 """
 
 import argparse
-import contextlib
 import dataclasses
 import functools
 import importlib.util
-import io
 import json
 import time
 from collections.abc import Callable
@@ -27,7 +25,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from report import print_table, write_result
+from report import aligned, print_table, write_result
 
 from wroformer_jax.checkpoint import load_model, save_model
 from wroformer_jax.config import ModelConfig
@@ -352,21 +350,14 @@ def write_document(
         student_steps=STUDENT["steps"],
         teacher=teacher["usdr"],
         mixture=teacher["mixture_usdr"],
-        scores=_printed(rows),
-        attention=_printed(attention),
+        scores=aligned(rows),
+        attention=aligned(attention),
         window=best.window,
         sinks=best.num_sinks,
         kept=100 * experiment.scores(name_of(best, "distillation"))["usdr"] / teacher["usdr"],
     )
     with replacing(path) as temporary:
         temporary.write_text(text)
-
-
-def _printed(rows: list[dict[str, Any]]) -> str:
-    """What print_table prints."""
-    with contextlib.redirect_stdout(io.StringIO()) as out:
-        print_table(rows)
-    return "\n".join(line.rstrip() for line in out.getvalue().splitlines())
 
 
 def main() -> None:

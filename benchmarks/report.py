@@ -16,10 +16,15 @@ RESULTS = Path(__file__).parent / "results"
 
 def print_table(rows: Sequence[Mapping[str, Any]]) -> None:
     """Prints rows under the keys of the first one, numbers to the right."""
+    print(aligned(rows))
+
+
+def aligned(rows: Sequence[Mapping[str, Any]]) -> str:
+    """The table of `print_table`."""
     cells = [list(rows[0]), *([_text(value) for value in row.values()] for row in rows)]
     widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
-    for line in cells:
-        print("  ".join(f"{cell:>{width}}" for cell, width in zip(line, widths, strict=True)))
+    lines = ("  ".join(f"{cell:>{width}}" for cell, width in zip(line, widths, strict=True)) for line in cells)
+    return "\n".join(line.rstrip() for line in lines)
 
 
 def write_result(name: str, command: str, rows: Sequence[Mapping[str, Any]]) -> None:

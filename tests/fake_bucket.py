@@ -91,6 +91,9 @@ def fake_storage(monkeypatch, *buckets):
 
 class _Handler(http.server.BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
+    # Head and body in one go: as two small packets the second waits 40 ms for the first to be acknowledged.
+    wbufsize = -1
+    disable_nagle_algorithm = True
 
     def do_GET(self):
         path, query, _ = self._asked()

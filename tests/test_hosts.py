@@ -98,17 +98,15 @@ def test_two_processes_with_a_bucket_go_on_on_other_machines(whole, tmp_path, mo
         assert num_that_differ(whole, workdir) == 0
 
 
-def test_one_process_has_the_losses_and_scores_of_two(whole, tmp_path):
-    workdir = tmp_path / "run"
-    assert run(workdir, {}, devices=8) == [(0, [])]
-    for one, other in zip(curves(workdir), curves(whole), strict=True):
-        np.testing.assert_allclose(one, other, rtol=1e-4)
-
-
-def test_a_run_of_two_processes_goes_on_in_one(whole, tmp_path):
+@pytest.mark.parametrize(("processes", "mesh"), [(1, MESH), (2, {"data": 1, "fsdp": 1, "seq": 8})], ids=str)
+def test_a_run_goes_on_elsewhere(whole, tmp_path, processes, mesh):
+    """In one process; and with the time of each example cut over both of them."""
     workdir = shutil.copytree(whole, tmp_path / "run")
     shutil.rmtree(workdir / "checkpoints" / "8")
-    assert run(workdir, {}, devices=8) == [(0, [])]
+    saved = {path: path.stat().st_mtime_ns for path in (workdir / "checkpoints" / "4").rglob("*") if path.is_file()}
+    events = {"config": config(mesh=mesh).to_dict()}
+    assert run(workdir, *[events] * processes, devices=8 // processes) == [(0, [])] * processes
+    assert all(path.stat().st_mtime_ns == time for path, time in saved.items())  # it did not begin again
     for one, other in zip(curves(workdir), curves(whole), strict=True):
         np.testing.assert_allclose(one, other, rtol=1e-4)
 

@@ -32,6 +32,7 @@ def test_the_import_loads_nothing_heavy():
         ["evaluate", "--help"],
         ["prepare", "--help"],
         ["inspect", "--help"],
+        ["plan", "--help"],
         ["--version"],
         ["models"],
     ],

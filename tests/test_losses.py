@@ -107,6 +107,12 @@ def test_gradient_is_zero_where_nothing_differs(estimate):
     np.testing.assert_array_equal(gradient, 0)
 
 
+def test_an_hour_has_more_values_than_an_int32_counts():
+    hour = jax.ShapeDtypeStruct((1, 2, 3600 * 44100), np.float32)
+    loss = functools.partial(losses.multi_resolution_stft_loss, values_at_once=2**22)
+    assert jax.eval_shape(loss, hour, hour).shape == ()
+
+
 def test_gradient_is_finite_for_differences_that_underflow_when_squared():
     _, gradient = loss_and_gradient(1e-25 * noise(6, 1, 2, 5000), np.zeros((1, 2, 5000), np.float32))
     assert np.isfinite(gradient).all()

@@ -48,6 +48,7 @@ def plain():
         (MEL, {"places_at_once": 1, "remat": "offload"}),
         (MEL, {"places_at_once": 300, "remat": "none"}),
         (BS, {"places_at_once": 200, "remat": "block"}),
+        (BS, {"places_at_once": 200, "remat": "offload", "blocks_a_save": 2}),
     ],
     ids=str,
 )

@@ -14,6 +14,7 @@ from wroformer_jax.flops import forward_flops, step_flops
 from wroformer_jax.hlo import Collective
 from wroformer_jax.model import RoFormer, abstract_params
 from wroformer_jax.plan import DoesNotFit, plan, published_scores, scores, sent_bytes, settle, teacher_of
+from wroformer_jax.separation import WHOLE_PLACES
 from wroformer_jax.sharding import bytes_per_device, make_mesh
 from wroformer_jax.topology import local_devices, topology
 from wroformer_jax.train_step import abstract_batch, abstract_state
@@ -52,6 +53,12 @@ def test_memory_by_purpose(planned):
         assert one.memory.activations > audio
         assert (one.memory.available, one.memory.host) == (None, 0)
         assert one.collectives == ()
+
+
+def test_a_forward_pass_is_planned_as_a_recording_is_separated_in_one_pass(planned):
+    model = planned[True].config.model
+    assert (model.places_at_once, model.remat) == (WHOLE_PLACES, "none")
+    assert planned[False].config.model.places_at_once == 0
 
 
 def test_flops_are_those_of_the_settings(planned):

@@ -6,6 +6,7 @@ import json
 import subprocess
 import sys
 
+import jax
 import pytest
 from helpers import of_a_program
 from test_plan import MODEL
@@ -13,9 +14,12 @@ from tiny_training import tiny_run
 
 from wroformer_jax import cli
 from wroformer_jax import plan as plan_module
+from wroformer_jax.commands import plan as plan_command
+from wroformer_jax.errors import InputError
 from wroformer_jax.hlo import Collective
 from wroformer_jax.plan import DoesNotFit, Memory, Plan
 from wroformer_jax.roofline import Roofline
+from wroformer_jax.train_step import time_of
 from wroformer_jax.training_config import FrozenMapping
 
 GIB = 2**30
@@ -103,6 +107,7 @@ def test_the_tables(config, compiled, capsys):
     assert "what holds it up is compute" in out
     assert "not measured" in out
     assert "8 s: fits, 4.00 of 16.0 GiB a device" in err
+    assert "planning a batch of 1, the least that the mesh takes; the config's is 2 (--set batch_size=2)" in err
     assert max(map(len, out.splitlines())) < 140
 
 
@@ -122,6 +127,20 @@ def test_an_hour_is_the_longest_there_is(config, compiled, capsys):
     assert run("--config", config, "--memory", 2000, "--seconds", "max") == 0
     assert "fits up to the longest that a run takes, 1 h" in capsys.readouterr().out
     assert [one.seconds for one in compiled] == [8.0, 3600.0]
+
+
+@pytest.mark.parametrize("learns", [False, True], ids=["alone", "with a teacher"])
+def test_the_shortest_example_is_one_that_the_mesh_can_cut(learns):
+    """For eight devices, in whole windows of 8 hops if there is a teacher; a part needs 24 hops for its halos."""
+    weights = {"l1": 1.0, "stft": 1.0, "masks": float(learns)}
+    mixer = {"time_mixer": "windowed_sink", "num_sinks": 2, "window": 48}
+    config = tiny_run(MODEL | mixer, teacher="not read", teacher_seconds=0.064, loss_weights=weights)
+    mesh = jax.sharding.AbstractMesh((1, 1, 8), ("data", "fsdp", "seq"))
+    shortest = plan_command._shortest(config, mesh)
+    assert shortest > 8 * (16 if learns else 23) * 128 / 16000
+    time_of(plan_command._with_seconds(config, shortest), mesh)
+    with pytest.raises(InputError, match="too short to be cut over 8 devices"):
+        time_of(plan_command._with_seconds(config, shortest / 1.3), mesh)
 
 
 def test_json_has_everything(config, compiled, tmp_path):

@@ -37,9 +37,33 @@ def test_works_add_up():
     assert Work(1.0, 2.0, 3.0, 4.0) + Work(10.0, 20.0, 30.0, 40.0) == Work(11.0, 22.0, 33.0, 44.0)
 
 
-@pytest.mark.parametrize(("remat", "passes"), [("none", 3), ("dots", 3), ("block", 4)])
-def test_remat_computes_again(remat, passes):
-    assert training_passes(dataclasses.replace(CONFIG, remat=remat)) == passes
+@pytest.mark.parametrize(
+    ("memory", "masks", "time_attention", "rest"),
+    [
+        ({"remat": "none"}, 3, 3, 3),
+        ({"remat": "dots"}, 3, 3, 3),
+        ({"remat": "block"}, 3, 4, 4),
+        ({"remat": "offload"}, 3, 4, 4),
+        ({"remat": "none", "places_at_once": 1000}, 4, 4, 4),
+        ({"remat": "none", "places_at_once": 60_000}, 3, 3, 3),  # a single piece
+        ({"remat": "block", "places_at_once": 1000}, 4, 5, 4),
+        ({"remat": "block", "blocks_a_save": 2}, 3, 5, 5),
+        ({"remat": "offload", "blocks_a_save": 2, "places_at_once": 1000}, 4, 6, 5),
+    ],
+    ids=str,
+)
+def test_what_is_computed_again(memory, masks, time_attention, rest):
+    config = dataclasses.replace(CONFIG, **memory)
+    passes = training_passes(config, SAMPLES)
+    parts = forward_flops(config, num_frames(config, SAMPLES))
+    assert passes.keys() == parts.keys()
+    assert [passes[name] for name in ("band_split", "masks")] == [masks, masks]
+    assert [passes[name] for name in ("time_projections", "time_scores")] == [time_attention, time_attention]
+    assert {passes[name] for name in parts if "freq" in name or "feed_forward" in name} == {rest}
+    work = forward_work(config, SAMPLES, 2, 1000, passes)
+    assert work.flops == 2 * sum(passes[name] * flops for name, flops in parts.items())
+    mean = work.flops / forward_work(config, SAMPLES, 2, 1000).flops
+    assert work.parameter_bytes == pytest.approx(4000 * mean)
 
 
 def test_memory_traffic_is_linear_in_the_length():

@@ -1,5 +1,6 @@
 """Separation: the overlap-add against the public tools', streams against arrays, and what is refused."""
 
+import dataclasses
 import sys
 
 import jax
@@ -10,7 +11,16 @@ from separation_models import GainModel, noise, tiny_real_model, tone
 from wroformer_jax import separation
 from wroformer_jax.config import ModelConfig
 from wroformer_jax.errors import InputError
-from wroformer_jax.separation import chunk_samples, separate, separate_blocks, speed, stem_names, with_progress
+from wroformer_jax.separation import (
+    WHOLE_PLACES,
+    chunk_samples,
+    in_pieces,
+    separate,
+    separate_blocks,
+    speed,
+    stem_names,
+    with_progress,
+)
 
 RATE = 1000  # Hz, of the small model; chunks of 0.25 s become 256 samples, 16 hops
 LENGTHS = [1, 17, 100, 256, 257, 512, 513, 2048, 3001]
@@ -95,6 +105,19 @@ def test_mono_is_the_average_of_what_a_stereo_model_gives():
     params = {"gains": np.array([[[0.25], [0.75]]], np.float32)}  # (stem, channel, 1)
     stems = separate(model, params, mixture, sample_rate=RATE, chunk_seconds=None)
     np.testing.assert_allclose(stems["vocals"], 0.5 * mixture, rtol=1e-6)
+
+
+def test_one_pass_takes_a_model_of_any_memory_settings():
+    """Those of its training, some of which contradict the pieces that it goes through."""
+    model, params = tiny_real_model()
+    mixture = noise(2, 4000)
+    expected = separate(model, params, mixture, sample_rate=8000, chunk_seconds=None)["vocals"]
+    for memory in ({"remat": "dots"}, {"remat": "offload"}, {"places_at_once": 60}):
+        trained = type(model)(dataclasses.replace(model.config, **memory))
+        found = separate(trained, params, mixture, sample_rate=8000, chunk_seconds=None)["vocals"]
+        np.testing.assert_allclose(found, expected, atol=1e-6)
+    deep = dataclasses.replace(model.config, depth=2, remat="block", blocks_a_save=2)
+    assert dataclasses.replace(deep, remat="none", blocks_a_save=1, places_at_once=WHOLE_PLACES) == in_pieces(deep)
 
 
 @pytest.mark.parametrize("sample_rate", [8000, 22050, 44100, 48000, 96000])

@@ -14,7 +14,7 @@ from test_trainer import tiny
 
 from wroformer_jax.errors import InputError
 from wroformer_jax.model import RoFormer, abstract_params
-from wroformer_jax.sharding import _arranged, check_batch, local_part, make_mesh, param_shardings
+from wroformer_jax.sharding import _arranged, check_batch, make_mesh, param_shardings, part_of
 from wroformer_jax.train_step import abstract_state
 
 # One device, then what has to agree with it: (data, fsdp, seq), and parts that a batch is cut into.
@@ -149,23 +149,20 @@ SHAPE = (4, 2, 800)  # of mixtures
         ([(3, 4, 0, 200), (0, 1, 0, 200), (3, 4, 400, 600), (0, 1, 400, 600)], ((0, 3), range(600))),
     ],
 )
-def test_what_a_process_loads(monkeypatch, indices, expected):
-    places = {
-        number: (slice(first, last), slice(None), slice(start, stop))
-        for number, (first, last, start, stop) in enumerate(indices)
-    }
-    sharding = types.SimpleNamespace(addressable_devices_indices_map=lambda shape: places)
-    monkeypatch.setattr("wroformer_jax.sharding.batch_shardings", lambda mesh: {"mixture": sharding})
-    mesh = jax.sharding.AbstractMesh((2, 1, 4), ("data", "fsdp", "seq"))
-    assert local_part(mesh, SHAPE) == expected
+def test_what_a_process_loads(indices, expected):
+    assert part_of([place(*index) for index in indices], SHAPE) == expected
+
+
+def place(first, last, start, stop):
+    return slice(first, last), slice(None), slice(start, stop)
 
 
 def chips(x, y, slices=1):
-    """Chips of so many v5e slices, as JAX describes them."""
+    """Chips of so many v5e slices, as JAX describes them; a host has four of them."""
     return [
         types.SimpleNamespace(
             platform="tpu", device_kind="TPU v5 lite", slice_index=number, coords=(column, row, 0), core_on_chip=0,
-            process_index=0, id=column + x * (row + y * number),
+            process_index=column // 2 + x // 2 * (row // 2 + y // 2 * number), id=column + x * (row + y * number),
         )
         for number in range(slices) for row in range(y) for column in range(x)
     ]  # fmt: skip
@@ -176,6 +173,24 @@ def test_any_mesh_fits_the_torus(shape):
     arranged = _arranged(shape, chips(16, 16))
     assert arranged.shape == shape
     assert sorted(device.id for device in arranged.flat) == list(range(256))
+
+
+@pytest.mark.parametrize(("shape", "most"), [((32, 1, 8), 1), ((4, 1, 64), 1.5), ((4, 8, 8), 1), ((1, 1, 256), 4.5)])
+def test_in_a_torus_a_process_loads_at_most_so_many_times_what_its_chips_need(shape, most):
+    """Neighbours in time lie along a way through the torus, which may pass a host more than once."""
+    data, fsdp, seq = shape
+    batch = (2 * data * fsdp, 2, 800 * seq)
+    needed = {}
+    for (copy, part, stretch), chip in np.ndenumerate(_arranged(shape, chips(16, 16))):
+        row, start = 2 * (copy * fsdp + part), 800 * stretch
+        needed.setdefault(chip.process_index, []).append(place(row, row + 2, start, start + 800))
+    assert len(needed) == 64
+    for indices in needed.values():
+        rows, samples = part_of(indices, batch)
+        for own in indices:
+            assert set(range(*own[0].indices(batch[0]))) <= set(rows)
+            assert (samples.start, samples.stop) == (min(samples.start, own[2].start), max(samples.stop, own[2].stop))
+        assert len(rows) * len(samples) <= most * 2 * 800 * len(indices)
 
 
 def test_each_slice_has_the_whole_model():

@@ -2,8 +2,8 @@
 
     python time_parts.py SETTINGS CASES FOLDER
 
-For each case ([parts, copies of the model, whether it learns from a teacher, FRAMES x BANDS at once]) a line of JSON,
-and its gradients, stems and features in FOLDER. Padding is loud, so that it would be heard.
+For each case (its name, and fields in place of those of SETTINGS) a line of JSON, and its gradients, stems and features
+in FOLDER. Padding is loud, so that it would be heard.
 """
 
 import dataclasses
@@ -22,7 +22,7 @@ from jax.sharding import PartitionSpec  # noqa: E402
 from wroformer_jax.hlo import collectives  # noqa: E402
 from wroformer_jax.model import RoFormer, init_params  # noqa: E402
 from wroformer_jax.separation import separate  # noqa: E402
-from wroformer_jax.sharding import SAMPLES, make_mesh, replicated, to_global  # noqa: E402
+from wroformer_jax.sharding import SAMPLES, make_mesh, param_shardings, replicated, to_global  # noqa: E402
 from wroformer_jax.train_step import batch_shapes, loss_and_gradients, time_of  # noqa: E402
 from wroformer_jax.training_config import TrainingConfig  # noqa: E402
 
@@ -72,18 +72,19 @@ def features(config, mesh, params, mixture):
 def run(config):
     sizes = list(config.mesh.values())
     mesh = make_mesh(config.mesh, jax.devices()[: int(np.prod(sizes))])
-    params, given, teacher, teacher_params = init_params(RoFormer(config.model), 0), batch(config, mesh), None, None
+    model, given, teacher, teacher_params = RoFormer(config.model), batch(config, mesh), None, None
+    params = jax.device_put(init_params(model, 0), param_shardings(model, mesh))
     if config.teacher:
         teacher = RoFormer(dataclasses.replace(config.model, time_mixer="full", num_sinks=0))
         teacher_params = init_params(teacher, 1)
     step = jax.jit(loss_and_gradients(config, mesh, teacher)).lower(params, given, teacher_params).compile()
-    params, teacher_params = jax.device_put((params, teacher_params), replicated(mesh))
+    teacher_params = jax.device_put(teacher_params, replicated(mesh))
     (loss, parts), gradients = jax.device_get(step(params, given, teacher_params))
     sent = [one for one in collectives(step.as_text()) if one.kind == "collective-permute"]
     assert all(one.is_exact for one in sent)
     leaves = jax.tree_util.tree_leaves_with_path(gradients)
     arrays = {jax.tree_util.keystr(path): leaf for path, leaf in leaves}
-    if not config.teacher and config.mesh["data"] == 1:
+    if not config.teacher and config.mesh["data"] == config.mesh["fsdp"] == 1:
         arrays |= features(config, mesh, params, given["mixture"])
     if config.mesh["seq"] == len(jax.devices()):
         # What a user gets who separates a recording in one pass where there are as many devices.
@@ -97,17 +98,13 @@ def run(config):
 
 
 def main():
-    for parts, copies, learns, places in json.loads(CASES):
+    for name, changed in json.loads(CASES).items():
         fields = json.loads(SETTINGS)
-        fields["mesh"] = {"data": copies, "fsdp": 1, "seq": parts}
-        fields["model"]["places_at_once"] = places
-        if learns:
-            fields |= {"teacher": "not read", "loss_weights": {**fields["loss_weights"], "masks": 1.0}}
+        for field, value in changed.items():
+            fields[field] = {**fields[field], **value} if isinstance(value, dict) else value
         measured, sent, arrays = run(TrainingConfig.from_dict(fields))
-        file = f"{parts}-{copies}-{learns}-{places}.npz"
-        np.savez(Path(FOLDER) / file, **arrays)
-        row = {"case": [parts, copies, learns, places], "measured": measured, "sent": sent, "file": file}
-        print(json.dumps(row), flush=True)
+        np.savez(Path(FOLDER) / f"{name}.npz", **arrays)
+        print(json.dumps({"case": name, "measured": measured, "sent": sent}), flush=True)
 
 
 if __name__ == "__main__":

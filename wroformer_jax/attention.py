@@ -15,7 +15,7 @@ import functools
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, Bool, Float, Int
 
 from wroformer_jax.errors import InputError
 from wroformer_jax.products import product
@@ -145,7 +145,17 @@ def _online_attention(
     return _unblock(out, num_queries).swapaxes(1, 2)
 
 
-def _over_keys(query, first_query, keys, values, num_keys, reach, num_sinks):
+def _over_keys(
+    query: Float[Array, "batch head query head_dim"],
+    first_query: Count,
+    keys: Float[Array, "block batch head key head_dim"],
+    values: Float[Array, "block batch head key head_dim"],
+    num_keys: Count,
+    reach: int | None,
+    num_sinks: int,
+) -> tuple[
+    Float[Array, "batch head query"], Float[Array, "batch head query"], Float[Array, "batch head query head_dim"]
+]:
     """One block of queries over blocks of keys: the greatest score, the sum of weights, and the weighted values."""
     first_keys = jnp.arange(len(keys)) * FULL_BLOCK
 
@@ -252,7 +262,15 @@ def _frame_attention(
     return _unblock(out.reshape(q.shape), num_frames).swapaxes(1, 2)
 
 
-def _attend_block(sinks, reach, there, q, k_parts, v_parts, first):
+def _attend_block(
+    sinks: tuple[Float[Array, "batch head sink head_dim"], Float[Array, "batch head sink head_dim"]],
+    reach: int,
+    there: tuple[Count, Count],
+    q: Float[Array, "batch head size head_dim"],
+    k_parts: tuple[Array, Array, Array],
+    v_parts: tuple[Array, Array, Array],
+    first: Int[Array, ""],
+) -> Float[Array, "batch head size head_dim"]:
     """One block of queries against its keys and the sinks; `first` is the frame of the block's first query.
 
     There are frames from there[0] up to, but not with, there[1].

@@ -20,11 +20,12 @@ from typing import NamedTuple
 from wroformer_jax.training_config import TrainingConfig
 
 _POLL_SECONDS = 0.5
+_QUIET_SECONDS = 1.0  # a dump that has not been written to for so long is whole
 # The names that XLA gives to its dumps; only the program's are written.
 _REPORT, _TEXT = "*after_optimizations-memory-usage-report.txt", "*after_optimizations.txt"
-# Memory spaces in the report: a device's; the one whose heading ends that; and the host's, xla::Layout's
-# kHostMemorySpace, whatever name the report gives it.
-_HBM, _NEXT, _HOST = "(color=0)", "(color=1)", "(color=5)"
+# Memory spaces in the report: a device's, and the host's (xla::Layout's kHostMemorySpace), whatever names it gives
+# them. Which others there are depends on the chip.
+_HBM, _HOST = "(color=0)", "(color=5)"
 
 
 class Layout(NamedTuple):
@@ -52,7 +53,8 @@ def layout(config: TrainingConfig, topology: str, *, inference: bool) -> Layout:
     """
     with tempfile.TemporaryDirectory(prefix="wroformer_plan_") as folder:
         asked = Path(folder) / "asked.json"
-        asked.write_text(json.dumps({"config": config.to_dict(), "topology": topology, "inference": inference}))
+        wanted = {"config": config.to_dict(), "topology": topology, "inference": inference}
+        asked.write_text(json.dumps({**wanted, "parent": os.getpid(), "folder": folder}))
         flags = f"{os.environ.get('XLA_FLAGS', '')} --xla_dump_to={folder} --xla_dump_hlo_module_re=jit_plan.*"
         environment = {**os.environ, "XLA_FLAGS": flags.strip(), "JAX_PLATFORMS": "cpu"}
         command = [sys.executable, "-m", "wroformer_jax.plan_program", str(asked)]
@@ -68,21 +70,28 @@ def layout(config: TrainingConfig, topology: str, *, inference: bool) -> Layout:
                 process.wait()
             said.seek(0)
             text = said.read()
-        if found := _found(Path(folder)):
+        if found := _found(Path(folder), has_ended=True):
             return found
     raise CompilationError(text)
 
 
-def _found(folder: Path) -> Layout | None:
-    """What the dumps say, None as long as they are not whole."""
+def _found(folder: Path, *, has_ended: bool = False) -> Layout | None:
+    """What the dumps say, None as long as they are not whole.
+
+    Args:
+      folder: of the dumps.
+      has_ended: whether nobody writes to them any more.
+    """
     report = next(folder.glob(_REPORT), None)
     program = next(folder.glob(_TEXT), None)
     if report is None or program is None:
         return None
-    text = report.read_text(errors="replace")
-    if _NEXT not in text or not text.endswith("\n"):
+    written = max(file.stat().st_mtime for file in (report, program))
+    if not has_ended and time.time() - written < _QUIET_SECONDS:
         return None
-    sizes = dict(re.findall(r"Memory Space: (.*?)\nTotal bytes: (\d+)", text))
-    hbm = next(int(size) for name, size in sizes.items() if _HBM in name)
+    sizes = dict(re.findall(r"Memory Space: (.*?)\nTotal bytes: (\d+)", report.read_text(errors="replace")))
+    hbm = next((int(size) for name, size in sizes.items() if _HBM in name), None)
+    if hbm is None:
+        return None
     host = sum(int(size) for name, size in sizes.items() if _HOST in name)
     return Layout(program.read_text(errors="replace"), hbm, host)

@@ -25,6 +25,7 @@ from wroformer_jax.hlo import Collective, collectives
 from wroformer_jax.memory_report import CompilationError, layout
 from wroformer_jax.model import Params, RoFormer, abstract_params
 from wroformer_jax.roofline import Roofline, Work, forward_work, roofline, training_passes
+from wroformer_jax.separation import in_pieces
 from wroformer_jax.sharding import (
     batch_shardings,
     bytes_per_device,
@@ -175,7 +176,9 @@ def teacher_of(config: TrainingConfig) -> ModelConfig | None:
 
 
 def plan(config: TrainingConfig, mesh: Mesh, target: Target, *, inference: bool = False) -> Plan:
-    """Compiles a training step, or a forward pass on the mixtures of a step, and says what it takes.
+    """Compiles a training step, or a forward pass, and says what it takes.
+
+    The forward pass is that of `separate` with the whole mixtures of a step in one pass, in its settings.
 
     Args:
       config: see `settle`; its data and its checkpoints are not read.
@@ -186,6 +189,8 @@ def plan(config: TrainingConfig, mesh: Mesh, target: Target, *, inference: bool 
     Raises:
       DoesNotFit: the devices have too little memory.
     """
+    if inference:
+        config = dataclasses.replace(config, model=in_pieces(config.model))
     teacher = None if inference else teacher_of(config)
     program = program_of(config, mesh, inference=inference)
     start = time.perf_counter()
@@ -302,13 +307,13 @@ def _training_work(config: TrainingConfig, teacher: ModelConfig | None, state_by
     """Passes of the model and the teacher; gradients written and read; the state of a device read and written."""
     model, examples = config.model, config.batch_size
     count = _num_parameters(model)
-    passes = training_passes(model)
+    passes = training_passes(model, config.crop_samples)
     work = forward_work(model, config.crop_samples, examples, count * config.accumulate, passes)
     work += Work(parameter_bytes=float(2 * 4 * count * config.accumulate + 2 * state_bytes))
     if teacher is not None:
         window = min(config.teacher_samples, config.crop_samples)
         windows = config.crop_samples // window
-        work += forward_work(teacher, window, examples * windows, _num_parameters(teacher), 1)
+        work += forward_work(teacher, window, examples * windows, _num_parameters(teacher))
     return work
 
 

@@ -7,6 +7,7 @@ plans and finding what holds a step up. Nothing of it is measured; real steps ta
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 
 from wroformer_jax.config import ModelConfig
 from wroformer_jax.flops import forward_flops, num_frames, score_entries
@@ -82,7 +83,9 @@ def roofline(work: Work, sent_bytes: float, device: Hardware, num_devices: int) 
     )
 
 
-def forward_work(config: ModelConfig, samples: int, examples: int, num_parameters: int, passes: int = 1) -> Work:
+def forward_work(
+    config: ModelConfig, samples: int, examples: int, num_parameters: int, passes: Mapping[str, int] | None = None
+) -> Work:
     """Forward passes of a batch.
 
     Args:
@@ -90,20 +93,39 @@ def forward_work(config: ModelConfig, samples: int, examples: int, num_parameter
       samples: of an example.
       examples: of the batch.
       num_parameters: that each device reads in a pass.
-      passes: how many; a backward pass has two's worth of products.
+      passes: how many, by part of the model (see `training_passes`); one by default.
     """
     frames = num_frames(config, samples)
-    flops = passes * examples * sum(forward_flops(config, frames).values())
+    parts = forward_flops(config, frames)
+    once = sum(parts.values())
+    flops = sum(flops * (passes[name] if passes else 1) for name, flops in parts.items())
     return Work(
-        **{f"{config.dtype}_flops": float(flops)},
-        activation_bytes=float(passes * examples * activation_bytes(config, frames)),
-        parameter_bytes=float(passes * _FLOAT32 * num_parameters),
+        **{f"{config.dtype}_flops": float(examples * flops)},
+        activation_bytes=examples * activation_bytes(config, frames) * flops / once,
+        parameter_bytes=_FLOAT32 * num_parameters * flops / once,
     )
 
 
-def training_passes(config: ModelConfig) -> int:
-    """Forward passes that a training step is worth: forward, backward (two), and one again with remat by blocks."""
-    return 3 if config.remat in ("none", "dots") else 4
+def training_passes(config: ModelConfig, samples: int) -> dict[str, int]:
+    """Forward passes that a training step is worth, for each part of the model (the names of `flops.forward_flops`).
+
+    The forward pass, a backward pass, which has two's worth of products, and what is computed again: blocks, if remat
+    keeps nothing of them; blocks once more, if only every few of them are kept; and all that is worked on in pieces.
+    Blocks that are computed again and in pieces need their time attention twice, and the rest of them once, since only
+    the pieces of the rest need its results.
+
+    Args:
+      config: the settings of the model.
+      samples: of an example.
+    """
+    places = (num_frames(config, samples) + config.num_sinks) * config.num_bands
+    in_pieces = 0 < config.places_at_once < places
+    by_blocks = config.remat in ("block", "offload")
+    kept_rarely = config.blocks_a_save > 1
+    attention = ("time_projections", "time_scores")
+    passes = dict.fromkeys(forward_flops(config, 1), 3 + (by_blocks or in_pieces) + kept_rarely)
+    passes |= dict.fromkeys(attention, 3 + by_blocks + in_pieces + kept_rarely)
+    return passes | dict.fromkeys(("band_split", "masks"), 3 + in_pieces)
 
 
 def activation_bytes(config: ModelConfig, frames: int) -> int:

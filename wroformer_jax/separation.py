@@ -193,6 +193,16 @@ def chunk_samples(config: ModelConfig, chunk_seconds: float | None, overlap: int
     return _whole_hops(config, math.ceil(chunk_seconds * config.sample_rate))
 
 
+def in_pieces(config: ModelConfig) -> ModelConfig:
+    """The settings with which a recording is separated in one pass: the model's own, but for remat, and in pieces.
+
+    Args:
+      config: of the model. If it says how much is worked on at once, that is kept.
+    """
+    places = config.places_at_once or WHOLE_PLACES
+    return dataclasses.replace(config, places_at_once=places, remat="none", blocks_a_save=1)
+
+
 def with_progress(
     blocks: Iterable[dict[str, np.ndarray]], *, samples: int, sample_rate: int, label: str
 ) -> Iterator[dict[str, np.ndarray]]:
@@ -394,8 +404,7 @@ def _apply_to_whole(
     hear all of the recording in any case.
     """
     if isinstance(model, RoFormer):
-        places = model.config.places_at_once or WHOLE_PLACES
-        model = RoFormer(dataclasses.replace(model.config, places_at_once=places))
+        model = RoFormer(in_pieces(model.config))
         if can_cut_time(model.config, audio.shape[-1], len(jax.local_devices())):
             return separate_over_devices(model, params, audio)
     return _apply(model, params, audio)

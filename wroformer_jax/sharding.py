@@ -2,14 +2,14 @@
 
 The mesh has three axes. `data` holds copies of the model, each with examples of its own; `fsdp` holds parts of the
 parameters and of the optimiser's state, each device with examples of its own, too; `seq` holds parts of each example's
-time, and more parts of the state. This is the only
-file that names them: elsewhere arrays have the logical axes of `model.logical_axes`.
+time, and more parts of the state. This file decides what is cut over them: parameters come with the logical axes of
+`model.logical_axes` only.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -17,10 +17,9 @@ import numpy as np
 from jax.sharding import AbstractMesh, Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Shaped
 
+from wroformer_jax.config import MESH_AXES
 from wroformer_jax.errors import InputError
 from wroformer_jax.model import Params, RoFormer, abstract_params, logical_axes
-
-AXES = ("data", "fsdp", "seq")
 
 # Which axis of a parameter is cut over `fsdp`: the first of these that it has and that divides. The long axes of the
 # large matrices come first; what has none that divides (gains, biases, gates) is small and stays whole.
@@ -43,7 +42,7 @@ def make_mesh(sizes: Mapping[str, int], devices: Sequence[jax.Device] | None = N
     """
     devices = list(jax.devices() if devices is None else devices)
     shape = _filled(sizes, len(devices))
-    return Mesh(_arranged(shape, devices), AXES)
+    return Mesh(_arranged(shape, devices), MESH_AXES)
 
 
 def _arranged(shape: tuple[int, int, int], devices: Sequence[Any]) -> np.ndarray:
@@ -180,7 +179,16 @@ def local_part(mesh: Mesh | AbstractMesh, shape: tuple[int, ...]) -> LocalPart:
       mesh: the devices.
       shape: of the mixtures of a batch, (batch, channel, sample), all devices together.
     """
-    indices = batch_shardings(mesh)["mixture"].addressable_devices_indices_map(shape).values()
+    return part_of(batch_shardings(mesh)["mixture"].addressable_devices_indices_map(shape).values(), shape)
+
+
+def part_of(indices: Collection[tuple[slice, ...]], shape: tuple[int, ...]) -> LocalPart:
+    """What has to be loaded for some devices.
+
+    Args:
+      indices: of each device, its part of the mixtures of a batch, as slices.
+      shape: of these mixtures, (batch, channel, sample).
+    """
     rows = {row for index in indices for row in range(*index[0].indices(shape[0]))}
     stretches = [index[-1].indices(shape[-1])[:2] for index in indices]
     return LocalPart(
@@ -224,9 +232,9 @@ def bytes_per_device(tree: Any) -> int:
 
 
 def _filled(sizes: Mapping[str, int], num_devices: int) -> tuple[int, ...]:
-    """The sizes along AXES, with the -1 replaced."""
-    shape = [sizes[axis] for axis in AXES]
-    said = ", ".join(f"{axis}={size}" for axis, size in zip(AXES, shape, strict=True))
+    """The sizes along MESH_AXES, with the -1 replaced."""
+    shape = [sizes[axis] for axis in MESH_AXES]
+    said = ", ".join(f"{axis}={size}" for axis, size in zip(MESH_AXES, shape, strict=True))
     if shape.count(-1) > 1:
         raise InputError(f"mesh is {said}: only one axis can be -1, which means the rest of the devices")
     known = math.prod(size for size in shape if size != -1)

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import optax
-from jax.sharding import Mesh
+from jax.sharding import AbstractMesh, Mesh
 from jaxtyping import Array, Float, Int
 
 from wroformer_jax.context_parallel import cut_time, padded_samples
@@ -102,7 +102,7 @@ def abstract_state(config: TrainingConfig, mesh: Mesh) -> TrainState:
     )
 
 
-def time_of(config: TrainingConfig, mesh: Mesh) -> TimeAxis:
+def time_of(config: TrainingConfig, mesh: Mesh | AbstractMesh) -> TimeAxis:
     """How the examples' time lies on the mesh: whole, or cut over devices.
 
     Raises:

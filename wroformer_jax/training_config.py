@@ -7,14 +7,13 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-from wroformer_jax.config import ModelConfig, suggestion
+from wroformer_jax.config import MESH_AXES, ModelConfig, suggestion
 from wroformer_jax.data.augment import Augmentation
 from wroformer_jax.data.crops import INSTRUMENTAL
 from wroformer_jax.data.synthetic import STEMS
 from wroformer_jax.errors import InputError
 
 SCHEDULES = ("cosine", "constant")
-MESH_AXES = ("data", "fsdp", "seq")
 LOSSES = ("l1", "stft", "masks")
 
 

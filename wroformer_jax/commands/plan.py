@@ -7,20 +7,19 @@ import functools
 import json
 import math
 import os
-import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from wroformer_jax.commands.shared import EXIT_OK, Row, add_verbose, aligned, print_out, say
+from wroformer_jax.commands.plan_tables import GIB, duration, gib, tables
+from wroformer_jax.commands.shared import EXIT_OK, add_verbose, print_out, say
 from wroformer_jax.errors import InputError
 
 if TYPE_CHECKING:
-    from jax.sharding import Mesh
+    from jax.sharding import AbstractMesh, Mesh
 
     from wroformer_jax.longest_fit import Attempt, Limits
-    from wroformer_jax.plan import Memory, Plan
-    from wroformer_jax.roofline import Roofline
+    from wroformer_jax.plan import Plan
     from wroformer_jax.topology import Target
     from wroformer_jax.training_config import TrainingConfig
 
@@ -35,22 +34,7 @@ is an estimate from data sheets, never measured.
 Example:
   wroformer plan --topology v5e:4x4 --config configs/finetune_wsa.py --seconds max
 """
-_GIB, _MIB = 2**30, 2**20
 _ANY = 1.0  # tolerance of the length that is found to fit in place of one that does not
-_LARGEST = 8  # collectives that are named
-_PAPER = "of the paper's 8 s (arXiv 2510.25745)"
-
-# What JAX puts round and between the names of modules and operations.
-_WRAPPED = re.compile(r"\b(?:transpose|jvp|vmap)\(([^()]*)\)")
-_NOISE = ("while", "body", "closed_call", "checkpoint", "rematted_computation", "remat", "shard_map")
-
-_MEANING = {
-    "all-reduce": "sums over devices, as of gradients",
-    "all-gather": "parts put together on every device, as of parameters cut over fsdp",
-    "reduce-scatter": "sums of which each device keeps a part, as of gradients cut over fsdp",
-    "all-to-all": "parts exchanged with every other device: an array is cut along another axis",
-    "collective-permute": "passed on to one other device, as the edges of neighbouring stretches of time",
-}
 
 
 def add_to(commands: Any) -> None:
@@ -75,7 +59,7 @@ def add_to(commands: Any) -> None:
     add(
         "--set", action="append", default=[], metavar="FIELD=VALUE", help="another value, as in model.window=20; repeat"
     )
-    add("--inference", action="store_true", help="plan the forward pass in place of the training step")
+    add("--inference", action="store_true", help="plan separating the examples in one pass, not training")
     add("--no-teacher", action="store_true", help="leave the teacher out that the config has")
     add("--memory", type=_positive, metavar="GIB", help="plan for devices of so much memory")
     add("--tolerance", type=_percent, default=5.0, metavar="PERCENT", help="of --seconds max (default: 5)")
@@ -96,7 +80,13 @@ def run(args: argparse.Namespace) -> int:
     if args.json and not args.json.parent.is_dir():  # before minutes are spent
         raise InputError(f"--json {args.json} cannot be written: {args.json.parent} is not a folder")
     target = _target(args)
+    of_file = config.batch_size
     config, mesh = settle(config, target, batch_size=batch_size)
+    if config.batch_size != of_file:
+        say(
+            f"planning a batch of {config.batch_size}, the least that the mesh takes; the config's is {of_file} "
+            f"(--set batch_size={of_file})"
+        )
     planner = _Planner(config, mesh, target, inference=args.inference)
     limits = None
     if args.seconds == "max":
@@ -106,7 +96,7 @@ def run(args: argparse.Namespace) -> int:
         found = planner.at(config.seconds)
     if args.json:
         _write_json(args.json, found, limits)
-    print_out("\n\n".join(_sections(found, limits, verbose=args.verbose)))
+    print_out(tables(found, limits, verbose=args.verbose))
     return EXIT_OK
 
 
@@ -147,7 +137,7 @@ class _Planner:
         from wroformer_jax.longest_fit import Attempt
         from wroformer_jax.plan import DoesNotFit, plan
 
-        say(f"{_duration(seconds)}: compiling ...")
+        say(f"{duration(seconds)}: compiling ...")
         start = time.perf_counter()
         available = ""
         try:
@@ -160,9 +150,9 @@ class _Planner:
             attempt = Attempt(seconds, found.memory.peak, fits=True)
             what = "fits" if self.target.memory else "compiled"
         if self.target.memory:
-            available = f" of {_gib(self.target.memory)}"
-        needed = f", {_gib(attempt.needed)}{available} GiB a device" if attempt.needed else ""
-        say(f"{_duration(seconds)}: {what}{needed} ({time.perf_counter() - start:.0f} s)")
+            available = f" of {gib(self.target.memory)}"
+        needed = f", {gib(attempt.needed)}{available} GiB a device" if attempt.needed else ""
+        say(f"{duration(seconds)}: {what}{needed} ({time.perf_counter() - start:.0f} s)")
         return attempt
 
     def _longest_fit(self, first: float, tolerance: float, longest: float | None = None, known: Any = ()) -> Limits:
@@ -191,29 +181,29 @@ class _Planner:
 
     def _refusal(self, refused: Attempt) -> str:
         if self.target.memory is None:
-            return f"{_duration(refused.seconds)} do not fit into {self.target.name}"
+            return f"{duration(refused.seconds)} do not fit into {self.target.name}"
         limits = self._longest_fit(refused.seconds, _ANY, refused.seconds, [refused])
         if limits.fits is None:
             return self._nothing_fits(limits.too_long)
         fits = limits.fits.seconds
         return (
-            f"{_duration(refused.seconds)} do not fit into {self.target.name}{self._by_how_much(refused)}. "
-            f"{_duration(fits)} fit (--seconds {fits:g}); --seconds max finds the longest. Larger parts of the mesh "
-            "along fsdp or seq take less of each device"
+            f"{duration(refused.seconds)} do not fit into {self.target.name}{self._by_how_much(refused)}. "
+            f"{duration(fits)} fit (--seconds {fits:g}); --seconds max finds the longest. More devices "
+            "along fsdp or seq leave less on each"
         )
 
     def _nothing_fits(self, refused: Attempt) -> str:
         return (
-            f"not even {_duration(refused.seconds)} fit into {self.target.name}{self._by_how_much(refused)}; the state "
-            f"alone is {_gib(self._at_rest)} GiB. Larger parts of the mesh along fsdp take less of each device"
+            f"not even {duration(refused.seconds)} fit into {self.target.name}{self._by_how_much(refused)}; the state "
+            f"alone is {gib(self._at_rest)} GiB. More devices along fsdp or seq leave less on each"
         )
 
     def _by_how_much(self, refused: Attempt) -> str:
         if refused.needed is None:
             return ""
         over = refused.needed - self.target.memory
-        needed, available = _gib(refused.needed), _gib(self.target.memory)
-        return f": they take {needed} of {available} GiB a device, {_gib(over)} GiB too much"
+        needed, available = gib(refused.needed), gib(self.target.memory)
+        return f": they take {needed} of {available} GiB a device, {gib(over)} GiB too much"
 
 
 # --- settings
@@ -295,7 +285,7 @@ def _target(args: argparse.Namespace) -> Target:
     from wroformer_jax.topology import local_devices, topology
 
     target = topology(args.topology) if args.topology else local_devices()
-    return target._replace(memory=int(args.memory * _GIB)) if args.memory else target
+    return target._replace(memory=int(args.memory * GIB)) if args.memory else target
 
 
 def _with_seconds(config: TrainingConfig, seconds: float) -> TrainingConfig:
@@ -305,7 +295,7 @@ def _with_seconds(config: TrainingConfig, seconds: float) -> TrainingConfig:
     return dataclasses.replace(config, seconds=seconds, song_seconds=max(config.song_seconds, seconds))
 
 
-def _shortest(config: TrainingConfig, mesh: Mesh) -> float:
+def _shortest(config: TrainingConfig, mesh: Mesh | AbstractMesh) -> float:
     """Seconds of a crop that is as short as losses and model take, and as the mesh can cut, to within a quarter."""
     from wroformer_jax.train_step import time_of
     from wroformer_jax.training_config import LONGEST_CROP
@@ -325,143 +315,6 @@ def _shortest(config: TrainingConfig, mesh: Mesh) -> float:
             return seconds
 
 
-# --- what is printed
-
-
-def _sections(found: Plan, limits: Limits | None, *, verbose: bool) -> list[str]:
-    return [
-        _about(found, limits),
-        _memory(found.memory),
-        _communication(found, verbose=verbose),
-        _compute(found),
-        _time(found.roofline, found.device_kind),
-    ]
-
-
-def _about(found: Plan, limits: Limits | None) -> str:
-    model, config = found.config.model, found.config
-    what = "forward pass" if found.inference else "training step"
-    mesh = ", ".join(f"{axis}={size}" for axis, size in found.mesh.items())
-    mixer = f"{model.time_mixer}, window {model.window}, {model.num_sinks} sinks"
-    mixer = mixer if model.time_mixer == "windowed_sink" else model.time_mixer
-    rows: list[Row] = [
-        ("PLAN", f"{what}, compiled for {found.target} in {found.compile_seconds:.0f} s"),
-        ("devices", f"{found.num_devices} {found.device_kind}, mesh {mesh}"),
-        ("audio", f"{config.batch_size} x {_duration(found.seconds)} a step, {found.frames:,} frames each"),
-        ("time attention", f"{mixer}; remat {model.remat}; products in {model.dtype}"),
-    ]
-    if not found.inference:
-        rows.append(("teacher", "full attention, of the model's sizes" if found.teacher else "none"))
-    if limits:
-        rows.append(("longest audio", _longest(limits)))
-    return aligned(rows, left=2)
-
-
-def _longest(limits: Limits) -> str:
-    fits, too_long = limits
-    if too_long is None:
-        return f"fits up to the longest that a run takes, {_duration(fits.seconds)}"
-    return f"{_duration(fits.seconds)} fit, {_duration(too_long.seconds)} do not"
-
-
-def _memory(memory: Memory) -> str:
-    rows: list[Row] = [("MEMORY OF EACH DEVICE", "GiB", "")]
-
-    def add(name: str, size: int, meaning: str) -> None:
-        rows.append((name, _gib(size), meaning))
-
-    add("state", memory.state, "kept from step to step: parameters, in training their average and AdamW's moments")
-    if memory.teacher:
-        add("teacher", memory.teacher, "parameters of the frozen teacher")
-    add("inputs", memory.inputs, "the audio of the examples, and padding")
-    add("activations", memory.activations, "laid out for the step: what the backward pass needs, gradients, buffers")
-    if memory.outputs:
-        add("outputs", memory.outputs, "results that do not take an input's place")
-    add("peak", memory.peak, "all of it at once")
-    if memory.host:
-        add("host memory", memory.host, "kept by the host in place of the device, not in the peak")
-    table = aligned(rows, last_left=True)
-    if memory.available is None:
-        return f"{table}\nwhat there is of it is not known: nothing is said about whether it fits"
-    share = memory.peak / memory.available
-    return f"{table}\nfits: {_gib(memory.peak)} of {_gib(memory.available)} GiB a device ({share:.0%})"
-
-
-def _communication(found: Plan, *, verbose: bool) -> str:
-    from wroformer_jax.plan import sent_bytes
-
-    if not found.collectives:
-        return "COMMUNICATION OF EACH DEVICE\nnone: devices have nothing to say to each other"
-    rows: list[Row] = [("COMMUNICATION OF EACH DEVICE", "TIMES A STEP", "MiB SENT A STEP", "")]
-    for kind, meaning in _MEANING.items():
-        if some := [one for one in found.collectives if one.kind == kind]:
-            times = sum(one.executions for one in some)
-            rows.append((kind, f"{times:,}", _mib(sent_bytes(some)), meaning))
-    rows.append(("total", "", _mib(sent_bytes(found.collectives)), ""))
-    largest = sorted(found.collectives, key=lambda one: -one.sent * one.executions)[: None if verbose else _LARGEST]
-    named: list[Row] = [("THE LARGEST", "TIMES", "MiB OF THE ARRAY", "DEVICES", "WHERE IN THE CODE")]
-    for one in largest:
-        named.append((one.kind, f"{one.executions:,}", _mib(one.size), str(one.group), _where(one.source)))
-    text = f"{aligned(rows, last_left=True)}\n\n{aligned(named, last_left=True)}"
-    if not all(one.is_exact for one in found.collectives):
-        text += "\nsome are in loops of which the compiler does not tell the turns: they are counted once"
-    return text
-
-
-def _where(source: str) -> str:
-    """JAX's name of an operation, without what says nothing to a reader."""
-    text = source
-    while _WRAPPED.search(text):  # as in transpose(jvp(RoFormer.masks))
-        text = _WRAPPED.sub(r"\1", text)
-    _, *parts = text.split("/")
-    kept = [part for part in parts if part and part not in _NOISE]
-    return ("backward: " if "transpose(" in source else "") + ("/".join(kept[-4:]) or "-")
-
-
-def _compute(found: Plan) -> str:
-    from wroformer_jax.plan import published_scores, scores
-
-    share = found.attention_flops / found.flops
-    rows: list[Row] = [("COMPUTE OF A STEP, ALL DEVICES", "TFLOP", "")]
-    whole = "products of matrices, the teacher's too" if found.teacher else "products of matrices"
-    rows.append(("all", _tera(found.flops), f"{whole}; what remat computes again is not counted"))
-    attention = f"scores of the model's time attention and what they weigh, {share:.1%}"
-    rows.append(("of it time attention", _tera(found.attention_flops), attention))
-    entries: list[Row] = [("SCORES OF A HEAD ALONG TIME", "THIS MODEL'S", "FULL ATTENTION'S", "TIMES AS MANY")]
-    for what, of in (("of these examples", scores(found.config.model, found.frames)), (_PAPER, published_scores())):
-        entries.append((what, f"{of.own:,}", f"{of.full:,}", f"{of.ratio:,.1f}"))
-    return f"{aligned(rows, last_left=True)}\n\n{aligned(entries)}"
-
-
-def _time(estimate: Roofline | None, device_kind: str) -> str:
-    if estimate is None:
-        return f"TIME OF A STEP\nno estimate: what a {device_kind} can do is not known"
-    rows: list[Row] = [
-        ("TIME OF A STEP, ESTIMATED", "ms", ""),
-        (
-            "compute",
-            _ms(estimate.compute_seconds),
-            f"{_tera(estimate.flops)} TFLOP a device, recomputation included, at its peak",
-        ),
-        (
-            "memory",
-            _ms(estimate.memory_seconds),
-            f"{_three(estimate.hbm_bytes / 1e9)} GB to and from its memory, if only products read and write",
-        ),
-        (
-            "network",
-            _ms(estimate.network_seconds),
-            f"{_three(estimate.sent_bytes / 1e9)} GB sent, over all its links at once",
-        ),
-    ]
-    return (
-        f"{aligned(rows, last_left=True)}\n"
-        f"between {_ms(estimate.overlapped)} ms (the three overlap perfectly) and {_ms(estimate.serial)} ms (they do "
-        f"not); what holds it up is {estimate.bound}.\n"
-        "An estimate from data sheets, not measured: a real step takes longer."
-    )
-
-
 def _write_json(path: Path, found: Plan, limits: Limits | None) -> None:
     import dataclasses
 
@@ -475,38 +328,6 @@ def _write_json(path: Path, found: Plan, limits: Limits | None) -> None:
             temporary.write_text(json.dumps(described, indent=1) + "\n")
     except OSError as error:
         raise InputError(f"--json {path} cannot be written: {os.strerror(error.errno)}") from error
-
-
-def _gib(size: int) -> str:
-    return _three(size / _GIB)
-
-
-def _mib(size: int | float) -> str:
-    return _three(size / _MIB)
-
-
-def _tera(flops: int | float) -> str:
-    return _three(flops / 1e12)
-
-
-def _ms(seconds: float) -> str:
-    return _three(1000 * seconds)
-
-
-def _three(number: float) -> str:
-    """Three digits at least, none after the point of large numbers; never as a power of ten."""
-    decimals = max(0, 2 - math.floor(math.log10(number))) if number >= 1e-6 else 0
-    return f"{number:,.{decimals}f}"
-
-
-def _duration(seconds: float) -> str:
-    """As in "8 s", "1 min 23 s" and "1 h"."""
-    if seconds < 100:
-        return f"{seconds:.4g} s"
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    parts = ((hours, "h"), (minutes, "min"), (rest, "s"))
-    return " ".join(f"{number} {unit}" for number, unit in parts if number)
 
 
 # --- options
@@ -538,10 +359,12 @@ def _number(text: str, expected: str) -> float:
 
 
 def _mesh(text: str) -> Mapping[str, int]:
-    sizes = {"data": 1, "fsdp": 1, "seq": 1}
+    from wroformer_jax.config import MESH_AXES
+
+    sizes = dict.fromkeys(MESH_AXES, 1)
     for part in text.split(","):
         axis, _, size = part.strip().partition("=")
         if axis not in sizes or not size.removeprefix("-").isdecimal():
-            raise argparse.ArgumentTypeError(f"{part!r} is not one of data=N, fsdp=N and seq=N")
+            raise argparse.ArgumentTypeError(f"{part!r} is none of {', '.join(f'{axis}=N' for axis in MESH_AXES)}")
         sizes[axis] = int(size)
     return sizes

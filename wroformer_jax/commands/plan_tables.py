@@ -1,0 +1,206 @@
+"""What `wroformer plan` prints: tables of a plan, each row with what it means."""
+
+from __future__ import annotations
+
+import math
+import re
+from typing import TYPE_CHECKING
+
+from wroformer_jax.commands.shared import Row, aligned
+
+if TYPE_CHECKING:
+    from wroformer_jax.longest_fit import Limits
+    from wroformer_jax.plan import Memory, Plan
+    from wroformer_jax.roofline import Roofline
+
+GIB = 2**30
+_MIB = 2**20
+_LARGEST = 8  # collectives that are named
+_PAPER = "of the paper's 8 s (arXiv 2510.25745)"
+
+# What JAX puts round and between the names of modules and operations.
+_WRAPPED = re.compile(r"\b(?:transpose|jvp|vmap)\(([^()]*)\)")
+_NOISE = ("while", "body", "closed_call", "checkpoint", "rematted_computation", "remat", "shard_map")
+
+_MEANING = {
+    "all-reduce": "sums over devices, as of gradients",
+    "all-gather": "parts put together on every device, as of parameters cut over fsdp",
+    "reduce-scatter": "sums of which each device keeps a part, as of gradients cut over fsdp",
+    "all-to-all": "parts exchanged with every other device: an array is cut along another axis",
+    "collective-permute": "passed on to one other device, as the edges of neighbouring stretches of time",
+}
+
+
+def tables(found: Plan, limits: Limits | None, *, verbose: bool) -> str:
+    """All of a plan.
+
+    Args:
+      found: the plan.
+      limits: where the search for the longest audio ended, None if there was none.
+      verbose: name all collectives, not the largest only.
+    """
+    sections = [
+        _about(found, limits),
+        _memory(found.memory),
+        _communication(found, verbose=verbose),
+        _compute(found),
+        _time(found.roofline, found.device_kind),
+    ]
+    return "\n\n".join(sections)
+
+
+def _about(found: Plan, limits: Limits | None) -> str:
+    model, config = found.config.model, found.config
+    what = "forward pass" if found.inference else "training step"
+    mesh = ", ".join(f"{axis}={size}" for axis, size in found.mesh.items())
+    mixer = f"{model.time_mixer}, window {model.window}, {model.num_sinks} sinks"
+    mixer = mixer if model.time_mixer == "windowed_sink" else model.time_mixer
+    rows: list[Row] = [
+        ("PLAN", f"{what}, compiled for {found.target} in {found.compile_seconds:.0f} s"),
+        ("devices", f"{found.num_devices} {found.device_kind}, mesh {mesh}"),
+        ("audio", f"{config.batch_size} x {duration(found.seconds)} a step, {found.frames:,} frames each"),
+        ("time attention", f"{mixer}; remat {model.remat}; products in {model.dtype}"),
+    ]
+    if not found.inference:
+        rows.append(("teacher", "full attention, of the model's sizes" if found.teacher else "none"))
+    if limits:
+        rows.append(("longest audio", _longest(limits)))
+    return aligned(rows, left=2)
+
+
+def _longest(limits: Limits) -> str:
+    fits, too_long = limits
+    if too_long is None:
+        return f"fits up to the longest that a run takes, {duration(fits.seconds)}"
+    return f"{duration(fits.seconds)} fit, {duration(too_long.seconds)} do not"
+
+
+def _memory(memory: Memory) -> str:
+    rows: list[Row] = [("MEMORY OF EACH DEVICE", "GiB", "")]
+
+    def add(name: str, size: int, meaning: str) -> None:
+        rows.append((name, gib(size), meaning))
+
+    add("state", memory.state, "kept from step to step: parameters, in training their average and AdamW's moments")
+    if memory.teacher:
+        add("teacher", memory.teacher, "parameters of the frozen teacher")
+    add("inputs", memory.inputs, "the audio of the examples, and padding")
+    add("activations", memory.activations, "laid out for the step: what the backward pass needs, gradients, buffers")
+    if memory.outputs:
+        add("outputs", memory.outputs, "results that do not take an input's place")
+    add("peak", memory.peak, "all of it at once")
+    if memory.host:
+        add("host memory", memory.host, "kept by the host in place of the device, not in the peak")
+    table = aligned(rows, last_left=True)
+    if memory.available is None:
+        return f"{table}\nwhat there is of it is not known: nothing is said about whether it fits"
+    share = memory.peak / memory.available
+    return f"{table}\nfits: {gib(memory.peak)} of {gib(memory.available)} GiB a device ({share:.0%})"
+
+
+def _communication(found: Plan, *, verbose: bool) -> str:
+    from wroformer_jax.plan import sent_bytes
+
+    if not found.collectives:
+        return "COMMUNICATION OF EACH DEVICE\nnone: devices have nothing to say to each other"
+    rows: list[Row] = [("COMMUNICATION OF EACH DEVICE", "TIMES A STEP", "MiB SENT A STEP", "")]
+    for kind, meaning in _MEANING.items():
+        if some := [one for one in found.collectives if one.kind == kind]:
+            times = sum(one.executions for one in some)
+            rows.append((kind, f"{times:,}", _mib(sent_bytes(some)), meaning))
+    rows.append(("total", "", _mib(sent_bytes(found.collectives)), ""))
+    largest = sorted(found.collectives, key=lambda one: -one.sent * one.executions)[: None if verbose else _LARGEST]
+    named: list[Row] = [("THE LARGEST", "TIMES", "MiB OF THE ARRAY", "DEVICES", "WHERE IN THE CODE")]
+    for one in largest:
+        named.append((one.kind, f"{one.executions:,}", _mib(one.size), str(one.group), _where(one.source)))
+    text = f"{aligned(rows, last_left=True)}\n\n{aligned(named, last_left=True)}"
+    if not all(one.is_exact for one in found.collectives):
+        text += "\nsome are in loops of which the compiler does not tell the turns: they are counted once"
+    return text
+
+
+def _where(source: str) -> str:
+    """JAX's name of an operation, without what says nothing to a reader."""
+    text = source
+    while _WRAPPED.search(text):  # as in transpose(jvp(RoFormer.masks))
+        text = _WRAPPED.sub(r"\1", text)
+    _, *parts = text.split("/")
+    kept = [part for part in parts if part and part not in _NOISE]
+    return ("backward: " if "transpose(" in source else "") + ("/".join(kept[-4:]) or "-")
+
+
+def _compute(found: Plan) -> str:
+    from wroformer_jax.plan import published_scores, scores
+
+    share = found.attention_flops / found.flops
+    rows: list[Row] = [("COMPUTE OF A STEP, ALL DEVICES", "TFLOP", "")]
+    whole = "products of matrices, the teacher's too" if found.teacher else "products of matrices"
+    rows.append(("all", _tera(found.flops), f"{whole}; what remat computes again is not counted"))
+    attention = f"scores of the model's time attention and what they weigh, {share:.1%}"
+    rows.append(("of it time attention", _tera(found.attention_flops), attention))
+    entries: list[Row] = [("SCORES OF A HEAD ALONG TIME", "THIS MODEL'S", "FULL ATTENTION'S", "TIMES AS MANY")]
+    for what, of in (("of these examples", scores(found.config.model, found.frames)), (_PAPER, published_scores())):
+        entries.append((what, f"{of.own:,}", f"{of.full:,}", f"{of.ratio:,.1f}"))
+    return f"{aligned(rows, last_left=True)}\n\n{aligned(entries)}"
+
+
+def _time(estimate: Roofline | None, device_kind: str) -> str:
+    if estimate is None:
+        return f"TIME OF A STEP\nno estimate: what a {device_kind} can do is not known"
+    rows: list[Row] = [
+        ("TIME OF A STEP, ESTIMATED", "ms", ""),
+        (
+            "compute",
+            _ms(estimate.compute_seconds),
+            f"{_tera(estimate.flops)} TFLOP a device, recomputation included, at its peak",
+        ),
+        (
+            "memory",
+            _ms(estimate.memory_seconds),
+            f"{_three(estimate.hbm_bytes / 1e9)} GB to and from its memory, if only products read and write",
+        ),
+        (
+            "network",
+            _ms(estimate.network_seconds),
+            f"{_three(estimate.sent_bytes / 1e9)} GB sent, over all its links at once",
+        ),
+    ]
+    return (
+        f"{aligned(rows, last_left=True)}\n"
+        f"between {_ms(estimate.overlapped)} ms (the three overlap perfectly) and {_ms(estimate.serial)} ms (they do "
+        f"not); what holds it up is {estimate.bound}.\n"
+        "An estimate from data sheets, not measured: a real step takes longer."
+    )
+
+
+def gib(size: int) -> str:
+    """Bytes in GiB, without the unit."""
+    return _three(size / GIB)
+
+
+def _mib(size: int | float) -> str:
+    return _three(size / _MIB)
+
+
+def _tera(flops: int | float) -> str:
+    return _three(flops / 1e12)
+
+
+def _ms(seconds: float) -> str:
+    return _three(1000 * seconds)
+
+
+def _three(number: float) -> str:
+    """Three digits at least, none after the point of large numbers; never as a power of ten."""
+    decimals = max(0, 2 - math.floor(math.log10(number))) if number >= 1e-6 else 0
+    return f"{number:,.{decimals}f}"
+
+
+def duration(seconds: float) -> str:
+    """As in "8 s", "1 min 23 s" and "1 h"."""
+    if seconds < 100:
+        return f"{seconds:.4g} s"
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    parts = ((hours, "h"), (minutes, "min"), (rest, "s"))
+    return " ".join(f"{number} {unit}" for number, unit in parts if number)
