@@ -10,12 +10,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 from helpers import of_a_program, tiny_config
+from jax.sharding import AbstractMesh
 from test_trainer import tiny
 
 from wroformer_jax.context_parallel import cut_time, padded_samples
 from wroformer_jax.errors import InputError
 from wroformer_jax.plan import plan, settle
 from wroformer_jax.topology import topology
+from wroformer_jax.train_step import time_of
 
 PROGRAM = Path(__file__).with_name("time_parts.py")
 
@@ -137,6 +139,16 @@ def test_on_tpus_nothing_grows_with_the_length():
         assert permuted == halo_bytes(config)
         sent.append(sorted((one.kind, one.size, one.executions) for one in exchanged))
     assert sent[0] == sent[1]
+
+
+def test_an_example_without_a_whole_window_of_the_teacher_is_refused():
+    """Its masks would be compared nowhere."""
+    fields = {"teacher": "not read", "loss_weights": type(SETTINGS.mesh)({**SETTINGS.loss_weights, "masks": 1.0})}
+    config = dataclasses.replace(SETTINGS, teacher_seconds=1.0, **fields)
+    whole, cut = (AbstractMesh((1, 1, parts), ("data", "fsdp", "seq")) for parts in (1, 2))
+    assert time_of(config, whole).is_whole
+    with pytest.raises(InputError, match=r"seconds is 0\.488, less than teacher_seconds = 1: .*mesh\.seq = 2"):
+        time_of(config, cut)
 
 
 def test_parts_are_whole_multiples():

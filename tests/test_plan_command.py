@@ -15,10 +15,13 @@ from tiny_training import tiny_run
 from wroformer_jax import cli
 from wroformer_jax import plan as plan_module
 from wroformer_jax.commands import plan as plan_command
+from wroformer_jax.commands.plan_tables import tables
 from wroformer_jax.errors import InputError
 from wroformer_jax.hlo import Collective
 from wroformer_jax.plan import DoesNotFit, Memory, Plan
 from wroformer_jax.roofline import Roofline
+from wroformer_jax.sharding import make_mesh
+from wroformer_jax.topology import local_devices
 from wroformer_jax.train_step import time_of
 from wroformer_jax.training_config import FrozenMapping
 
@@ -62,6 +65,7 @@ def compiled(monkeypatch):
                 Collective("all-reduce", 4 * 2**20, 4, 2, True, "jit(f)/transpose(jvp(M))/while/body/dot"),
                 Collective("all-gather", 2**20, 4, 1, False, "jit(f)/jvp()/sharding_constraint"),
             ),
+            part_samples=config.crop_samples,
             flops=3 * 10**12,
             attention_flops=3 * 10**10,
             roofline=Roofline(1e12, 2e9, 6e6, 0.005, 0.0025, 0.00003),
@@ -99,8 +103,10 @@ def test_the_tables(config, compiled, capsys):
     assert lines["activations"][1] == "2.00"
     assert lines["peak"][1] == "4.00"
     assert lines["total"][1] == "12.8"  # MiB: 2 times 2 * 3/4 * 4, and 3/4
-    assert "backward: M/dot" in out
+    assert "M/dot" not in out
     assert "counted once" in out  # a loop of unknown turns
+    assert "everything worked on at a time (model.places_at_once)" in out
+    assert "Not planned: the config's batch of 2 (--set batch_size=2)" in out
     assert lines["all"][1] == "3.00"
     assert lines["of the paper's 8 s (arXiv 2510.25745)"][-3:] == ["14,418", "641,601", "44.5"]
     assert "between 5.00 ms (the three overlap perfectly) and 7.53 ms" in out
@@ -109,6 +115,20 @@ def test_the_tables(config, compiled, capsys):
     assert "8 s: fits, 4.00 of 16.0 GiB a device" in err
     assert "planning a batch of 1, the least that the mesh takes; the config's is 2 (--set batch_size=2)" in err
     assert max(map(len, out.splitlines())) < 140
+
+
+def test_collectives_by_name(config, compiled, capsys):
+    assert run("--config", config, "--verbose") == 0
+    assert "backward: M/dot" in capsys.readouterr().out
+
+
+def test_devices_that_have_padding_only(config, compiled):
+    assert run("--config", config) == 0
+    found = plan_module.plan(compiled[0], make_mesh(compiled[0].mesh), local_devices())
+    cut = dataclasses.replace(found, mesh={"data": 1, "fsdp": 1, "seq": 8}, part_samples=2 * 16000)
+    assert cut.num_parts == 4
+    out = tables(cut, None, verbose=False)
+    assert "of it a device  2 s of an example; 4 of 8 have padding only" in out
 
 
 def test_the_longest(config, compiled, capsys, tmp_path):
@@ -234,6 +254,7 @@ def test_no_libtpu(config, capsys, monkeypatch):
         (["--seconds", "0.001"], "seconds is 0.001, which is 0 samples"),
         (["--set", "accumulate=2", "--set", "batch_size=3"], "batch_size is 3, which does not divide"),
         (["--json", "nowhere/plan.json"], "--json nowhere/plan.json cannot be written: nowhere is not a folder"),
+        (["--json", "."], "--json . cannot be written: . is a folder"),
     ],
 )
 def test_settings_that_cannot_be(config, compiled, capsys, arguments, words):

@@ -550,6 +550,12 @@ def test_an_interval_without_a_finite_step_has_no_record(tmp_path, monkeypatch, 
     assert "step 4: 2 of the last 2 steps were skipped" in capsys.readouterr().out
 
 
+def test_a_run_of_which_every_step_is_skipped_is_no_success(tmp_path, monkeypatch):
+    monkeypatch.setattr(trainer, "make_train_step", nan_batches(1, 8))
+    with pytest.raises(InputError, match="not finite at 2 steps in a row"):
+        trainer.train(tiny(steps=2), tmp_path)
+
+
 @pytest.mark.parametrize("bad_step", [1, 5])
 def test_divergence_is_named_and_its_batch_kept(tmp_path, monkeypatch, bad_step):
     monkeypatch.setattr(trainer, "make_train_step", nan_batches(bad_step, 8))

@@ -32,11 +32,12 @@ from wroformer_jax.sharding import (
     check_batch,
     make_mesh,
     num_example_shards,
+    num_time_parts,
     param_shardings,
     replicated,
 )
 from wroformer_jax.topology import Target, out_of_memory
-from wroformer_jax.train_step import abstract_batch, abstract_state, build_train_step, state_shardings
+from wroformer_jax.train_step import abstract_batch, abstract_state, batch_shapes, build_train_step, state_shardings
 from wroformer_jax.training_config import TrainingConfig
 
 
@@ -70,6 +71,7 @@ class Plan:
     mesh: dict[str, int]
     memory: Memory
     collectives: tuple[Collective, ...]
+    part_samples: int  # of each example, on each device; where time is cut, the end of the last parts is padding
     flops: int  # model FLOPs of all devices: not what remat computes again
     attention_flops: int  # of these, scores of the time attention and the sums that they weigh
     roofline: Roofline | None  # None if the devices' figures are not known
@@ -79,6 +81,16 @@ class Plan:
     def num_devices(self) -> int:
         """Of the mesh."""
         return math.prod(self.mesh.values())
+
+    @property
+    def part_seconds(self) -> float:
+        """Of each example, on each device."""
+        return self.part_samples / self.config.model.sample_rate
+
+    @property
+    def num_parts(self) -> int:
+        """Of the parts that time is cut into, how many are not all padding."""
+        return -(-self.config.crop_samples // self.part_samples)
 
     @property
     def frames(self) -> int:
@@ -102,6 +114,7 @@ class Plan:
             "seconds": self.seconds,
             "samples": self.config.crop_samples,
             "frames": self.frames,
+            "samples_per_device": self.part_samples,
             "batch_size": self.config.batch_size,
             "memory_bytes_per_device": {**dataclasses.asdict(self.memory), "peak": self.memory.peak},
             "collectives": [{**dataclasses.asdict(one), "sent": one.sent} for one in self.collectives],
@@ -193,6 +206,8 @@ def plan(config: TrainingConfig, mesh: Mesh, target: Target, *, inference: bool 
         config = dataclasses.replace(config, model=in_pieces(config.model))
     teacher = None if inference else teacher_of(config)
     program = program_of(config, mesh, inference=inference)
+    # What devices work on: padding, too.
+    samples = (batch_shapes(config, mesh)["mixture"] if not inference else program.arguments[1].shape)[-1]
     start = time.perf_counter()
     try:
         memory, text = _compiled(config, program, target, inference=inference)
@@ -207,7 +222,7 @@ def plan(config: TrainingConfig, mesh: Mesh, target: Target, *, inference: bool 
     found = tuple(collectives(text))
     device_kind = mesh.devices.flat[0].device_kind
     figures = hardware(device_kind)
-    work = _forward_work(config) if inference else _training_work(config, teacher, memory.state)
+    work = _forward_work(config, samples) if inference else _training_work(config, teacher, memory.state, samples)
     forward = forward_flops(config.model, num_frames(config.model, config.crop_samples))
     passes = 1 if inference else 3
     return Plan(
@@ -219,6 +234,7 @@ def plan(config: TrainingConfig, mesh: Mesh, target: Target, *, inference: bool 
         mesh={axis: int(size) for axis, size in mesh.shape.items()},
         memory=memory,
         collectives=found,
+        part_samples=samples // num_time_parts(mesh),
         flops=config.batch_size * sum(forward.values()) if inference else step_flops(config, teacher),
         attention_flops=passes * config.batch_size * forward["time_scores"],
         roofline=figures and roofline(work, sent_bytes(found), figures, mesh.size),
@@ -303,22 +319,22 @@ def _compiled(config: TrainingConfig, program: Program, target: Target, *, infer
     return memory, compiled.as_text()
 
 
-def _training_work(config: TrainingConfig, teacher: ModelConfig | None, state_bytes: int) -> Work:
+def _training_work(config: TrainingConfig, teacher: ModelConfig | None, state_bytes: int, samples: int) -> Work:
     """Passes of the model and the teacher; gradients written and read; the state of a device read and written."""
     model, examples = config.model, config.batch_size
     count = _num_parameters(model)
-    passes = training_passes(model, config.crop_samples)
-    work = forward_work(model, config.crop_samples, examples, count * config.accumulate, passes)
+    passes = training_passes(model, samples)
+    work = forward_work(model, samples, examples, count * config.accumulate, passes)
     work += Work(parameter_bytes=float(2 * 4 * count * config.accumulate + 2 * state_bytes))
     if teacher is not None:
-        window = min(config.teacher_samples, config.crop_samples)
-        windows = config.crop_samples // window
+        window = min(config.teacher_samples, samples)
+        windows = samples // window
         work += forward_work(teacher, window, examples * windows, _num_parameters(teacher))
     return work
 
 
-def _forward_work(config: TrainingConfig) -> Work:
-    return forward_work(config.model, config.crop_samples, config.batch_size, _num_parameters(config.model))
+def _forward_work(config: TrainingConfig, samples: int) -> Work:
+    return forward_work(config.model, samples, config.batch_size, _num_parameters(config.model))
 
 
 def _num_parameters(config: ModelConfig) -> int:

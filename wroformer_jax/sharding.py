@@ -245,6 +245,7 @@ def _filled(sizes: Mapping[str, int], num_devices: int) -> tuple[int, ...]:
         sizes = ", ".join(str(size) for size in range(1, num_devices + 1) if num_devices % size == 0)
         raise InputError(
             f"mesh is {said}, which takes {needed}, but there are {num_devices}: sizes that divide them are {sizes}"
+            f"{'' if -1 in shape or num_devices % known else '; one axis may be -1, the rest of them'}"
         )
     return tuple(shape)
 

@@ -19,6 +19,7 @@ from jaxtyping import Array, Float, Int
 
 from wroformer_jax.context_parallel import cut_time, padded_samples
 from wroformer_jax.distillation import Masks, compared_frames, mask_distance, teacher_masks
+from wroformer_jax.errors import InputError
 from wroformer_jax.losses import l1, multi_resolution_stft_loss
 from wroformer_jax.model import Params, RoFormer, abstract_params, init_params
 from wroformer_jax.optimizer import make_optimizer, schedule, trained_mask
@@ -109,9 +110,14 @@ def time_of(config: TrainingConfig, mesh: Mesh | AbstractMesh) -> TimeAxis:
       InputError: it cannot be cut over so many.
     """
     multiple = config.loss_hop
+    longest, parts = max(config.loss_windows), num_time_parts(mesh)
     if config.loss_weights["masks"]:  # a part is made of whole windows of the teacher
         multiple = math.lcm(multiple, config.teacher_samples)
-    longest, parts = max(config.loss_windows), num_time_parts(mesh)
+        if parts > 1 and config.crop_samples < config.teacher_samples:
+            raise InputError(
+                f"seconds is {config.seconds:g}, less than teacher_seconds = {config.teacher_seconds:g}: where time is "
+                f"cut over devices (mesh.seq = {parts}) the teacher hears whole windows only, and would hear none"
+            )
     return cut_time(config.model, config.crop_samples, parts, multiple=multiple, longest_window=longest)
 
 

@@ -70,6 +70,7 @@ def add_to(commands: Any) -> None:
 def run(args: argparse.Namespace) -> int:
     """Settings first, which fail quickly; then compiles, and prints tables."""
     from wroformer_jax.plan import settle
+    from wroformer_jax.train_step import time_of
 
     if args.topology:
         import jax
@@ -77,8 +78,9 @@ def run(args: argparse.Namespace) -> int:
         # The devices here only trace; without this JAX looks for a TPU as soon as libtpu is there.
         jax.config.update("jax_platforms", "cpu")
     config, batch_size = _settings(args)
-    if args.json and not args.json.parent.is_dir():  # before minutes are spent
-        raise InputError(f"--json {args.json} cannot be written: {args.json.parent} is not a folder")
+    if args.json and (args.json.is_dir() or not args.json.parent.is_dir()):  # before minutes are spent
+        wrong = f"{args.json} is a folder" if args.json.is_dir() else f"{args.json.parent} is not a folder"
+        raise InputError(f"--json {args.json} cannot be written: {wrong}")
     target = _target(args)
     of_file = config.batch_size
     config, mesh = settle(config, target, batch_size=batch_size)
@@ -87,6 +89,8 @@ def run(args: argparse.Namespace) -> int:
             f"planning a batch of {config.batch_size}, the least that the mesh takes; the config's is {of_file} "
             f"(--set batch_size={of_file})"
         )
+    if isinstance(args.seconds, float) and not args.inference:
+        time_of(config, mesh)  # what cannot be cut is refused before anything is compiled
     planner = _Planner(config, mesh, target, inference=args.inference)
     limits = None
     if args.seconds == "max":
@@ -94,9 +98,11 @@ def run(args: argparse.Namespace) -> int:
         found = planner.plans[limits.fits.seconds]
     else:
         found = planner.at(config.seconds)
+    print_out(tables(found, limits, verbose=args.verbose))
+    if config.batch_size != of_file:
+        print_out(f"\nNot planned: the config's batch of {of_file} (--set batch_size={of_file})")
     if args.json:
         _write_json(args.json, found, limits)
-    print_out(tables(found, limits, verbose=args.verbose))
     return EXIT_OK
 
 
@@ -188,15 +194,25 @@ class _Planner:
         fits = limits.fits.seconds
         return (
             f"{duration(refused.seconds)} do not fit into {self.target.name}{self._by_how_much(refused)}. "
-            f"{duration(fits)} fit (--seconds {fits:g}); --seconds max finds the longest. More devices "
-            "along fsdp or seq leave less on each"
+            f"{duration(fits)} fit (--seconds {fits:g}); --seconds max finds the longest. {self._remedies()}"
         )
 
     def _nothing_fits(self, refused: Attempt) -> str:
         return (
             f"not even {duration(refused.seconds)} fit into {self.target.name}{self._by_how_much(refused)}; the state "
-            f"alone is {gib(self._at_rest)} GiB. More devices along fsdp or seq leave less on each"
+            f"alone is {gib(self._at_rest)} GiB. {self._remedies()}"
         )
+
+    def _remedies(self) -> str:
+        """What takes less, on the same devices if the config has not done it yet."""
+        model = self.config.model
+        settings = []
+        if not model.places_at_once and model.remat != "dots":
+            settings.append("model.places_at_once=16384")
+        if model.remat != "offload" and not self.inference:
+            settings.append("model.remat=offload")
+        same = f"On the same devices --set {' and --set '.join(settings)} take less; " if settings else ""
+        return f"{same}{'larger' if same else 'Larger'} fsdp or seq in --mesh leave less on each"
 
     def _by_how_much(self, refused: Attempt) -> str:
         if refused.needed is None:
@@ -241,13 +257,13 @@ def _read(path: Path) -> dict[str, Any]:
 
     from ml_collections import ConfigDict
 
+    if path.is_dir():
+        raise InputError(f"{path} is a folder: --config takes a Python file as train.py does")
     if not path.is_file():
         raise InputError(f"{path}: no such file")
     spec = importlib.util.spec_from_file_location("wroformer_plan_config", path)
     if spec is None:
-        raise InputError(
-            f"{path} is not a Python file: --config takes one as train.py does, configs/finetune_wsa.py say"
-        )
+        raise InputError(f"{path} is not a Python file: --config takes one as train.py does")
     module = importlib.util.module_from_spec(spec)
     try:
         spec.loader.exec_module(module)

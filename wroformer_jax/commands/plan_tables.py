@@ -15,7 +15,6 @@ if TYPE_CHECKING:
 
 GIB = 2**30
 _MIB = 2**20
-_LARGEST = 8  # collectives that are named
 _PAPER = "of the paper's 8 s (arXiv 2510.25745)"
 
 # What JAX puts round and between the names of modules and operations.
@@ -37,11 +36,11 @@ def tables(found: Plan, limits: Limits | None, *, verbose: bool) -> str:
     Args:
       found: the plan.
       limits: where the search for the longest audio ended, None if there was none.
-      verbose: name all collectives, not the largest only.
+      verbose: name the collectives one by one.
     """
     sections = [
         _about(found, limits),
-        _memory(found.memory),
+        _memory(found.memory, inference=found.inference),
         _communication(found, verbose=verbose),
         _compute(found),
         _time(found.roofline, found.device_kind),
@@ -59,10 +58,20 @@ def _about(found: Plan, limits: Limits | None) -> str:
         ("PLAN", f"{what}, compiled for {found.target} in {found.compile_seconds:.0f} s"),
         ("devices", f"{found.num_devices} {found.device_kind}, mesh {mesh}"),
         ("audio", f"{config.batch_size} x {duration(found.seconds)} a step, {found.frames:,} frames each"),
-        ("time attention", f"{mixer}; remat {model.remat}; products in {model.dtype}"),
+        ("time attention", mixer),
+        ("dtypes", f"products in {model.dtype}, the stream between layers in {model.stream_dtype}"),
     ]
+    if (parts := found.mesh["seq"]) > 1:
+        idle = f"; {parts - found.num_parts} of {parts} have padding only" if found.num_parts < parts else ""
+        rows.insert(3, ("of it a device", f"{duration(found.part_seconds)} of an example{idle}"))
+    at_once = f"{model.places_at_once:,} frames x bands" if model.places_at_once else "everything"
+    memory = f"{at_once} worked on at a time (model.places_at_once)"
     if not found.inference:
+        kept = "" if model.blocks_a_save == 1 else f", blocks_a_save {model.blocks_a_save}"
+        rows.append(("memory", f"remat {model.remat}{kept}; {memory}"))
         rows.append(("teacher", "full attention, of the model's sizes" if found.teacher else "none"))
+    else:
+        rows.append(("memory", memory))
     if limits:
         rows.append(("longest audio", _longest(limits)))
     return aligned(rows, left=2)
@@ -75,17 +84,21 @@ def _longest(limits: Limits) -> str:
     return f"{duration(fits.seconds)} fit, {duration(too_long.seconds)} do not"
 
 
-def _memory(memory: Memory) -> str:
+def _memory(memory: Memory, *, inference: bool) -> str:
     rows: list[Row] = [("MEMORY OF EACH DEVICE", "GiB", "")]
 
     def add(name: str, size: int, meaning: str) -> None:
         rows.append((name, gib(size), meaning))
 
-    add("state", memory.state, "kept from step to step: parameters, in training their average and AdamW's moments")
+    if inference:
+        add("state", memory.state, "the parameters")
+    else:
+        add("state", memory.state, "kept from step to step: parameters, AdamW's moments, a moving average if any")
     if memory.teacher:
         add("teacher", memory.teacher, "parameters of the frozen teacher")
     add("inputs", memory.inputs, "the audio of the examples, and padding")
-    add("activations", memory.activations, "laid out for the step: what the backward pass needs, gradients, buffers")
+    laid_out = "the residual stream, buffers" if inference else "what the backward pass needs, gradients, buffers"
+    add("activations", memory.activations, f"laid out on the way: {laid_out}")
     if memory.outputs:
         add("outputs", memory.outputs, "results that do not take an input's place")
     add("peak", memory.peak, "all of it at once")
@@ -93,7 +106,7 @@ def _memory(memory: Memory) -> str:
         add("host memory", memory.host, "kept by the host in place of the device, not in the peak")
     table = aligned(rows, last_left=True)
     if memory.available is None:
-        return f"{table}\nwhat there is of it is not known: nothing is said about whether it fits"
+        return f"{table}\nhow much there is is not known: --memory GIB says whether it fits"
     share = memory.peak / memory.available
     return f"{table}\nfits: {gib(memory.peak)} of {gib(memory.available)} GiB a device ({share:.0%})"
 
@@ -102,18 +115,19 @@ def _communication(found: Plan, *, verbose: bool) -> str:
     from wroformer_jax.plan import sent_bytes
 
     if not found.collectives:
-        return "COMMUNICATION OF EACH DEVICE\nnone: devices have nothing to say to each other"
+        return "COMMUNICATION OF EACH DEVICE\nnone"
     rows: list[Row] = [("COMMUNICATION OF EACH DEVICE", "TIMES A STEP", "MiB SENT A STEP", "")]
     for kind, meaning in _MEANING.items():
         if some := [one for one in found.collectives if one.kind == kind]:
             times = sum(one.executions for one in some)
             rows.append((kind, f"{times:,}", _mib(sent_bytes(some)), meaning))
-    rows.append(("total", "", _mib(sent_bytes(found.collectives)), ""))
-    largest = sorted(found.collectives, key=lambda one: -one.sent * one.executions)[: None if verbose else _LARGEST]
-    named: list[Row] = [("THE LARGEST", "TIMES", "MiB OF THE ARRAY", "DEVICES", "WHERE IN THE CODE")]
-    for one in largest:
-        named.append((one.kind, f"{one.executions:,}", _mib(one.size), str(one.group), _where(one.source)))
-    text = f"{aligned(rows, last_left=True)}\n\n{aligned(named, last_left=True)}"
+    rows.append(("total", "", _mib(sent_bytes(found.collectives)), "--verbose names each of them"))
+    text = aligned(rows, last_left=True)
+    if verbose:
+        named: list[Row] = [("EACH OF THEM", "TIMES", "MiB OF THE ARRAY", "DEVICES", "JAX'S NAME OF THE OPERATION")]
+        for one in sorted(found.collectives, key=lambda one: -one.sent * one.executions):
+            named.append((one.kind, f"{one.executions:,}", _mib(one.size), str(one.group), _where(one.source)))
+        text += f"\n\n{aligned(named, last_left=True)}"
     if not all(one.is_exact for one in found.collectives):
         text += "\nsome are in loops of which the compiler does not tell the turns: they are counted once"
     return text
@@ -133,9 +147,11 @@ def _compute(found: Plan) -> str:
     from wroformer_jax.plan import published_scores, scores
 
     share = found.attention_flops / found.flops
-    rows: list[Row] = [("COMPUTE OF A STEP, ALL DEVICES", "TFLOP", "")]
+    what = "A FORWARD PASS" if found.inference else "A STEP"
+    rows: list[Row] = [(f"COMPUTE OF {what}, ALL DEVICES", "TFLOP", "")]
     whole = "products of matrices, the teacher's too" if found.teacher else "products of matrices"
-    rows.append(("all", _tera(found.flops), f"{whole}; what remat computes again is not counted"))
+    again = "" if found.inference else "; what remat computes again is not counted"
+    rows.append(("all", _tera(found.flops), whole + again))
     attention = f"scores of the model's time attention and what they weigh, {share:.1%}"
     rows.append(("of it time attention", _tera(found.attention_flops), attention))
     entries: list[Row] = [("SCORES OF A HEAD ALONG TIME", "THIS MODEL'S", "FULL ATTENTION'S", "TIMES AS MANY")]
@@ -152,7 +168,7 @@ def _time(estimate: Roofline | None, device_kind: str) -> str:
         (
             "compute",
             _ms(estimate.compute_seconds),
-            f"{_tera(estimate.flops)} TFLOP a device, recomputation included, at its peak",
+            f"{_tera(estimate.flops)} TFLOP a device, padding and what is computed again included, at its peak",
         ),
         (
             "memory",
