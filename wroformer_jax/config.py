@@ -200,6 +200,16 @@ def _check_int(name: str, value: Any, minimum: int) -> None:
         raise InputError(f"{name} is {value!r}, expected a whole number of at least {minimum}")
 
 
+def forward_only(config: ModelConfig, places_at_once: int) -> ModelConfig:
+    """The settings of the same model where no gradient is taken: what is kept for one plays no part, nor contradicts.
+
+    Args:
+      config: of the model, as it was trained.
+      places_at_once: frames x bands that are to be worked on at a time, 0 for all.
+    """
+    return dataclasses.replace(config, places_at_once=places_at_once, remat="none", blocks_a_save=1)
+
+
 def suggestion(name: str, known: list[str]) -> str:
     """', did you mean ...?' for a name close to a known one, else ''."""
     close = difflib.get_close_matches(name, known, n=1)

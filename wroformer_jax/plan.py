@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
 
-from wroformer_jax.config import ModelConfig
+from wroformer_jax.config import ModelConfig, forward_only
 from wroformer_jax.context_parallel import over_devices, padded_samples
 from wroformer_jax.errors import InputError
 from wroformer_jax.flops import forward_flops, num_frames, published_score_entries, step_flops
@@ -37,7 +37,7 @@ from wroformer_jax.sharding import (
     replicated,
 )
 from wroformer_jax.topology import Target, out_of_memory
-from wroformer_jax.train_step import abstract_batch, abstract_state, batch_shapes, build_train_step, state_shardings
+from wroformer_jax.train_step import abstract_batch, abstract_state, build_train_step, state_shardings
 from wroformer_jax.training_config import TrainingConfig
 
 
@@ -184,8 +184,8 @@ def teacher_of(config: TrainingConfig) -> ModelConfig | None:
     """The settings of a full-attention teacher of the model's own sizes, None if the run learns from no masks."""
     if not config.loss_weights["masks"]:
         return None
-    memory = {"remat": "none", "blocks_a_save": 1, "stream_dtype": "float32"}  # as starting_point.py has it
-    return dataclasses.replace(config.model, time_mixer="full", num_sinks=0, **memory)
+    teacher = dataclasses.replace(config.model, time_mixer="full", num_sinks=0, stream_dtype="float32")
+    return forward_only(teacher, config.model.places_at_once)  # as starting_point.py has it
 
 
 def plan(config: TrainingConfig, mesh: Mesh, target: Target, *, inference: bool = False) -> Plan:
@@ -206,8 +206,7 @@ def plan(config: TrainingConfig, mesh: Mesh, target: Target, *, inference: bool 
         config = dataclasses.replace(config, model=in_pieces(config.model))
     teacher = None if inference else teacher_of(config)
     program = program_of(config, mesh, inference=inference)
-    # What devices work on: padding, too.
-    samples = (batch_shapes(config, mesh)["mixture"] if not inference else program.arguments[1].shape)[-1]
+    samples = program.samples
     start = time.perf_counter()
     try:
         memory, text = _compiled(config, program, target, inference=inference)
@@ -259,6 +258,7 @@ class Program(NamedTuple):
     arguments: tuple[Any, ...]  # shapes with shardings
     state: Any  # of the arguments, what stays from step to step
     teacher: Any
+    samples: int  # of an example on all devices together, padding included
 
 
 def _training_step(config: TrainingConfig, mesh: Mesh, teacher: ModelConfig | None) -> Program:
@@ -276,7 +276,8 @@ def _training_step(config: TrainingConfig, mesh: Mesh, teacher: ModelConfig | No
         out_shardings=(state_shardings(config, mesh), replicated(mesh)),
         donate_argnums=0,
     )
-    return Program(step, (state, abstract_batch(config, mesh), teacher_params), state, teacher_params)
+    batch = abstract_batch(config, mesh)
+    return Program(step, (state, batch, teacher_params), state, teacher_params, batch["mixture"].shape[-1])
 
 
 def _forward(config: TrainingConfig, mesh: Mesh) -> Program:
@@ -285,7 +286,7 @@ def _forward(config: TrainingConfig, mesh: Mesh) -> Program:
     apply = over_devices(config.model, mesh, config.crop_samples)
     shape = (config.batch_size, config.model.channels, padded_samples(apply.time, config.crop_samples))
     audio = jax.ShapeDtypeStruct(shape, jnp.float32, sharding=batch_shardings(mesh)["mixture"])
-    return Program(apply.function, (params, audio), params, None)
+    return Program(apply.function, (params, audio), params, None, shape[-1])
 
 
 def _abstract_params(model: RoFormer, mesh: Mesh) -> Params:

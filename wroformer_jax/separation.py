@@ -12,7 +12,6 @@ of a song reflected so that every sample lies in `overlap` chunks.
 from __future__ import annotations
 
 import collections
-import dataclasses
 import functools
 import itertools
 import math
@@ -27,7 +26,7 @@ import numpy as np
 from jaxtyping import Float, Float32
 
 from wroformer_jax.audio import BLOCK_SAMPLES, resample_blocks
-from wroformer_jax.config import ModelConfig
+from wroformer_jax.config import ModelConfig, forward_only
 from wroformer_jax.context_parallel import can_cut_time, separate_over_devices
 from wroformer_jax.errors import InputError
 from wroformer_jax.model import RoFormer
@@ -199,8 +198,7 @@ def in_pieces(config: ModelConfig) -> ModelConfig:
     Args:
       config: of the model. If it says how much is worked on at once, that is kept.
     """
-    places = config.places_at_once or WHOLE_PLACES
-    return dataclasses.replace(config, places_at_once=places, remat="none", blocks_a_save=1)
+    return forward_only(config, config.places_at_once or WHOLE_PLACES)
 
 
 def with_progress(

@@ -9,7 +9,7 @@ import jax
 from jax.sharding import Mesh
 
 from wroformer_jax import sources
-from wroformer_jax.config import MEMORY_FIELDS, ModelConfig
+from wroformer_jax.config import MEMORY_FIELDS, ModelConfig, forward_only
 from wroformer_jax.distillation import check_teacher
 from wroformer_jax.errors import InputError
 from wroformer_jax.model import Params, RoFormer
@@ -70,8 +70,8 @@ def frozen_teacher(config: TrainingConfig, mesh: Mesh) -> Teacher | None:
         )
     there, params, _ = _read("teacher", config.teacher)
     check_teacher(there, config.model)
-    memory = {"remat": "none", "places_at_once": config.model.places_at_once}
-    model = RoFormer(dataclasses.replace(there, dtype=config.model.dtype, **memory))
+    there = dataclasses.replace(there, dtype=config.model.dtype, stream_dtype="float32")
+    model = RoFormer(forward_only(there, config.model.places_at_once))
     return Teacher(model, jax.tree.map(spread, params, param_shardings(model, mesh)))
 
 

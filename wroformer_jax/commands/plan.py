@@ -89,7 +89,7 @@ def run(args: argparse.Namespace) -> int:
             f"planning a batch of {config.batch_size}, the least that the mesh takes; the config's is {of_file} "
             f"(--set batch_size={of_file})"
         )
-    if isinstance(args.seconds, float) and not args.inference:
+    if args.seconds != "max" and not args.inference:
         time_of(config, mesh)  # what cannot be cut is refused before anything is compiled
     planner = _Planner(config, mesh, target, inference=args.inference)
     limits = None
