@@ -23,7 +23,8 @@ import soundfile
 from processes import wroformer
 from report import print_table, write_result
 
-from wroformer_jax.data.synthetic import STEMS, synthesise_song
+from wroformer_jax.data.synthetic import synthesise_song
+from wroformer_jax.stems import SYNTHETIC_STEMS
 
 RATE = 44100  # Hz
 # museval rounds each frame to 1e-5 dB.
@@ -38,7 +39,7 @@ def write_song(data: Path, estimates: Path, index: int, seconds: float) -> None:
     for name, audio in {**stems, "mixture": sum(stems.values())}.items():
         write_wav(data / f"Song {index + 1}" / f"{name}.wav", audio, "PCM_16")
     for i, (stem, audio) in enumerate(stems.items()):
-        leaking = rng.uniform(0.02, 0.1) * stems[STEMS[i - 1]]
+        leaking = rng.uniform(0.02, 0.1) * stems[SYNTHETIC_STEMS[i - 1]]
         hiss = rng.uniform(0.001, 0.01) * rng.standard_normal(audio.shape)
         estimate = (rng.uniform(0.8, 1) * audio + leaking + hiss).astype(np.float32)
         write_wav(estimates / f"Song {index + 1}" / f"{stem}.wav", estimate, "FLOAT")

@@ -16,8 +16,8 @@ from jax.sharding import Mesh
 SETTINGS, MESHES, FOLDER, *SEVERAL = sys.argv[1:]
 jax.config.update("jax_num_cpu_devices", 2 if SEVERAL else 4)
 
-from wroformer_jax.hosts import connect, is_first, whole_here  # noqa: E402
-from wroformer_jax.sharding import (  # noqa: E402
+from wroformer_jax.hosts import connect, is_first, whole_here
+from wroformer_jax.sharding import (
     batch_shardings,
     bytes_per_device,
     local_part,
@@ -25,7 +25,7 @@ from wroformer_jax.sharding import (  # noqa: E402
     replicated,
     to_global,
 )
-from wroformer_jax.train_step import (  # noqa: E402
+from wroformer_jax.train_step import (
     abstract_state,
     batch_shapes,
     build_update,
@@ -33,7 +33,7 @@ from wroformer_jax.train_step import (  # noqa: E402
     loss_and_gradients,
     state_shardings,
 )
-from wroformer_jax.training_config import TrainingConfig  # noqa: E402
+from wroformer_jax.training_config import TrainingConfig
 
 STEPS = 20
 

@@ -16,12 +16,12 @@ import jax
 SETTINGS = json.loads(sys.argv[1])
 jax.config.update("jax_num_cpu_devices", SETTINGS.get("devices", 1))
 
-import numpy as np  # noqa: E402
+import numpy as np
 
-from wroformer_jax import trainer  # noqa: E402
-from wroformer_jax.errors import InputError  # noqa: E402
-from wroformer_jax.hosts import connect  # noqa: E402
-from wroformer_jax.training_config import TrainingConfig  # noqa: E402
+from wroformer_jax import trainer
+from wroformer_jax.errors import InputError
+from wroformer_jax.hosts import connect
+from wroformer_jax.training_config import TrainingConfig
 
 make = trainer.make_train_step
 

@@ -4,9 +4,10 @@ import numpy as np
 import pytest
 
 from wroformer_jax.data import synthetic, voice
-from wroformer_jax.data.synthetic import STEMS, synthesise_song
+from wroformer_jax.data.synthetic import synthesise_song
 from wroformer_jax.errors import InputError
 from wroformer_jax.metrics import usdr
+from wroformer_jax.stems import SYNTHETIC_STEMS
 
 RATE = 44100
 
@@ -22,7 +23,7 @@ def power_db(audio):
 
 def test_stems_are_stereo_float32_of_the_length_asked_for(songs):
     for song in songs:
-        assert tuple(song) == STEMS
+        assert tuple(song) == SYNTHETIC_STEMS
         for stem in song.values():
             assert stem.dtype == np.float32
             assert stem.shape == (2, 8 * RATE)
@@ -42,7 +43,7 @@ def test_other_sample_rate():
 
 def test_same_seed_same_samples(songs):
     again = synthesise_song((5, 0, 2), 8.0)
-    for name in STEMS:
+    for name in SYNTHETIC_STEMS:
         np.testing.assert_array_equal(again[name], songs[2][name])
 
 
@@ -126,6 +127,6 @@ def test_low_sample_rate_is_refused():
 
 
 def test_mix_of_silent_stems_is_silent():
-    silent = {name: np.zeros((2, 100), np.float32) for name in STEMS}
+    silent = {name: np.zeros((2, 100), np.float32) for name in SYNTHETIC_STEMS}
     mixed = synthetic._mix(np.random.default_rng(0), silent)
     assert not any(stem.any() for stem in mixed.values())

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import math
 from collections.abc import Mapping
 from typing import Any
 
-from wroformer_jax.errors import InputError
+from wroformer_jax.errors import InputError, suggestion
 
 BAND_SCHEMES = ("mel", "band_split")
 TIME_MIXERS = ("windowed_sink", "full", "naive")
@@ -208,9 +207,3 @@ def forward_only(config: ModelConfig, places_at_once: int) -> ModelConfig:
       places_at_once: frames x bands that are to be worked on at a time, 0 for all.
     """
     return dataclasses.replace(config, places_at_once=places_at_once, remat="none", blocks_a_save=1)
-
-
-def suggestion(name: str, known: list[str]) -> str:
-    """', did you mean ...?' for a name close to a known one, else ''."""
-    close = difflib.get_close_matches(name, known, n=1)
-    return f", did you mean {close[0]!r}?" if close else ""

@@ -23,20 +23,7 @@ from jaxtyping import Float32
 
 from wroformer_jax.audio import AUDIO_SUFFIXES, inspect, read_whole
 from wroformer_jax.errors import InputError
-
-MIXTURE = "mixture"
-VOCALS = "vocals"
-INSTRUMENTAL = "instrumental"  # all but the vocals
-SUMS = (INSTRUMENTAL, "accompaniment")  # names of files that are the sum of other stems
-# How stems are usually called: what tells a folder for each stem from a folder for each song.
-STEM_NAMES = {
-    *("vocals", "vocal", "voice", "lead_vocals", "lead-vocals", "backing_vocals", "backing-vocals", "choir"),
-    *("drums", "drum", "kick", "snare", "toms", "hihat", "hi-hat", "hh", "cymbals", "ride", "crash", "percussion"),
-    *("bass", "guitar", "guitars", "acoustic_guitar", "electric_guitar", "piano", "keys", "keyboard", "keyboards"),
-    *("synth", "organ", "strings", "brass", "wind", "winds", "other", "others"),
-    *("instrumental", "accompaniment", "mixture"),
-    *("speech", "dialog", "dialogue", "music", "effect", "effects", "sfx", "noise"),
-}
+from wroformer_jax.stems import INSTRUMENTAL, MIXTURE, STEM_NAMES, SUMS, VOCALS
 
 
 @dataclasses.dataclass(frozen=True)

@@ -15,8 +15,8 @@ from pathlib import Path
 from typing import Any
 
 from wroformer_jax.bands import band_layout
-from wroformer_jax.config import ModelConfig, suggestion
-from wroformer_jax.errors import InputError
+from wroformer_jax.config import ModelConfig
+from wroformer_jax.errors import InputError, suggestion
 
 log = logging.getLogger("wroformer")
 

@@ -7,11 +7,11 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-from wroformer_jax.config import MESH_AXES, ModelConfig, suggestion
+from wroformer_jax.config import MESH_AXES, ModelConfig
 from wroformer_jax.data.augment import Augmentation
 from wroformer_jax.data.crops import INSTRUMENTAL
-from wroformer_jax.data.synthetic import STEMS
-from wroformer_jax.errors import InputError
+from wroformer_jax.errors import InputError, suggestion
+from wroformer_jax.stems import SYNTHETIC_STEMS
 
 SCHEDULES = ("cosine", "constant")
 LOSSES = ("l1", "stft", "masks")
@@ -111,8 +111,8 @@ class TrainingConfig:
             )
         for name, stems in (("stems", self.stems), ("model.stems", self.model.stems)):
             for stem in stems if not self.data else ():
-                if stem.lower() not in (*STEMS, INSTRUMENTAL):
-                    raise InputError(f"{name} has {stem!r}, but synthetic songs have {', '.join(STEMS)} only")
+                if stem.lower() not in (*SYNTHETIC_STEMS, INSTRUMENTAL):
+                    raise InputError(f"{name} has {stem!r}, but synthetic songs have {', '.join(SYNTHETIC_STEMS)} only")
         if not self.data and self.song_seconds < self.seconds:
             raise InputError(f"song_seconds is {self.song_seconds}, shorter than a crop of {self.seconds} s")
         if self.checkpoint_every % self.log_every:

@@ -14,8 +14,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float32
 
-from wroformer_jax.config import suggestion
-from wroformer_jax.errors import InputError
+from wroformer_jax.errors import InputError, suggestion
 
 Audio = Float32[np.ndarray, "channel sample"]
 

@@ -23,7 +23,8 @@ from wroformer_jax.audio import AUDIO_SUFFIXES
 from wroformer_jax.data.record_set import is_set
 from wroformer_jax.data.record_writer import MIXTURE, SPLITS
 from wroformer_jax.errors import InputError
-from wroformer_jax.songs import STEM_NAMES, SUMS, VOCALS, audio_files
+from wroformer_jax.songs import audio_files
+from wroformer_jax.stems import STEM_NAMES, SUMS, VOCALS
 
 LAYOUTS = ("songs", "stems", "csv")
 

@@ -13,8 +13,8 @@ from jaxtyping import Float32
 
 from wroformer_jax.data import voice
 from wroformer_jax.errors import InputError
+from wroformer_jax.stems import SYNTHETIC_STEMS
 
-STEMS = ("vocals", "drums", "bass", "other")
 TRAIN, VALIDATION = 0, 1  # the songs of a set are those of the seeds (seed, TRAIN or VALIDATION, index)
 MIN_SAMPLE_RATE = 16000  # Hz: consonants and cymbals need room
 
@@ -294,7 +294,7 @@ def _mix(rng, stems: dict[str, _Audio]) -> dict[str, _Audio]:
     mixed["vocals"] = vocals * _gain(vocals, float(band_level) + rng.uniform(-6, 0))
     peak = np.max(np.abs(band + mixed["vocals"]))
     scale = np.float32(rng.uniform(0.6, 0.95) / max(peak, 1e-6))
-    return {name: mixed[name] * scale for name in STEMS}
+    return {name: mixed[name] * scale for name in SYNTHETIC_STEMS}
 
 
 def _gain(audio: _Audio, decibels: float) -> np.float32:

@@ -22,8 +22,9 @@ from wroformer_jax.audio import AudioInfo, inspect, read_whole, resample_blocks
 from wroformer_jax.data.buckets import is_remote, upload
 from wroformer_jax.data.record_writer import FORMAT, LOUDEST, Blocks, Storage, write_shard
 from wroformer_jax.data.stem_sources import SongFiles
-from wroformer_jax.data.synthetic import STEMS, synthesise_song
+from wroformer_jax.data.synthetic import synthesise_song
 from wroformer_jax.errors import InputError
+from wroformer_jax.stems import SYNTHETIC_STEMS
 
 # A shard holds at least so many seconds of stems, or its share of a split that is small: every worker finds work.
 _UNIT_SECONDS = 20 * 60.0
@@ -99,7 +100,7 @@ class SyntheticSong:
 
     @property
     def seconds(self) -> float:
-        return self.length * len(STEMS)
+        return self.length * len(SYNTHETIC_STEMS)
 
     def open(self, storage: Storage) -> dict[str, list[Float32[np.ndarray, "channel _"]]]:
         stems = synthesise_song(self.seed, self.length, storage.sample_rate)
