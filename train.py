@@ -16,8 +16,8 @@ import traceback
 from absl import app, flags, logging
 from ml_collections import ConfigDict, config_flags
 
+from wroformer_jax.config.training import TrainingConfig
 from wroformer_jax.errors import InputError
-from wroformer_jax.training_config import TrainingConfig
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "the settings, for example configs/quickstart.py")
 _WORKDIR = flags.DEFINE_string(

@@ -29,6 +29,7 @@ from jaxtyping import Float32
 from report import aligned, print_table, write_result
 
 from wroformer_jax.checkpoint import load_model, save_model
+from wroformer_jax.config.training import TrainingConfig
 from wroformer_jax.files import replacing
 from wroformer_jax.metrics import usdr
 from wroformer_jax.model import RoFormer
@@ -36,7 +37,6 @@ from wroformer_jax.results import bootstrap_interval
 from wroformer_jax.sharding import make_mesh, to_global
 from wroformer_jax.torch_bridge import num_parameters
 from wroformer_jax.train_step import batch_shapes, initial_state, make_train_step
-from wroformer_jax.training_config import TrainingConfig
 
 ROOT = Path(__file__).parents[1]
 RATE = 4000  # Hz

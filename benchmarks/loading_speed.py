@@ -19,11 +19,11 @@ import jax
 from report import print_table, write_result
 from synthetic_set import synthesise, write_set
 
+from wroformer_jax.config.training import TrainingConfig
 from wroformer_jax.data.loading import Loading, batches
 from wroformer_jax.data.record_set import RecordSet
 from wroformer_jax.data.segments import ENCODINGS
 from wroformer_jax.trainer import initial_state, make_train_step
-from wroformer_jax.training_config import TrainingConfig
 
 ROOT = Path(__file__).parents[1]
 RATE = 44100  # Hz

@@ -36,7 +36,7 @@ def reference_on(folder: Path, audio: np.ndarray) -> np.ndarray:
     import torch
     from reference import make_reference
 
-    from wroformer_jax.config import ModelConfig
+    from wroformer_jax.config.model import ModelConfig
 
     model = make_reference(ModelConfig())
     torch.save(model.state_dict(), folder / "model.ckpt")

@@ -28,7 +28,8 @@ import numpy as np
 from report import aligned, print_table, write_result
 
 from wroformer_jax.checkpoint import load_model, save_model
-from wroformer_jax.config import ModelConfig
+from wroformer_jax.config.model import ModelConfig
+from wroformer_jax.config.training import TrainingConfig
 from wroformer_jax.data.loading import batches
 from wroformer_jax.data.prepare import prepare_synthetic
 from wroformer_jax.data.record_set import RecordSet, is_set
@@ -37,7 +38,6 @@ from wroformer_jax.model import Attention, Params, RoFormer, Transformer
 from wroformer_jax.rotary import rotary_tables
 from wroformer_jax.torch_bridge import add_windowed_sinks, num_parameters
 from wroformer_jax.trainer import train
-from wroformer_jax.training_config import TrainingConfig
 from wroformer_jax.training_data import TRAIN, Validation, loading_of, open_songs
 
 ROOT = Path(__file__).parents[1]

@@ -17,11 +17,11 @@ from pathlib import Path
 import jax
 from report import print_table, write_result
 
+from wroformer_jax.config.training import TrainingConfig
 from wroformer_jax.plan import DoesNotFit, plan, sent_bytes, settle
 from wroformer_jax.sharding import bytes_per_device
 from wroformer_jax.topology import topology
 from wroformer_jax.train_step import abstract_state
-from wroformer_jax.training_config import TrainingConfig
 
 ROOT = Path(__file__).parents[1]
 GIB = 2**30

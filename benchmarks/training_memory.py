@@ -33,9 +33,9 @@ def train(seconds: float, way: str, steps: int) -> dict[str, object]:
     import jax
     import numpy as np
 
+    from wroformer_jax.config.training import TrainingConfig
     from wroformer_jax.sharding import make_mesh, to_global
     from wroformer_jax.train_step import batch_shapes, initial_state, make_train_step
-    from wroformer_jax.training_config import TrainingConfig
 
     spec = importlib.util.spec_from_file_location("quickstart", ROOT / "configs" / "quickstart.py")
     module = importlib.util.module_from_spec(spec)

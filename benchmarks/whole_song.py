@@ -18,7 +18,7 @@ from report import print_table, write_result
 from separation_memory import write_recording
 
 from wroformer_jax.checkpoint import save_model
-from wroformer_jax.config import ModelConfig
+from wroformer_jax.config.model import ModelConfig
 from wroformer_jax.model import RoFormer, init_params
 
 LIMIT_GIB = 12

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from wroformer_jax.config import ModelConfig
+from wroformer_jax.config.model import ModelConfig
 
 TINY = {
     "dim": 16,

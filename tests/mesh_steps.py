@@ -16,6 +16,7 @@ from jax.sharding import Mesh
 SETTINGS, MESHES, FOLDER, *SEVERAL = sys.argv[1:]
 jax.config.update("jax_num_cpu_devices", 2 if SEVERAL else 4)
 
+from wroformer_jax.config.training import TrainingConfig
 from wroformer_jax.hosts import connect, is_first, whole_here
 from wroformer_jax.sharding import (
     batch_shardings,
@@ -33,7 +34,6 @@ from wroformer_jax.train_step import (
     loss_and_gradients,
     state_shardings,
 )
-from wroformer_jax.training_config import TrainingConfig
 
 STEPS = 20
 

@@ -19,9 +19,9 @@ jax.config.update("jax_num_cpu_devices", SETTINGS.get("devices", 1))
 import numpy as np
 
 from wroformer_jax import trainer
+from wroformer_jax.config.training import TrainingConfig
 from wroformer_jax.errors import InputError
 from wroformer_jax.hosts import connect
-from wroformer_jax.training_config import TrainingConfig
 
 make = trainer.make_train_step
 

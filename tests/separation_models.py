@@ -9,7 +9,7 @@ import signal
 import jax.numpy as jnp
 import numpy as np
 
-from wroformer_jax.config import ModelConfig
+from wroformer_jax.config.model import ModelConfig
 
 SMALL_STFT = ModelConfig(stft_n_fft=64, stft_hop_length=16, stft_win_length=64, sample_rate=1000, num_bands=4)
 

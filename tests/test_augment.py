@@ -5,7 +5,8 @@ import dataclasses
 import numpy as np
 import pytest
 
-from wroformer_jax.data.augment import Augmentation, Change, apply_change, draw_changes
+from wroformer_jax.config.augmentation import Augmentation
+from wroformer_jax.data.augment import Change, apply_change, draw_changes
 from wroformer_jax.errors import InputError
 
 NONE = Augmentation.none()

@@ -5,7 +5,7 @@ import json
 
 import pytest
 
-from wroformer_jax.config import ModelConfig
+from wroformer_jax.config.model import ModelConfig
 from wroformer_jax.errors import InputError
 
 

@@ -16,7 +16,7 @@ from safetensors.torch import load_file
 from tiny_model import CONFIG, YAML, make_params
 
 from wroformer_jax.checkpoint import load_model, save_model
-from wroformer_jax.config import ModelConfig
+from wroformer_jax.config.model import ModelConfig
 from wroformer_jax.convert import main
 from wroformer_jax.torch_bridge import to_state_dict
 from wroformer_jax.training_checkpoints import TrainingCheckpoints

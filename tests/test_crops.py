@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 from tiny_set import RATE, STEMS, five_songs, make_set, noise
 
-from wroformer_jax.data.augment import Augmentation, Change
+from wroformer_jax.config.augmentation import Augmentation
+from wroformer_jax.data.augment import Change
 from wroformer_jax.data.crops import Crop, Examples, parts_of_targets, whole_song
 from wroformer_jax.errors import InputError
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from tiny_training import tiny_run
 
-from wroformer_jax.config import ModelConfig
+from wroformer_jax.config.model import ModelConfig
 from wroformer_jax.flops import (
     forward_flops,
     mfu,

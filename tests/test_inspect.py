@@ -14,7 +14,7 @@ from tiny_training import tiny_run
 
 from wroformer_jax import cli
 from wroformer_jax.checkpoint import save_model, write_model_json
-from wroformer_jax.config import ModelConfig
+from wroformer_jax.config.model import ModelConfig
 from wroformer_jax.inspection import inspect_directory, parameters, thinned
 from wroformer_jax.model import RoFormer, abstract_params
 from wroformer_jax.torch_bridge import num_parameters

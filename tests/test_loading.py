@@ -16,8 +16,8 @@ import numpy as np
 import pytest
 from tiny_set import five_songs, make_set, noise
 
+from wroformer_jax.config.augmentation import Augmentation
 from wroformer_jax.data import loading as loading_module
-from wroformer_jax.data.augment import Augmentation
 from wroformer_jax.data.loading import Loading, Share, batches
 from wroformer_jax.errors import InputError
 

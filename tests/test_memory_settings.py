@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from helpers import relative_error, tiny_config
 
-from wroformer_jax.config import ModelConfig
+from wroformer_jax.config.model import ModelConfig
 from wroformer_jax.errors import InputError
 from wroformer_jax.model import RoFormer, init_params
 

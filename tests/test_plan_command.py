@@ -16,6 +16,7 @@ from wroformer_jax import cli
 from wroformer_jax import plan as plan_module
 from wroformer_jax.commands import plan as plan_command
 from wroformer_jax.commands.plan_tables import tables
+from wroformer_jax.config.checks import FrozenMapping
 from wroformer_jax.errors import InputError
 from wroformer_jax.hlo import Collective
 from wroformer_jax.plan import DoesNotFit, Memory, Plan
@@ -23,7 +24,6 @@ from wroformer_jax.roofline import Roofline
 from wroformer_jax.sharding import make_mesh
 from wroformer_jax.topology import local_devices
 from wroformer_jax.train_step import time_of
-from wroformer_jax.training_config import FrozenMapping
 
 GIB = 2**30
 

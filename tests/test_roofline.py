@@ -4,7 +4,7 @@ import dataclasses
 
 import pytest
 
-from wroformer_jax.config import ModelConfig
+from wroformer_jax.config.model import ModelConfig
 from wroformer_jax.flops import forward_flops, num_frames
 from wroformer_jax.hardware import Hardware, hardware
 from wroformer_jax.roofline import Work, activation_bytes, forward_work, roofline, training_passes

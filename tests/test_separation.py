@@ -9,7 +9,7 @@ import pytest
 from separation_models import GainModel, noise, tiny_real_model, tone
 
 from wroformer_jax import separation
-from wroformer_jax.config import ModelConfig
+from wroformer_jax.config.model import ModelConfig
 from wroformer_jax.errors import InputError
 from wroformer_jax.separation import (
     WHOLE_PLACES,

@@ -90,7 +90,7 @@ def fake_mesh(data, fsdp):
 
 @pytest.mark.parametrize("fsdp", [2, 8, 64, 256])
 def test_the_published_size_falls_as_one_over_fsdp(fsdp):
-    from wroformer_jax.config import ModelConfig
+    from wroformer_jax.config.model import ModelConfig
 
     model = RoFormer(ModelConfig())
     shardings = param_shardings(model, fake_mesh(1, fsdp))

@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
+from wroformer_jax.config.training import TrainingConfig
 from wroformer_jax.errors import InputError
-from wroformer_jax.training_config import TrainingConfig
 
 
 def quickstart(**changes):

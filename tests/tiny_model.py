@@ -6,7 +6,7 @@ import os
 import jax
 import numpy as np
 
-from wroformer_jax.config import ModelConfig
+from wroformer_jax.config.model import ModelConfig
 from wroformer_jax.model import RoFormer, abstract_params
 from wroformer_jax.torch_bridge import slots
 

@@ -11,7 +11,7 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from wroformer_jax.bands import BandGroup, average_bins, band_layout, split_bins
-from wroformer_jax.config import ModelConfig
+from wroformer_jax.config.model import ModelConfig
 from wroformer_jax.layers import BandLinear, masked, matmul, named, torch_uniform, unit_norm
 
 

@@ -24,7 +24,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from wroformer_jax.config import ModelConfig
+from wroformer_jax.config.model import ModelConfig
 from wroformer_jax.data.buckets import Place, access, is_remote, place, write_whole
 from wroformer_jax.errors import InputError
 from wroformer_jax.files import check_space, disk_errors_named, exists, open_to_others, refuse_existing, replacing

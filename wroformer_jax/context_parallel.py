@@ -22,7 +22,7 @@ from jax.sharding import Mesh, PartitionSpec
 from jaxtyping import Array, Float
 
 from wroformer_jax.attention import MAX_REACH
-from wroformer_jax.config import ModelConfig
+from wroformer_jax.config.model import ModelConfig
 from wroformer_jax.errors import InputError
 from wroformer_jax.model import Params, RoFormer
 from wroformer_jax.sharding import SAMPLES, batch_shardings, devices_mesh, gathered, num_time_parts, replicated

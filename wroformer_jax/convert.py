@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from wroformer_jax.arguments import ArgumentParser
-from wroformer_jax.config import ModelConfig
+from wroformer_jax.config.model import ModelConfig
 from wroformer_jax.errors import InputError
 from wroformer_jax.files import CHECKPOINT_SUFFIXES, refuse_existing
 from wroformer_jax.sources import read, write_torch

@@ -7,7 +7,7 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Float32
 
-from wroformer_jax.config import ModelConfig
+from wroformer_jax.config.model import ModelConfig
 from wroformer_jax.evaluate import Estimates, WholeSong
 
 SONGS = 2  # the first so many songs have an excerpt

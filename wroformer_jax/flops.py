@@ -8,9 +8,9 @@ attention shows. Not counted, as is usual: the STFT and its inverse, norms, soft
 from __future__ import annotations
 
 from wroformer_jax.bands import band_layout
-from wroformer_jax.config import ModelConfig
+from wroformer_jax.config.model import ModelConfig
+from wroformer_jax.config.training import TrainingConfig
 from wroformer_jax.hardware import hardware
-from wroformer_jax.training_config import TrainingConfig
 
 # A backward pass has two products for each of the forward pass: one for the inputs, one for the weights.
 _FORWARD_AND_BACKWARD = 3

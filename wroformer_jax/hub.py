@@ -11,7 +11,7 @@ import logging
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
-from wroformer_jax.config import ModelConfig
+from wroformer_jax.config.model import ModelConfig
 from wroformer_jax.errors import InputError
 
 PREFIX = "hf://"

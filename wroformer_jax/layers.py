@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from wroformer_jax.config import ModelConfig
+from wroformer_jax.config.model import ModelConfig
 from wroformer_jax.products import product
 from wroformer_jax.rotary import rotary_frequencies, rotary_tables, rotate
 from wroformer_jax.time_axis import Count

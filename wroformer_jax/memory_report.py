@@ -17,7 +17,7 @@ import time
 from pathlib import Path
 from typing import NamedTuple
 
-from wroformer_jax.training_config import TrainingConfig
+from wroformer_jax.config.training import TrainingConfig
 
 _POLL_SECONDS = 0.5
 _QUIET_SECONDS = 1.0  # a dump that has not been written to for so long is whole

@@ -26,7 +26,7 @@ from jaxtyping import Array, Float
 from wroformer_jax.attention import full_attention, naive_attention, windowed_sink_attention
 from wroformer_jax.band_layers import BandSplit, MaskEstimator
 from wroformer_jax.chunks import Cut, walk
-from wroformer_jax.config import ModelConfig
+from wroformer_jax.config.model import ModelConfig
 from wroformer_jax.errors import InputError
 from wroformer_jax.layers import Attention, FeedForward, RMSNorm, Rotary, Tables, named
 from wroformer_jax.stft import overlap_add, overlapped, pieces_of_frames, spectrum, window_envelope

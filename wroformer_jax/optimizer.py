@@ -12,9 +12,9 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from wroformer_jax.config.training import TrainingConfig
 from wroformer_jax.errors import InputError
 from wroformer_jax.model import Params, trainable_mask
-from wroformer_jax.training_config import TrainingConfig
 
 
 def make_optimizer(config: TrainingConfig, params: Params) -> optax.GradientTransformation:

@@ -16,7 +16,8 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
 
-from wroformer_jax.config import ModelConfig, forward_only
+from wroformer_jax.config.model import ModelConfig, forward_only
+from wroformer_jax.config.training import TrainingConfig
 from wroformer_jax.context_parallel import over_devices, padded_samples
 from wroformer_jax.errors import InputError
 from wroformer_jax.flops import forward_flops, num_frames, published_score_entries, step_flops
@@ -38,7 +39,6 @@ from wroformer_jax.sharding import (
 )
 from wroformer_jax.topology import Target, out_of_memory
 from wroformer_jax.train_step import abstract_batch, abstract_state, build_train_step, state_shardings
-from wroformer_jax.training_config import TrainingConfig
 
 
 @dataclasses.dataclass(frozen=True)

@@ -13,10 +13,10 @@ import threading
 import time
 from pathlib import Path
 
+from wroformer_jax.config.training import TrainingConfig
 from wroformer_jax.plan import program_of
 from wroformer_jax.sharding import make_mesh
 from wroformer_jax.topology import topology
-from wroformer_jax.training_config import TrainingConfig
 
 
 def main() -> None:

@@ -17,7 +17,7 @@ import numpy as np
 from jax.sharding import AbstractMesh, Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Shaped
 
-from wroformer_jax.config import MESH_AXES
+from wroformer_jax.config.training import MESH_AXES
 from wroformer_jax.errors import InputError
 from wroformer_jax.model import Params, RoFormer, abstract_params, logical_axes
 

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from wroformer_jax import hub
-from wroformer_jax.config import ModelConfig
+from wroformer_jax.config.model import ModelConfig
 from wroformer_jax.data.buckets import SCHEME, Place, is_remote, place
 from wroformer_jax.errors import InputError, suggestion
 from wroformer_jax.files import CHECKPOINT_SUFFIXES, check_space, disk_errors_named, exists, refuse_existing, replacing

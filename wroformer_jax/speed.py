@@ -8,9 +8,9 @@ from typing import NamedTuple
 import jax
 from jax.sharding import Mesh
 
-from wroformer_jax.config import ModelConfig
+from wroformer_jax.config.model import ModelConfig
+from wroformer_jax.config.training import TrainingConfig
 from wroformer_jax.flops import mfu, step_flops
-from wroformer_jax.training_config import TrainingConfig
 
 
 class Work(NamedTuple):

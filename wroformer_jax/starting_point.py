@@ -9,14 +9,14 @@ import jax
 from jax.sharding import Mesh
 
 from wroformer_jax import sources
-from wroformer_jax.config import MEMORY_FIELDS, ModelConfig, forward_only
+from wroformer_jax.config.model import MEMORY_FIELDS, ModelConfig, forward_only
+from wroformer_jax.config.training import TrainingConfig
 from wroformer_jax.distillation import check_teacher
 from wroformer_jax.errors import InputError
 from wroformer_jax.model import Params, RoFormer
 from wroformer_jax.sharding import param_shardings, spread
 from wroformer_jax.torch_bridge import add_windowed_sinks
 from wroformer_jax.train_step import Teacher
-from wroformer_jax.training_config import TrainingConfig
 
 # How a model is computed, not what its parameters are.
 _FREE = ("dtype", "zero_dc", *MEMORY_FIELDS)

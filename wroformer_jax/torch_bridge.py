@@ -21,7 +21,7 @@ import ml_dtypes
 import numpy as np
 
 from wroformer_jax.bands import band_layout
-from wroformer_jax.config import ModelConfig
+from wroformer_jax.config.model import ModelConfig
 from wroformer_jax.errors import InputError
 from wroformer_jax.files import CHECKPOINT_SUFFIXES, PICKLE_SUFFIXES, disk_errors_named, replacing
 from wroformer_jax.model import SINK_STD, Params, RoFormer, abstract_params

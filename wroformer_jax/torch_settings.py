@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from wroformer_jax.bands import band_layout
-from wroformer_jax.config import ModelConfig
+from wroformer_jax.config.model import ModelConfig
 from wroformer_jax.errors import InputError, suggestion
 
 log = logging.getLogger("wroformer")

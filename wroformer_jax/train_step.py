@@ -17,6 +17,7 @@ import optax
 from jax.sharding import AbstractMesh, Mesh
 from jaxtyping import Array, Float, Int
 
+from wroformer_jax.config.training import TrainingConfig
 from wroformer_jax.context_parallel import cut_time, padded_samples
 from wroformer_jax.distillation import Masks, compared_frames, mask_distance, teacher_masks
 from wroformer_jax.errors import InputError
@@ -34,7 +35,6 @@ from wroformer_jax.sharding import (
     spread,
 )
 from wroformer_jax.time_axis import TimeAxis
-from wroformer_jax.training_config import TrainingConfig
 
 Batch = dict[str, Float[Array, "batch *stem channel sample"]]
 Metrics = dict[str, Float[Array, ""] | Int[Array, ""]]

@@ -25,6 +25,7 @@ from jax.sharding import Mesh
 
 from wroformer_jax.bands import band_layout
 from wroformer_jax.checkpoint import saved_steps
+from wroformer_jax.config.training import TrainingConfig
 from wroformer_jax.data.buckets import Place, is_remote, place
 from wroformer_jax.data.loading import Batches, Share, batches
 from wroformer_jax.errors import InputError
@@ -49,7 +50,6 @@ from wroformer_jax.train_step import (
     make_train_step,
 )
 from wroformer_jax.training_checkpoints import TrainingCheckpoints
-from wroformer_jax.training_config import TrainingConfig
 from wroformer_jax.training_data import TRAIN, Validation, loading_of, open_songs, synthesised_songs
 from wroformer_jax.training_log import METRICS, TrainingLog, describe
 from wroformer_jax.training_report import write_curves, write_example

@@ -18,7 +18,7 @@ from typing import Any
 import jax
 
 from wroformer_jax.checkpoint import COMMITTED, is_model_directory, read_model_json, write_model_json
-from wroformer_jax.config import MEMORY_FIELDS, ModelConfig
+from wroformer_jax.config.model import MEMORY_FIELDS, ModelConfig
 from wroformer_jax.data.buckets import Place, access, is_remote, place
 from wroformer_jax.errors import InputError
 from wroformer_jax.files import check_space, disk_errors_named

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable, Iterator
 import jax
 import numpy as np
 
+from wroformer_jax.config.training import TrainingConfig
 from wroformer_jax.data.buckets import Place
 from wroformer_jax.data.crops import whole_song
 from wroformer_jax.data.loading import Loading
@@ -17,7 +18,6 @@ from wroformer_jax.errors import InputError
 from wroformer_jax.evaluate import Heard, SongScores, WholeSong, mean_scores, score_song
 from wroformer_jax.hosts import gather, in_first, together
 from wroformer_jax.model import Params, RoFormer
-from wroformer_jax.training_config import TrainingConfig
 
 TRAIN = "train"
 UNSEEN = ("validation", "test")  # the split to validate on: the first that a set has

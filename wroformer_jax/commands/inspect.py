@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from wroformer_jax.commands.shared import EXIT_OK, Row, add_verbose, aligned, print_out
 
 if TYPE_CHECKING:
-    from wroformer_jax.config import ModelConfig
+    from wroformer_jax.config.model import ModelConfig
     from wroformer_jax.inspection import Inspection, Parameter
 
 _HELP = """

@@ -18,10 +18,10 @@ from wroformer_jax.errors import InputError
 if TYPE_CHECKING:
     from jax.sharding import AbstractMesh, Mesh
 
+    from wroformer_jax.config.training import TrainingConfig
     from wroformer_jax.longest_fit import Attempt, Limits
     from wroformer_jax.plan import Plan
     from wroformer_jax.topology import Target
-    from wroformer_jax.training_config import TrainingConfig
 
 _HELP = """
 Nothing is run and no checkpoint or data is read: the program is compiled by XLA, which knows the memory of each device,
@@ -162,8 +162,8 @@ class _Planner:
         return attempt
 
     def _longest_fit(self, first: float, tolerance: float, longest: float | None = None, known: Any = ()) -> Limits:
+        from wroformer_jax.config.training import LONGEST_CROP
         from wroformer_jax.longest_fit import longest_fit
-        from wroformer_jax.training_config import LONGEST_CROP
 
         return longest_fit(
             self._attempt,
@@ -227,8 +227,8 @@ class _Planner:
 
 def _settings(args: argparse.Namespace) -> tuple[TrainingConfig, int | None]:
     """The config with the changes that were asked for, and the size of a batch if one was."""
-    from wroformer_jax.config import ModelConfig
-    from wroformer_jax.training_config import TrainingConfig
+    from wroformer_jax.config.model import ModelConfig
+    from wroformer_jax.config.training import TrainingConfig
 
     fields = _read(args.config)
     for assignment in args.set:
@@ -313,8 +313,8 @@ def _with_seconds(config: TrainingConfig, seconds: float) -> TrainingConfig:
 
 def _shortest(config: TrainingConfig, mesh: Mesh | AbstractMesh) -> float:
     """Seconds of a crop that is as short as losses and model take, and as the mesh can cut, to within a quarter."""
+    from wroformer_jax.config.training import LONGEST_CROP
     from wroformer_jax.train_step import time_of
-    from wroformer_jax.training_config import LONGEST_CROP
 
     model = config.model
     needed = max(*config.loss_windows, model.stft_n_fft) // 2 + 1
@@ -375,7 +375,7 @@ def _number(text: str, expected: str) -> float:
 
 
 def _mesh(text: str) -> Mapping[str, int]:
-    from wroformer_jax.config import MESH_AXES
+    from wroformer_jax.config.training import MESH_AXES
 
     sizes = dict.fromkeys(MESH_AXES, 1)
     for part in text.split(","):

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 from wroformer_jax.errors import InputError
 
 if TYPE_CHECKING:
-    from wroformer_jax.config import ModelConfig
+    from wroformer_jax.config.model import ModelConfig
 
 Row = Sequence[str]  # of a table
 

@@ -13,7 +13,8 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float32
 
-from wroformer_jax.data.augment import Augmentation, Change, apply_change, draw_changes
+from wroformer_jax.config.augmentation import Augmentation
+from wroformer_jax.data.augment import Change, apply_change, draw_changes
 from wroformer_jax.data.record_set import RecordSet, StoredSong
 from wroformer_jax.errors import InputError
 

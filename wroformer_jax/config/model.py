@@ -12,7 +12,6 @@ from wroformer_jax.errors import InputError, suggestion
 BAND_SCHEMES = ("mel", "band_split")
 TIME_MIXERS = ("windowed_sink", "full", "naive")
 DTYPES = ("float32", "bfloat16")
-MESH_AXES = ("data", "fsdp", "seq")  # of devices; sharding.py says what is cut over which
 # Fields that say how a model is computed, not what it is; all but the last change no number beyond rounding.
 MEMORY_FIELDS = ("remat", "blocks_a_save", "places_at_once", "stream_dtype")
 REMATS = ("none", "block", "dots", "offload")

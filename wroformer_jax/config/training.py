@@ -7,21 +7,15 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-from wroformer_jax.config import MESH_AXES, ModelConfig
-from wroformer_jax.data.augment import Augmentation
+from wroformer_jax.config.augmentation import Augmentation
+from wroformer_jax.config.checks import FrozenMapping
+from wroformer_jax.config.model import ModelConfig
 from wroformer_jax.data.crops import INSTRUMENTAL
 from wroformer_jax.errors import InputError, suggestion
 from wroformer_jax.stems import SYNTHETIC_STEMS
 
 SCHEDULES = ("cosine", "constant")
 LOSSES = ("l1", "stft", "masks")
-
-
-class FrozenMapping(dict):
-    """A mapping that can be hashed, so that a config can be an argument of cached functions; it is never changed."""
-
-    def __hash__(self) -> int:
-        return hash(tuple(sorted(self.items())))
 
 
 LONGEST_CROP = 3600.0  # seconds; an hour of a stem is 1.3 GB
@@ -267,3 +261,6 @@ def _check(
             if math.isfinite(bound)
         ]
         raise InputError(f"{name} is {value!r}, expected {number} {' and '.join(bounds)}")
+
+
+MESH_AXES = ("data", "fsdp", "seq")  # of devices; sharding.py says what is cut over which

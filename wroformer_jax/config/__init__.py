@@ -1,0 +1,1 @@
+"""Settings of models and of training runs: frozen, checked once, plain Python."""
