@@ -30,7 +30,7 @@ from report import aligned, print_table, write_result
 
 from wroformer_jax.checkpoint import load_model, save_model
 from wroformer_jax.config.training import TrainingConfig
-from wroformer_jax.files import replacing
+from wroformer_jax.io.files import replacing
 from wroformer_jax.metrics import usdr
 from wroformer_jax.model import RoFormer
 from wroformer_jax.results import bootstrap_interval

@@ -23,7 +23,7 @@ from synthetic_set import synthesise, write_set
 
 from wroformer_jax.data.loading import Batches, Loading, batches
 from wroformer_jax.data.record_set import RecordSet
-from wroformer_jax.files import replacing
+from wroformer_jax.io.files import replacing
 
 LOADING = Loading(crop_samples=4 * 44100, batch_size=8, targets=("vocals",), seed=1, workers=1)
 

@@ -20,7 +20,7 @@ from typing import Any
 
 from report import RESULTS, print_table, write_result
 
-from wroformer_jax.files import replacing
+from wroformer_jax.io.files import replacing
 
 ROOT = Path(__file__).parents[1]
 GIB = 2**30

@@ -33,7 +33,7 @@ from wroformer_jax.config.training import TrainingConfig
 from wroformer_jax.data.loading import batches
 from wroformer_jax.data.prepare import prepare_synthetic
 from wroformer_jax.data.record_set import RecordSet, is_set
-from wroformer_jax.files import replacing
+from wroformer_jax.io.files import replacing
 from wroformer_jax.model import Attention, Params, RoFormer, Transformer
 from wroformer_jax.rotary import rotary_tables
 from wroformer_jax.torch_bridge import add_windowed_sinks, num_parameters

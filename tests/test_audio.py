@@ -11,10 +11,11 @@ import soundfile
 import soxr
 from separation_models import limited_file_size, noise, tone
 
-from wroformer_jax import audio
-from wroformer_jax.audio import ENCODINGS, SongWriter, inspect, read_blocks, resample_blocks
-from wroformer_jax.audio_headers import is_mp3_of_unknown_length, promised_bytes
 from wroformer_jax.errors import InputError
+from wroformer_jax.io import audio
+from wroformer_jax.io.audio import inspect, read_blocks, resample_blocks
+from wroformer_jax.io.audio_headers import is_mp3_of_unknown_length, promised_bytes
+from wroformer_jax.io.audio_writer import ENCODINGS, SongWriter
 
 READABLE = {
     "song.wav": ("WAV", "PCM_16"),

@@ -19,9 +19,9 @@ import wroformer_jax
 from wroformer_jax import trainer
 from wroformer_jax.checkpoint import load_model
 from wroformer_jax.cli import main
-from wroformer_jax.data.buckets import place
 from wroformer_jax.errors import InputError
 from wroformer_jax.inspection import inspect_directory
+from wroformer_jax.io.buckets import place
 from wroformer_jax.mirror import Mirror
 from wroformer_jax.starting_point import starting_params
 

@@ -14,10 +14,10 @@ from etils import epath
 from fake_bucket import fake_storage
 from stored_songs import STORAGE, random_songs, write_set
 
-from wroformer_jax.data import buckets
 from wroformer_jax.data.record_set import RecordSet, is_set
 from wroformer_jax.data.record_writer import INDEX, finish_set, shard_name, write_shard
 from wroformer_jax.errors import InputError
+from wroformer_jax.io import buckets
 
 pytest.importorskip("gcsfs")
 

@@ -12,9 +12,10 @@ import soundfile
 from separation_models import GainModel, limited_file_size, noise, tiny_real_model
 
 import wroformer_jax
-from wroformer_jax import audio, cli, sources
+from wroformer_jax import cli, sources
 from wroformer_jax.commands.separate import FORMATS
 from wroformer_jax.errors import InputError
+from wroformer_jax.io import audio_writer
 
 RATE = 1000
 
@@ -91,14 +92,14 @@ def test_lossy_songs_too(tmp_path, model, name):
 def test_every_format(tmp_path, model, spelling):
     mixture = make_song(tmp_path / "song.wav")
     assert separate(tmp_path, tmp_path / "song.wav", "--format", spelling) == 0
-    encoding = audio.ENCODINGS[spelling]
+    encoding = audio_writer.ENCODINGS[spelling]
     path = tmp_path / "out" / "song" / f"vocals{encoding.suffix}"
     assert soundfile.info(path).subtype == encoding.subtype
     np.testing.assert_allclose(read(path), 0.25 * mixture, atol=2e-5)
 
 
 def test_the_formats_offered_are_those_there_are():
-    assert tuple(audio.ENCODINGS) == FORMATS
+    assert tuple(audio_writer.ENCODINGS) == FORMATS
 
 
 def test_the_command_and_the_function_agree(tmp_path, model):
@@ -376,14 +377,14 @@ def test_no_command(capsys):
 def test_an_interruption_leaves_nothing_half_written(tmp_path, model, capsys, monkeypatch):
     make_song(tmp_path / "a.wav")
     make_song(tmp_path / "b.wav", samples=5000)
-    original = audio.SongWriter.write
+    original = audio_writer.SongWriter.write
 
     def interrupt(writer, stems):
         original(writer, stems)
         if (tmp_path / "out" / "b").exists():
             raise KeyboardInterrupt
 
-    monkeypatch.setattr(audio.SongWriter, "write", interrupt)
+    monkeypatch.setattr(audio_writer.SongWriter, "write", interrupt)
     assert separate(tmp_path, tmp_path / "a.wav", tmp_path / "b.wav") == 130
     assert written(tmp_path) == ["a/instrumental.wav", "a/vocals.wav"]
     assert not (tmp_path / "out" / "b").exists()

@@ -7,7 +7,7 @@ import sys
 import pytest
 
 from wroformer_jax.errors import InputError
-from wroformer_jax.files import check_space, disk_errors_named, exists, refuse_existing, replacing
+from wroformer_jax.io.files import check_space, disk_errors_named, exists, refuse_existing, replacing
 
 
 def test_takes_the_name_when_the_block_ends(tmp_path):

@@ -15,12 +15,12 @@ from fake_bucket import fake_storage
 from separation_models import limited_file_size, tone
 from stems_on_disk import RATE, damage, files_of, make_song, sound, write
 
-from wroformer_jax.audio import resample_blocks
 from wroformer_jax.data import staging, units
 from wroformer_jax.data.prepare import BadFiles, prepare, prepare_synthetic
 from wroformer_jax.data.record_set import RecordSet, is_set
 from wroformer_jax.data.synthetic import synthesise_song
 from wroformer_jax.errors import InputError
+from wroformer_jax.io.audio import resample_blocks
 
 SECOND = RATE
 

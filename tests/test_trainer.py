@@ -17,11 +17,12 @@ import pytest
 from event_files import events_in, sound_of, steps_by_tag
 from tiny_training import compiled_once
 
-from wroformer_jax import evaluate, files, trainer, training_checkpoints, training_data, training_report
+from wroformer_jax import evaluate, trainer, training_checkpoints, training_data, training_report
 from wroformer_jax.checkpoint import load_model, save_model
 from wroformer_jax.config.training import TrainingConfig
 from wroformer_jax.data.loading import Batches
 from wroformer_jax.errors import InputError
+from wroformer_jax.io import files
 from wroformer_jax.model import RoFormer, init_params
 from wroformer_jax.workdir import claim
 

@@ -25,9 +25,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from wroformer_jax.config.model import ModelConfig
-from wroformer_jax.data.buckets import Place, access, is_remote, place, write_whole
 from wroformer_jax.errors import InputError
-from wroformer_jax.files import check_space, disk_errors_named, exists, open_to_others, refuse_existing, replacing
+from wroformer_jax.io.buckets import Place, access, is_remote, place, write_whole
+from wroformer_jax.io.files import check_space, disk_errors_named, exists, open_to_others, refuse_existing, replacing
 from wroformer_jax.orbax_io import DamagedError, check_leaves, num_bytes, refuse_pattern, restore_tree, save_tree
 
 if TYPE_CHECKING:

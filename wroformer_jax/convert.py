@@ -13,8 +13,9 @@ from pathlib import Path
 from wroformer_jax.arguments import ArgumentParser
 from wroformer_jax.config.model import ModelConfig
 from wroformer_jax.errors import InputError
-from wroformer_jax.files import CHECKPOINT_SUFFIXES, refuse_existing
+from wroformer_jax.io.files import refuse_existing
 from wroformer_jax.sources import read, write_torch
+from wroformer_jax.torch_bridge import CHECKPOINT_SUFFIXES
 
 PROGRAM = "convert_torch_checkpoint.py"
 DEFAULT_WINDOW = 10  # frames, as published

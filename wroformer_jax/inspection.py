@@ -10,8 +10,8 @@ from typing import Any, NamedTuple
 
 from wroformer_jax.checkpoint import COMMITTED, read_model_json
 from wroformer_jax.config.model import ModelConfig
-from wroformer_jax.data.buckets import Place, access, is_remote, num_bytes, place
 from wroformer_jax.errors import InputError
+from wroformer_jax.io.buckets import Place, access, is_remote, num_bytes, place
 from wroformer_jax.training_log import read_records
 
 _WRITING = ".orbax-checkpoint-tmp"  # in the name of a step that is not whole yet

@@ -13,9 +13,9 @@ import shutil
 import threading
 from pathlib import Path
 
-from wroformer_jax.data.buckets import Place, access, cache_folder, upload
 from wroformer_jax.errors import InputError
-from wroformer_jax.files import disk_errors_named, locked
+from wroformer_jax.io.buckets import Place, access, cache_folder, upload
+from wroformer_jax.io.files import disk_errors_named, locked
 
 _INTERVAL = 30.0  # seconds between two copies of what grows
 

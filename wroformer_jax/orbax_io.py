@@ -17,8 +17,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from wroformer_jax.data.buckets import Place, access, is_remote
 from wroformer_jax.errors import InputError
+from wroformer_jax.io.buckets import Place, access, is_remote
 
 # How TensorStore's errors begin when a bucket does not answer, or refuses: that says nothing of what is in it.
 _UNREACHABLE = re.compile(

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from jaxtyping import Float, UInt8
 
-from wroformer_jax.files import replacing
+from wroformer_jax.io.files import replacing
 
 _N_FFT, _HOP, _NUM_MELS = 4096, 1024, 192
 _RANGE_DB = 70  # what a spectrogram shows below its loudest point

@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 
 from wroformer_jax.errors import InputError
-from wroformer_jax.files import disk_errors_named, replacing
+from wroformer_jax.io.files import disk_errors_named, replacing
 
 Scores = dict[str, dict[str, float]]  # stem, metric
 

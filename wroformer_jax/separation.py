@@ -25,10 +25,10 @@ import jax
 import numpy as np
 from jaxtyping import Float, Float32
 
-from wroformer_jax.audio import BLOCK_SAMPLES, resample_blocks
 from wroformer_jax.config.model import ModelConfig, forward_only
 from wroformer_jax.context_parallel import can_cut_time, separate_over_devices
 from wroformer_jax.errors import InputError
+from wroformer_jax.io.audio import BLOCK_SAMPLES, resample_blocks
 from wroformer_jax.model import RoFormer
 
 Params = Mapping[str, Any]

@@ -10,19 +10,19 @@ from __future__ import annotations
 import abc
 import dataclasses
 import functools
-import hashlib
 import itertools
 import operator
 import os
 import unicodedata
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from pathlib import Path, PurePath
+from pathlib import Path
 
 import numpy as np
 from jaxtyping import Float32
 
-from wroformer_jax.audio import AUDIO_SUFFIXES, inspect, read_whole
 from wroformer_jax.errors import InputError
+from wroformer_jax.io.audio import AUDIO_SUFFIXES, inspect, read_whole
+from wroformer_jax.io.folders import audio_files, by_stem, files_state
 from wroformer_jax.stems import INSTRUMENTAL, MIXTURE, STEM_NAMES, SUMS, VOCALS
 
 
@@ -194,54 +194,3 @@ def find_songs(data: str | os.PathLike) -> list[FolderSong]:
 def _looks_like_a_stem(song: FolderSong) -> bool:
     """Whether it is the folder that is named as stems are, and no file in it."""
     return song.folder.name.lower() in STEM_NAMES and not STEM_NAMES.intersection(song.stems)
-
-
-def audio_files(root: Path) -> list[PurePath]:
-    """The audio files below a folder, relative to it, folder by folder in the order of their names.
-
-    Names that begin with a dot are passed over, and links to folders are followed.
-
-    Raises:
-      InputError: a folder cannot be read.
-    """
-    found = []
-    for folder, folders, files in os.walk(root, onerror=_refuse_folder, followlinks=True):
-        folders[:] = [name for name in folders if name[0] != "." and not _leads_back(Path(folder, name))]
-        place = PurePath(folder).relative_to(root)
-        found += [place / name for name in files if name[0] != "." and Path(name).suffix.lower() in AUDIO_SUFFIXES]
-    return sorted(found, key=lambda path: (path.parent, path.name))
-
-
-def by_stem(paths: Iterable[Path]) -> dict[str, Path]:
-    """Files by the stems that they are named after, in lower case.
-
-    Raises:
-      InputError: there are two files for a stem.
-    """
-    stems: dict[str, Path] = {}
-    for path in paths:
-        stem = path.stem.lower()
-        if (other := stems.setdefault(stem, path)) is not path:
-            raise InputError(f"{other} and {path.name} are both the stem {stem}: keep one of them")
-    return stems
-
-
-def files_state(paths: Iterable[Path]) -> str:
-    """A short text that changes when one of the files is replaced or written to."""
-    digest = hashlib.sha256()
-    for path in paths:
-        try:
-            status = path.stat()
-        except OSError as error:
-            raise InputError(f"{path} cannot be read: {error.strerror}") from error
-        digest.update(os.fsencode(f"{path.name}\0{status.st_size}\0{status.st_mtime_ns}\0"))
-    return digest.hexdigest()[:16]
-
-
-def _leads_back(folder: Path) -> bool:
-    """Whether a folder is a link to one that it lies in."""
-    return folder.is_symlink() and Path(os.path.realpath(folder.parent)).is_relative_to(os.path.realpath(folder))
-
-
-def _refuse_folder(error: OSError) -> None:
-    raise InputError(f"{error.filename} cannot be read: {error.strerror}") from error

@@ -14,9 +14,10 @@ from typing import TYPE_CHECKING, Any
 
 from wroformer_jax import hub
 from wroformer_jax.config.model import ModelConfig
-from wroformer_jax.data.buckets import SCHEME, Place, is_remote, place
 from wroformer_jax.errors import InputError, suggestion
-from wroformer_jax.files import CHECKPOINT_SUFFIXES, check_space, disk_errors_named, exists, refuse_existing, replacing
+from wroformer_jax.io.buckets import SCHEME, Place, is_remote, place
+from wroformer_jax.io.files import check_space, disk_errors_named, exists, refuse_existing, replacing
+from wroformer_jax.torch_bridge import CHECKPOINT_SUFFIXES
 
 if TYPE_CHECKING:
     from wroformer_jax.model import RoFormer

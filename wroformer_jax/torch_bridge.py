@@ -23,7 +23,7 @@ import numpy as np
 from wroformer_jax.bands import band_layout
 from wroformer_jax.config.model import ModelConfig
 from wroformer_jax.errors import InputError
-from wroformer_jax.files import CHECKPOINT_SUFFIXES, PICKLE_SUFFIXES, disk_errors_named, replacing
+from wroformer_jax.io.files import disk_errors_named, replacing
 from wroformer_jax.model import SINK_STD, Params, RoFormer, abstract_params
 from wroformer_jax.torch_settings import complete_settings, read_yaml
 
@@ -413,3 +413,9 @@ def _leaf(params: Params, path: tuple[str, ...]) -> Any:
 def _one_line(error: Exception) -> str:
     first = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
     return first if len(first) <= 160 else first[:157] + "..."
+
+
+PICKLE_SUFFIXES = (".ckpt", ".pt", ".pth", ".th")  # written by torch.save
+
+
+CHECKPOINT_SUFFIXES = (*PICKLE_SUFFIXES, ".safetensors")

@@ -26,13 +26,13 @@ from jax.sharding import Mesh
 from wroformer_jax.bands import band_layout
 from wroformer_jax.checkpoint import saved_steps
 from wroformer_jax.config.training import TrainingConfig
-from wroformer_jax.data.buckets import Place, is_remote, place
 from wroformer_jax.data.loading import Batches, Share, batches
 from wroformer_jax.errors import InputError
 from wroformer_jax.evaluate import Estimates, WholeSong
 from wroformer_jax.excerpts import SONGS, Excerpt, excerpt_of
-from wroformer_jax.files import disk_errors_named, locked
 from wroformer_jax.hosts import Preemption, check_same, gather, in_first, is_first, together, whole_here
+from wroformer_jax.io.buckets import Place, is_remote, place
+from wroformer_jax.io.files import disk_errors_named, locked
 from wroformer_jax.mirror import Mirror
 from wroformer_jax.model import Params, RoFormer, abstract_params
 from wroformer_jax.optimizer import make_optimizer

@@ -9,7 +9,6 @@ import jax
 import numpy as np
 
 from wroformer_jax.config.training import TrainingConfig
-from wroformer_jax.data.buckets import Place
 from wroformer_jax.data.crops import whole_song
 from wroformer_jax.data.loading import Loading
 from wroformer_jax.data.prepare import prepare_synthetic
@@ -17,6 +16,7 @@ from wroformer_jax.data.record_set import RecordSet, is_set
 from wroformer_jax.errors import InputError
 from wroformer_jax.evaluate import Heard, SongScores, WholeSong, mean_scores, score_song
 from wroformer_jax.hosts import gather, in_first, together
+from wroformer_jax.io.buckets import Place
 from wroformer_jax.model import Params, RoFormer
 
 TRAIN = "train"

@@ -12,10 +12,10 @@ from typing import Any
 
 import numpy as np
 
-from wroformer_jax.data.buckets import Place
 from wroformer_jax.event_file import EventFile
 from wroformer_jax.excerpts import Excerpt
-from wroformer_jax.files import replacing
+from wroformer_jax.io.buckets import Place
+from wroformer_jax.io.files import replacing
 from wroformer_jax.plots import spectrogram_image
 
 METRICS = "metrics.jsonl"

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from wroformer_jax import plots
 from wroformer_jax.evaluate import WholeSong, separate_song
-from wroformer_jax.files import replacing
+from wroformer_jax.io.files import replacing
 from wroformer_jax.metrics import usdr
 from wroformer_jax.model import Params, RoFormer
 from wroformer_jax.separation import stem_names

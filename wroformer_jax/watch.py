@@ -12,10 +12,10 @@ import numpy as np
 from jaxtyping import Float32
 
 from wroformer_jax.config.training import TrainingConfig
-from wroformer_jax.data.buckets import Place
 from wroformer_jax.data.loading import Batches
 from wroformer_jax.errors import InputError
-from wroformer_jax.files import replacing
+from wroformer_jax.io.buckets import Place
+from wroformer_jax.io.files import replacing
 from wroformer_jax.speed import Work, memory_in_use, speed
 from wroformer_jax.train_step import Metrics
 from wroformer_jax.training_log import TrainingLog

@@ -81,8 +81,8 @@ def run(args: argparse.Namespace) -> int:
         _refuse(args, "--estimates", "config", "save_stems")
     if args.data is None:
         raise InputError("--data is missing: name the folder of the songs to evaluate on, or a prepared set")
-    from wroformer_jax.data.buckets import is_remote
     from wroformer_jax.estimates import doubtful_rest
+    from wroformer_jax.io.buckets import is_remote
     from wroformer_jax.metrics import import_museval
     from wroformer_jax.results import LEGEND, Results, table, write_csv
     from wroformer_jax.scoring import choose_stems, evaluate

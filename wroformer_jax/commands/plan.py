@@ -334,7 +334,7 @@ def _shortest(config: TrainingConfig, mesh: Mesh | AbstractMesh) -> float:
 def _write_json(path: Path, found: Plan, limits: Limits | None) -> None:
     import dataclasses
 
-    from wroformer_jax.files import replacing
+    from wroformer_jax.io.files import replacing
 
     described = found.to_dict()
     if limits:

@@ -25,7 +25,7 @@ from wroformer_jax.commands.shared import (
 from wroformer_jax.errors import InputError
 
 if TYPE_CHECKING:
-    from wroformer_jax.audio import AudioInfo
+    from wroformer_jax.io.audio import AudioInfo
 
 # The keys of audio.ENCODINGS, which it would take numpy to look up.
 FORMATS = ("wav16", "wav24", "wav32f", "flac16", "flac24")
@@ -89,7 +89,7 @@ def add_to(commands: Any) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Everything that can fail early does: files, then checkpoint, then settings; then the songs one by one."""
-    from wroformer_jax.audio import AUDIO_SUFFIXES
+    from wroformer_jax.io.audio import AUDIO_SUFFIXES
 
     found, empty_folders = _find_songs(args.inputs, args.output)
     for folder in empty_folders:
@@ -106,7 +106,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _inspected(song: Song, args: argparse.Namespace) -> AudioInfo | None:
-    from wroformer_jax.audio import inspect
+    from wroformer_jax.io.audio import inspect
 
     try:
         return inspect(song.source)
@@ -142,7 +142,8 @@ def _separated(song: Song, info: AudioInfo, settings: Settings) -> bool:
 
 
 def _separate_song(song: Song, info: AudioInfo, settings: Settings) -> None:
-    from wroformer_jax.audio import ENCODINGS, SongWriter, read_blocks
+    from wroformer_jax.io.audio import read_blocks
+    from wroformer_jax.io.audio_writer import ENCODINGS, SongWriter
     from wroformer_jax.separation import separate_blocks, speed, with_progress
 
     args, encoding = settings.args, ENCODINGS[settings.args.format]
@@ -182,7 +183,7 @@ def _separate_song(song: Song, info: AudioInfo, settings: Settings) -> None:
 
 def _paths(song: Song, settings: Settings) -> dict[str, Path]:
     """The file of each stem."""
-    from wroformer_jax.audio import ENCODINGS
+    from wroformer_jax.io.audio_writer import ENCODINGS
 
     suffix = ENCODINGS[settings.args.format].suffix
     return {name: song.folder / f"{name}{suffix}" for name in settings.stems}
@@ -223,7 +224,7 @@ def _find_songs(inputs: Sequence[Path], output: Path) -> tuple[list[Song], list[
 
 def _songs_of(path: Path, output: Path) -> Iterator[tuple[Path, Path]]:
     """Files to separate, and where they stand relative to the folder that was named."""
-    from wroformer_jax.audio import AUDIO_SUFFIXES
+    from wroformer_jax.io.audio import AUDIO_SUFFIXES
 
     # os.path: Path's own is_dir, exists and resolve raise for names too long and for links in circles.
     if not os.path.isdir(path):

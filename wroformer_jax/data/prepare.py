@@ -23,7 +23,7 @@ from wroformer_jax.data.stem_sources import SongFiles, counted, find
 from wroformer_jax.data.synthetic import MIN_SAMPLE_RATE, TRAIN, VALIDATION
 from wroformer_jax.data.units import FileSong, Song, SourceFile, SyntheticSong, Unit, Written, plan, write_unit
 from wroformer_jax.errors import InputError
-from wroformer_jax.files import check_space, disk_errors_named
+from wroformer_jax.io.files import check_space, disk_errors_named
 
 _ADVICE = "mend them, or leave these songs out with --skip-bad"
 _INSPECTORS = 16  # threads: they wait for the disk, not for each other

@@ -23,10 +23,10 @@ import numpy as np
 from jaxtyping import Float32
 
 from wroformer_jax.data import segments
-from wroformer_jax.data.buckets import write_whole
 from wroformer_jax.data.examples import pack
 from wroformer_jax.errors import InputError
-from wroformer_jax.files import disk_errors_named, replacing
+from wroformer_jax.io.buckets import write_whole
+from wroformer_jax.io.files import disk_errors_named, replacing
 
 DATASET = "stems"  # the name of every set, for TFDS
 FORMAT = 1  # of records and index.json; sets of other formats are not read

@@ -19,11 +19,11 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path, PurePath
 from typing import NamedTuple, NoReturn
 
-from wroformer_jax.audio import AUDIO_SUFFIXES
 from wroformer_jax.data.record_set import is_set
 from wroformer_jax.data.record_writer import MIXTURE, SPLITS
 from wroformer_jax.errors import InputError
-from wroformer_jax.songs import audio_files
+from wroformer_jax.io.audio import AUDIO_SUFFIXES
+from wroformer_jax.io.folders import audio_files
 from wroformer_jax.stems import STEM_NAMES, SUMS, VOCALS
 
 LAYOUTS = ("songs", "stems", "csv")

@@ -14,7 +14,7 @@ from pathlib import Path, PurePath
 from typing import Any
 
 from wroformer_jax.errors import InputError
-from wroformer_jax.files import check_space, disk_errors_named, locked, replacing
+from wroformer_jax.io.files import check_space, disk_errors_named, locked, replacing
 
 Place = PurePath  # what both are: a `pathlib.Path`, and an `etils.epath.Path` in a bucket
 

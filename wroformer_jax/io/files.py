@@ -13,9 +13,6 @@ from pathlib import Path
 
 from wroformer_jax.errors import InputError
 
-PICKLE_SUFFIXES = (".ckpt", ".pt", ".pth", ".th")  # written by torch.save
-CHECKPOINT_SUFFIXES = (*PICKLE_SUFFIXES, ".safetensors")
-
 
 def _read_umask() -> int:
     umask = os.umask(0o077)

@@ -1,0 +1,1 @@
+"""Files, folders, buckets and audio. Knows no model."""
