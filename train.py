@@ -51,7 +51,7 @@ def main(_argv: list[str]) -> int:
     try:
         config = TrainingConfig.from_dict(_CONFIG.value.to_dict())
         # These take seconds, so a mistake in the config is told before.
-        from wroformer_jax.hosts import connect
+        from wroformer_jax.parallel.processes import connect
         from wroformer_jax.trainer import PreemptedError, train
 
         connect(_COORDINATOR.value, _NUM_PROCESSES.value, _PROCESS_ID.value)

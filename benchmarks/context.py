@@ -33,8 +33,9 @@ from wroformer_jax.config.training import TrainingConfig
 from wroformer_jax.io.files import replacing
 from wroformer_jax.metrics import usdr
 from wroformer_jax.model import RoFormer
+from wroformer_jax.parallel.mesh import make_mesh
+from wroformer_jax.parallel.sharding import to_global
 from wroformer_jax.results import bootstrap_interval
-from wroformer_jax.sharding import make_mesh, to_global
 from wroformer_jax.torch_bridge import num_parameters
 from wroformer_jax.train_step import batch_shapes, initial_state, make_train_step
 

@@ -18,8 +18,8 @@ import jax
 from report import print_table, write_result
 
 from wroformer_jax.config.training import TrainingConfig
+from wroformer_jax.parallel.sharding import bytes_per_device
 from wroformer_jax.plan import DoesNotFit, plan, sent_bytes, settle
-from wroformer_jax.sharding import bytes_per_device
 from wroformer_jax.topology import topology
 from wroformer_jax.train_step import abstract_state
 

@@ -17,15 +17,9 @@ SETTINGS, MESHES, FOLDER, *SEVERAL = sys.argv[1:]
 jax.config.update("jax_num_cpu_devices", 2 if SEVERAL else 4)
 
 from wroformer_jax.config.training import TrainingConfig
-from wroformer_jax.hosts import connect, is_first, whole_here
-from wroformer_jax.sharding import (
-    batch_shardings,
-    bytes_per_device,
-    local_part,
-    make_mesh,
-    replicated,
-    to_global,
-)
+from wroformer_jax.parallel.mesh import make_mesh
+from wroformer_jax.parallel.processes import connect, is_first, whole_here
+from wroformer_jax.parallel.sharding import batch_shardings, bytes_per_device, local_part, replicated, to_global
 from wroformer_jax.train_step import (
     abstract_state,
     batch_shapes,

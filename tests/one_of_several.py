@@ -21,7 +21,7 @@ import numpy as np
 from wroformer_jax import trainer
 from wroformer_jax.config.training import TrainingConfig
 from wroformer_jax.errors import InputError
-from wroformer_jax.hosts import connect
+from wroformer_jax.parallel.processes import connect
 
 make = trainer.make_train_step
 

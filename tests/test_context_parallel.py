@@ -13,8 +13,8 @@ from helpers import of_a_program, tiny_config
 from jax.sharding import AbstractMesh
 from test_trainer import tiny
 
-from wroformer_jax.context_parallel import cut_time, padded_samples
 from wroformer_jax.errors import InputError
+from wroformer_jax.parallel.context_parallel import cut_time, padded_samples
 from wroformer_jax.plan import plan, settle
 from wroformer_jax.topology import topology
 from wroformer_jax.train_step import time_of

@@ -19,9 +19,9 @@ from wroformer_jax.commands.plan_tables import tables
 from wroformer_jax.config.checks import FrozenMapping
 from wroformer_jax.errors import InputError
 from wroformer_jax.hlo import Collective
+from wroformer_jax.parallel.mesh import make_mesh
 from wroformer_jax.plan import DoesNotFit, Memory, Plan
 from wroformer_jax.roofline import Roofline
-from wroformer_jax.sharding import make_mesh
 from wroformer_jax.topology import local_devices
 from wroformer_jax.train_step import time_of
 

@@ -14,7 +14,8 @@ from test_trainer import tiny
 
 from wroformer_jax.errors import InputError
 from wroformer_jax.model import RoFormer, abstract_params
-from wroformer_jax.sharding import _arranged, check_batch, make_mesh, param_shardings, part_of
+from wroformer_jax.parallel.mesh import arrange_devices, check_batch, make_mesh
+from wroformer_jax.parallel.sharding import param_shardings, part_of
 from wroformer_jax.train_step import abstract_state
 
 # One device, then what has to agree with it: (data, fsdp, seq), and parts that a batch is cut into.
@@ -170,7 +171,7 @@ def chips(x, y, slices=1):
 
 @pytest.mark.parametrize("shape", [(256, 1, 1), (1, 256, 1), (16, 16, 1), (64, 4, 1), (32, 8, 1), (8, 32, 1)])
 def test_any_mesh_fits_the_torus(shape):
-    arranged = _arranged(shape, chips(16, 16))
+    arranged = arrange_devices(shape, chips(16, 16))
     assert arranged.shape == shape
     assert sorted(device.id for device in arranged.flat) == list(range(256))
 
@@ -181,7 +182,7 @@ def test_in_a_torus_a_process_loads_at_most_so_many_times_what_its_chips_need(sh
     data, fsdp, seq = shape
     batch = (2 * data * fsdp, 2, 800 * seq)
     needed = {}
-    for (copy, part, stretch), chip in np.ndenumerate(_arranged(shape, chips(16, 16))):
+    for (copy, part, stretch), chip in np.ndenumerate(arrange_devices(shape, chips(16, 16))):
         row, start = 2 * (copy * fsdp + part), 800 * stretch
         needed.setdefault(chip.process_index, []).append(place(row, row + 2, start, start + 800))
     assert len(needed) == 64
@@ -194,13 +195,13 @@ def test_in_a_torus_a_process_loads_at_most_so_many_times_what_its_chips_need(sh
 
 
 def test_each_slice_has_the_whole_model():
-    arranged = _arranged((4, 8, 1), chips(4, 4, slices=2))
+    arranged = arrange_devices((4, 8, 1), chips(4, 4, slices=2))
     assert arranged.shape == (4, 8, 1)
     assert sorted(device.id for device in arranged.flat) == list(range(32))
     for row in arranged:
         assert len({device.slice_index for device in row.flat}) == 1
     with pytest.raises(InputError, match=r"mesh\.data is 1, which does not divide over 2 slices"):
-        _arranged((1, 32, 1), chips(4, 4, slices=2))
+        arrange_devices((1, 32, 1), chips(4, 4, slices=2))
 
 
 def test_minus_one_is_the_rest():

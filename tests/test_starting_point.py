@@ -11,7 +11,7 @@ from tiny_training import tiny_run
 from wroformer_jax import trainer
 from wroformer_jax.checkpoint import save_model
 from wroformer_jax.errors import InputError
-from wroformer_jax.sharding import make_mesh
+from wroformer_jax.parallel.mesh import make_mesh
 from wroformer_jax.starting_point import frozen_teacher, starting_params
 
 WINDOWED = tiny_run().model

@@ -9,7 +9,7 @@ import pytest
 
 from wroformer_jax import topology as module
 from wroformer_jax.errors import InputError
-from wroformer_jax.hardware import hardware
+from wroformer_jax.parallel.hardware import hardware
 from wroformer_jax.topology import TOPOLOGIES, known_topologies, local_devices, out_of_memory, topology
 
 needs_libtpu = pytest.mark.skipif(

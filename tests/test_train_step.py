@@ -10,7 +10,7 @@ from test_trainer import tiny
 
 from wroformer_jax.losses import reconstruction_loss
 from wroformer_jax.model import RoFormer
-from wroformer_jax.sharding import make_mesh
+from wroformer_jax.parallel.mesh import make_mesh
 from wroformer_jax.train_step import build_update, initial_state, make_train_step
 
 CONFIG = tiny(ema=0.9, seconds=0.05, batch_size=4, loss_windows=(64,), freeze=("band_split",))

@@ -22,8 +22,9 @@ from jax.sharding import PartitionSpec
 from wroformer_jax.config.training import TrainingConfig
 from wroformer_jax.hlo import collectives
 from wroformer_jax.model import RoFormer, init_params
+from wroformer_jax.parallel.mesh import SAMPLES, make_mesh
+from wroformer_jax.parallel.sharding import param_shardings, replicated, to_global
 from wroformer_jax.separation import separate
-from wroformer_jax.sharding import SAMPLES, make_mesh, param_shardings, replicated, to_global
 from wroformer_jax.train_step import batch_shapes, loss_and_gradients, time_of
 
 PADDING = 7.0

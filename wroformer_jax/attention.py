@@ -18,13 +18,12 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from wroformer_jax.errors import InputError
+from wroformer_jax.parallel.time_axis import MAX_REACH, WHOLE, Count, TimeAxis
 from wroformer_jax.products import product
-from wroformer_jax.time_axis import WHOLE, Count, TimeAxis
 
 QUERY_BLOCK = 64  # frames: the queries of a windowed block, who share one slice of keys
 FRAMES_A_STEP = 512  # frames: queries of one scan step of the windowed attention
 FULL_BLOCK = 512  # tokens: queries and keys of one scan step of the full attention
-MAX_REACH = 512  # frames: beyond it a window is walked over in blocks of keys instead of laid out whole
 
 # Scores of keys that a query may not see. Finite, so that a row without any visible key stays finite.
 HIDDEN = -1e30

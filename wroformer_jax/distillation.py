@@ -17,7 +17,7 @@ from wroformer_jax.config.model import ModelConfig
 from wroformer_jax.errors import InputError
 from wroformer_jax.losses import modulus
 from wroformer_jax.model import Params, RoFormer
-from wroformer_jax.time_axis import WHOLE, TimeAxis
+from wroformer_jax.parallel.time_axis import WHOLE, TimeAxis
 
 # What the masks of two models must have in common to be compared bin by bin.
 _SHARED = ("stems", "channels", "sample_rate", "stft_n_fft", "stft_hop_length", "stft_win_length")

@@ -10,7 +10,7 @@ from __future__ import annotations
 from wroformer_jax.bands import band_layout
 from wroformer_jax.config.model import ModelConfig
 from wroformer_jax.config.training import TrainingConfig
-from wroformer_jax.hardware import hardware
+from wroformer_jax.parallel.hardware import hardware
 
 # A backward pass has two products for each of the forward pass: one for the inputs, one for the weights.
 _FORWARD_AND_BACKWARD = 3

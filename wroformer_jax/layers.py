@@ -15,9 +15,9 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from wroformer_jax.config.model import ModelConfig
+from wroformer_jax.parallel.time_axis import Count
 from wroformer_jax.products import product
 from wroformer_jax.rotary import rotary_frequencies, rotary_tables, rotate
-from wroformer_jax.time_axis import Count
 
 # Cosines and sines of every position: (position, 1, head_dim) each.
 Tables = tuple[Float[Array, "position 1 head_dim"], Float[Array, "position 1 head_dim"]]

@@ -29,8 +29,8 @@ from wroformer_jax.chunks import Cut, walk
 from wroformer_jax.config.model import ModelConfig
 from wroformer_jax.errors import InputError
 from wroformer_jax.layers import Attention, FeedForward, RMSNorm, Rotary, Tables, named
+from wroformer_jax.parallel.time_axis import WHOLE, TimeAxis
 from wroformer_jax.stft import overlap_add, overlapped, pieces_of_frames, spectrum, window_envelope
-from wroformer_jax.time_axis import WHOLE, TimeAxis
 
 Params = dict[str, Any]
 MakeMixer = Callable[..., nn.Module]

@@ -14,8 +14,8 @@ import time
 from pathlib import Path
 
 from wroformer_jax.config.training import TrainingConfig
+from wroformer_jax.parallel.mesh import make_mesh
 from wroformer_jax.plan import program_of
-from wroformer_jax.sharding import make_mesh
 from wroformer_jax.topology import topology
 
 

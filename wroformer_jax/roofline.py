@@ -11,7 +11,7 @@ from collections.abc import Mapping
 
 from wroformer_jax.config.model import ModelConfig
 from wroformer_jax.flops import forward_flops, num_frames, score_entries
-from wroformer_jax.hardware import Hardware
+from wroformer_jax.parallel.hardware import Hardware
 
 _FLOAT32 = 4  # bytes
 _BYTES = {"float32": 4, "bfloat16": 2}

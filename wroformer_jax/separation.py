@@ -26,10 +26,11 @@ import numpy as np
 from jaxtyping import Float, Float32
 
 from wroformer_jax.config.model import ModelConfig, forward_only
-from wroformer_jax.context_parallel import can_cut_time, separate_over_devices
 from wroformer_jax.errors import InputError
 from wroformer_jax.io.audio import BLOCK_SAMPLES, resample_blocks
 from wroformer_jax.model import RoFormer
+from wroformer_jax.parallel.context_parallel import can_cut_time
+from wroformer_jax.separation_over_devices import separate_over_devices
 
 Params = Mapping[str, Any]
 Run = Callable[[Float32[np.ndarray, "batch channel sample"]], Float32[np.ndarray, "batch stem channel sample"]]

@@ -14,7 +14,7 @@ from wroformer_jax.config.training import TrainingConfig
 from wroformer_jax.distillation import check_teacher
 from wroformer_jax.errors import InputError
 from wroformer_jax.model import Params, RoFormer
-from wroformer_jax.sharding import param_shardings, spread
+from wroformer_jax.parallel.sharding import param_shardings, spread
 from wroformer_jax.torch_bridge import add_windowed_sinks
 from wroformer_jax.train_step import Teacher
 

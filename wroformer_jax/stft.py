@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from wroformer_jax.time_axis import WHOLE, Count
+from wroformer_jax.parallel.time_axis import WHOLE, Count
 
 
 def stft(

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from jax.sharding import SingleDeviceSharding
 
 from wroformer_jax.errors import InputError
-from wroformer_jax.hardware import hardware
+from wroformer_jax.parallel.hardware import hardware
 
 # What libtpu is told where nothing else is: to ask no TPU for its metadata, which takes minutes where there is none;
 # what it would have said, so that it does not complain; and that it may run beside others, which it does not disturb,

@@ -18,23 +18,23 @@ from jax.sharding import AbstractMesh, Mesh
 from jaxtyping import Array, Float, Int
 
 from wroformer_jax.config.training import TrainingConfig
-from wroformer_jax.context_parallel import cut_time, padded_samples
 from wroformer_jax.distillation import Masks, compared_frames, mask_distance, teacher_masks
 from wroformer_jax.errors import InputError
 from wroformer_jax.losses import l1, multi_resolution_stft_loss
 from wroformer_jax.model import Params, RoFormer, abstract_params, init_params
 from wroformer_jax.optimizer import make_optimizer, schedule, trained_mask
-from wroformer_jax.sharding import (
+from wroformer_jax.parallel.context_parallel import cut_time, padded_samples
+from wroformer_jax.parallel.mesh import num_time_parts
+from wroformer_jax.parallel.sharding import (
     batch_shardings,
     gathered,
     mirrored_shardings,
-    num_time_parts,
     over_examples_and_time,
     param_shardings,
     replicated,
     spread,
 )
-from wroformer_jax.time_axis import TimeAxis
+from wroformer_jax.parallel.time_axis import TimeAxis
 
 Batch = dict[str, Float[Array, "batch *stem channel sample"]]
 Metrics = dict[str, Float[Array, ""] | Int[Array, ""]]

@@ -30,14 +30,15 @@ from wroformer_jax.data.loading import Batches, Share, batches
 from wroformer_jax.errors import InputError
 from wroformer_jax.evaluate import Estimates, WholeSong
 from wroformer_jax.excerpts import SONGS, Excerpt, excerpt_of
-from wroformer_jax.hosts import Preemption, check_same, gather, in_first, is_first, together, whole_here
 from wroformer_jax.io.buckets import Place, is_remote, place
 from wroformer_jax.io.files import disk_errors_named, locked
 from wroformer_jax.mirror import Mirror
 from wroformer_jax.model import Params, RoFormer, abstract_params
 from wroformer_jax.optimizer import make_optimizer
+from wroformer_jax.parallel.mesh import check_batch, make_mesh
+from wroformer_jax.parallel.processes import Preemption, check_same, gather, in_first, is_first, together, whole_here
+from wroformer_jax.parallel.sharding import local_part, to_global
 from wroformer_jax.profiling import StepTrace
-from wroformer_jax.sharding import check_batch, local_part, make_mesh, to_global
 from wroformer_jax.speed import work_of
 from wroformer_jax.starting_point import frozen_teacher, starting_params
 from wroformer_jax.torch_bridge import num_parameters

@@ -11,9 +11,9 @@ from wroformer_jax.checkpoint import is_model_directory
 from wroformer_jax.config.model import MEMORY_FIELDS
 from wroformer_jax.config.training import TrainingConfig
 from wroformer_jax.errors import InputError
-from wroformer_jax.hosts import gather, together
 from wroformer_jax.io.buckets import Place, access, is_remote, write_whole
 from wroformer_jax.io.files import disk_errors_named
+from wroformer_jax.parallel.processes import gather, together
 
 CONFIG = "config.json"
 

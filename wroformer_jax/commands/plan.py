@@ -179,7 +179,7 @@ class _Planner:
     @functools.cached_property
     def _at_rest(self) -> int:
         """Bytes of a device that are taken whatever the audio."""
-        from wroformer_jax.sharding import bytes_per_device
+        from wroformer_jax.parallel.sharding import bytes_per_device
         from wroformer_jax.train_step import abstract_state
 
         state = abstract_state(self.config, self.mesh)

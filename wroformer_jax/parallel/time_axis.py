@@ -77,3 +77,6 @@ class TimeAxis:
 
 
 WHOLE = TimeAxis()
+
+
+MAX_REACH = 512  # frames: beyond it a window is walked over in blocks of keys instead of laid out whole

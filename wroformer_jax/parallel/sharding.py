@@ -9,7 +9,7 @@ time, and more parts of the state. This file decides what is cut over them: para
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -17,54 +17,14 @@ import numpy as np
 from jax.sharding import AbstractMesh, Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Shaped
 
-from wroformer_jax.config.training import MESH_AXES
-from wroformer_jax.errors import InputError
 from wroformer_jax.model import Params, RoFormer, abstract_params, logical_axes
+from wroformer_jax.parallel.mesh import EXAMPLES, SAMPLES
 
 # Which axis of a parameter is cut over `fsdp`: the first of these that it has and that divides. The long axes of the
 # large matrices come first; what has none that divides (gains, biases, gates) is small and stays whole.
 _CUT_FIRST = ("mlp", "qkv", "mask_out", "mask_in", "heads", "embed", "band_feature")
 
-_EXAMPLES = ("data", "fsdp")  # what the first axis of a batch is cut over
-SAMPLES = "seq"  # what the last axis of a batch, its samples, is cut over
 _STATE = ("fsdp", "seq")  # what parameters and the optimiser's state are cut over
-
-
-def make_mesh(sizes: Mapping[str, int], devices: Sequence[jax.Device] | None = None) -> Mesh:
-    """The mesh of a run.
-
-    Args:
-      sizes: devices along "data", "fsdp" and "seq"; one of them may be -1, the rest of the devices.
-      devices: all of all hosts by default.
-
-    Raises:
-      InputError: the sizes do not come out at the number of devices, or parts of the model would lie on several slices.
-    """
-    devices = list(jax.devices() if devices is None else devices)
-    shape = _filled(sizes, len(devices))
-    return Mesh(_arranged(shape, devices), MESH_AXES)
-
-
-def _arranged(shape: tuple[int, int, int], devices: Sequence[Any]) -> np.ndarray:
-    """Devices in the shape of a mesh; on TPUs so that neighbours in it are neighbours in the torus, where that can be.
-
-    Of several slices, which are joined by a slow network, each has copies of the whole model.
-    """
-    if devices[0].platform != "tpu":
-        return np.asarray(devices).reshape(shape)
-    from jax.experimental import mesh_utils
-
-    slices = len({getattr(device, "slice_index", 0) for device in devices})
-    if slices == 1:
-        return mesh_utils.create_device_mesh(shape, devices, allow_split_physical_axes=True)
-    data, *rest = shape
-    if data % slices:
-        raise InputError(
-            f"mesh.data is {data}, which does not divide over {slices} slices: expected a multiple of {slices}"
-        )
-    return mesh_utils.create_hybrid_device_mesh(
-        (data // slices, *rest), (slices, *(1 for _ in rest)), devices, allow_split_physical_axes=True
-    )
 
 
 def param_shardings(model: RoFormer, mesh: Mesh | AbstractMesh) -> Params:
@@ -112,8 +72,8 @@ def gathered(params: Any, mesh: Mesh) -> Any:
 def batch_shardings(mesh: Mesh) -> dict[str, NamedSharding]:
     """How the arrays of a batch lie: examples, the first axis, and samples, the last one, spread over the devices."""
     return {
-        "mixture": NamedSharding(mesh, PartitionSpec(_EXAMPLES, None, SAMPLES)),
-        "targets": NamedSharding(mesh, PartitionSpec(_EXAMPLES, None, None, SAMPLES)),
+        "mixture": NamedSharding(mesh, PartitionSpec(EXAMPLES, None, SAMPLES)),
+        "targets": NamedSharding(mesh, PartitionSpec(EXAMPLES, None, None, SAMPLES)),
     }
 
 
@@ -131,38 +91,11 @@ def over_examples_and_time(
     """
 
     def mean(*args: Any) -> Any:
-        return jax.tree.map(lambda scalar: jax.lax.pmean(scalar, _EXAMPLES), local(*args))
+        return jax.tree.map(lambda scalar: jax.lax.pmean(scalar, EXAMPLES), local(*args))
 
     batch = {name: sharding.spec for name, sharding in batch_shardings(mesh).items()}
     whole = PartitionSpec()
     return jax.shard_map(mean, mesh=mesh, in_specs=(whole, batch, whole), out_specs=whole, check_vma=False)
-
-
-def num_time_parts(mesh: Mesh | AbstractMesh) -> int:
-    """How many parts the time of an example is cut into."""
-    return mesh.shape[SAMPLES]
-
-
-def devices_mesh(devices: Sequence[jax.Device]) -> Mesh:
-    """A mesh that cuts time over devices, and nothing else."""
-    return make_mesh({"data": 1, "fsdp": 1, "seq": len(devices)}, devices)
-
-
-def num_example_shards(mesh: Mesh | AbstractMesh) -> int:
-    """How many parts a batch is cut into."""
-    return math.prod(mesh.shape[axis] for axis in _EXAMPLES)
-
-
-def check_batch(batch_size: int, mesh: Mesh | AbstractMesh, *, accumulate: int = 1) -> None:
-    """Raises an InputError if the examples of a step do not divide over the mesh."""
-    parts = num_example_shards(mesh)
-    if batch_size % (parts * accumulate):
-        said = " x ".join(f"{axis}={mesh.shape[axis]}" for axis in _EXAMPLES)
-        steps = f" and accumulate={accumulate}" if accumulate > 1 else ""
-        raise InputError(
-            f"batch_size is {batch_size}, which does not divide over the mesh ({said}{steps}): expected a multiple of "
-            f"{parts * accumulate}"
-        )
 
 
 class LocalPart(NamedTuple):
@@ -229,25 +162,6 @@ def spread(array: Shaped[np.ndarray, ...], sharding: NamedSharding) -> Shaped[Ar
 def bytes_per_device(tree: Any) -> int:
     """What the arrays (or shapes with shardings) of a tree take on one device."""
     return sum(math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))
-
-
-def _filled(sizes: Mapping[str, int], num_devices: int) -> tuple[int, ...]:
-    """The sizes along MESH_AXES, with the -1 replaced."""
-    shape = [sizes[axis] for axis in MESH_AXES]
-    said = ", ".join(f"{axis}={size}" for axis, size in zip(MESH_AXES, shape, strict=True))
-    if shape.count(-1) > 1:
-        raise InputError(f"mesh is {said}: only one axis can be -1, which means the rest of the devices")
-    known = math.prod(size for size in shape if size != -1)
-    if -1 in shape and num_devices % known == 0:
-        shape[shape.index(-1)] = num_devices // known
-    if math.prod(shape) != num_devices:
-        needed = f"a multiple of {known} devices" if -1 in shape else f"{known} devices"
-        sizes = ", ".join(str(size) for size in range(1, num_devices + 1) if num_devices % size == 0)
-        raise InputError(
-            f"mesh is {said}, which takes {needed}, but there are {num_devices}: sizes that divide them are {sizes}"
-            f"{'' if -1 in shape or num_devices % known else '; one axis may be -1, the rest of them'}"
-        )
-    return tuple(shape)
 
 
 def _spec(shape: tuple[int, ...], axes: tuple[str | None, ...], parts: int) -> PartitionSpec:

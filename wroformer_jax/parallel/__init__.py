@@ -1,0 +1,1 @@
+"""Processes, meshes, where arrays lie, and time cut over devices. Knows no RoFormer."""
