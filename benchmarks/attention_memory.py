@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 from report import print_table, write_result
 
-from wroformer_jax.attention import full_attention, windowed_sink_attention
+from wroformer_jax.model.attention import full_attention, windowed_sink_attention
 
 ATTENTIONS = {
     "windowed_sink": lambda q, k, v: windowed_sink_attention(q, k, v, window=10, num_sinks=8),

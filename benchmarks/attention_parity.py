@@ -16,7 +16,7 @@ import numpy as np
 from report import print_table, write_result
 from tqdm import tqdm
 
-from wroformer_jax.attention import windowed_sink_attention
+from wroformer_jax.model.attention import windowed_sink_attention
 
 LENGTHS = [1, 2, 9, 65, 73, 200, 577, 1000]
 WINDOWS = [0, 1, 7, 10, 64]

@@ -32,7 +32,7 @@ from wroformer_jax.checkpoint import load_model, save_model
 from wroformer_jax.config.training import TrainingConfig
 from wroformer_jax.io.files import replacing
 from wroformer_jax.metrics import usdr
-from wroformer_jax.model import RoFormer
+from wroformer_jax.model.roformer import RoFormer
 from wroformer_jax.parallel.mesh import make_mesh
 from wroformer_jax.parallel.sharding import to_global
 from wroformer_jax.results import bootstrap_interval

@@ -34,9 +34,12 @@ from wroformer_jax.data.loading import batches
 from wroformer_jax.data.prepare import prepare_synthetic
 from wroformer_jax.data.record_set import RecordSet, is_set
 from wroformer_jax.io.files import replacing
-from wroformer_jax.model import Attention, Params, RoFormer, Transformer
-from wroformer_jax.rotary import rotary_tables
-from wroformer_jax.torch_bridge import add_windowed_sinks, num_parameters
+from wroformer_jax.model.blocks import Transformer
+from wroformer_jax.model.layers import Params
+from wroformer_jax.model.params import add_windowed_sinks
+from wroformer_jax.model.roformer import Attention, RoFormer
+from wroformer_jax.model.rotary import rotary_tables
+from wroformer_jax.torch_bridge import num_parameters
 from wroformer_jax.trainer import train
 from wroformer_jax.training_data import TRAIN, Validation, loading_of, open_songs
 

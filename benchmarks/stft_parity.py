@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from report import print_table, write_result
 
-from wroformer_jax.stft import inverse_stft, stft
+from wroformer_jax.model.stft import inverse_stft, stft
 
 LENGTHS = [4097, 20_001, 44_101, 220_499]
 

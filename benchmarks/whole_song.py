@@ -19,7 +19,8 @@ from separation_memory import write_recording
 
 from wroformer_jax.checkpoint import save_model
 from wroformer_jax.config.model import ModelConfig
-from wroformer_jax.model import RoFormer, init_params
+from wroformer_jax.model.params import init_params
+from wroformer_jax.model.roformer import RoFormer
 
 LIMIT_GIB = 12
 

@@ -45,7 +45,8 @@ class GainModel:
 @functools.cache
 def tiny_real_model():
     """(model, params) at 8 kHz, with the public interface and nothing to be heard in its stems."""
-    from wroformer_jax.model import RoFormer, init_params
+    from wroformer_jax.model.params import init_params
+    from wroformer_jax.model.roformer import RoFormer
 
     model = RoFormer(
         ModelConfig(

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from helpers import relative_error
 
-from wroformer_jax.attention import full_attention, windowed_sink_attention
 from wroformer_jax.errors import InputError
+from wroformer_jax.model.attention import full_attention, windowed_sink_attention
 
 HEADS, DIM_HEAD = 2, 8
 

@@ -6,9 +6,9 @@ import pytest
 from helpers import tiny_config
 from librosa import filters
 
-from wroformer_jax.bands import average_bins, band_layout, split_bins
 from wroformer_jax.config.model import DEFAULT_FREQS_PER_BANDS, ModelConfig
 from wroformer_jax.errors import InputError
+from wroformer_jax.model.bands import average_bins, band_layout, split_bins
 
 MEL, BAND_SPLIT = ModelConfig(), ModelConfig(band_scheme="band_split")
 

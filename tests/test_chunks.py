@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from wroformer_jax.chunks import Cut, walk
+from wroformer_jax.model.pieces import Cut, walk
 
 
 def work(params, part, piece):

@@ -33,7 +33,8 @@ def test_is_a_run_that_could_start(name):
 
 @pytest.mark.parametrize("name", NAMES)
 def test_patterns_of_parameters_match_some(name):
-    from wroformer_jax.model import RoFormer, abstract_params
+    from wroformer_jax.model.params import abstract_params
+    from wroformer_jax.model.roformer import RoFormer
 
     config = config_of(name)
     make_optimizer(config, abstract_params(RoFormer(config.model)))

@@ -10,7 +10,7 @@ from reference import make_reference
 from tiny_training import tiny_run
 
 from wroformer_jax import sources
-from wroformer_jax.model import RoFormer
+from wroformer_jax.model.roformer import RoFormer
 from wroformer_jax.torch_bridge import from_state_dict
 from wroformer_jax.trainer import train
 

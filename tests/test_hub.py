@@ -17,7 +17,7 @@ import tiny_model
 
 from wroformer_jax import hub
 from wroformer_jax.errors import InputError
-from wroformer_jax.model import RoFormer
+from wroformer_jax.model.roformer import RoFormer
 from wroformer_jax.sources import save
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"

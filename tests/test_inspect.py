@@ -16,7 +16,8 @@ from wroformer_jax import cli
 from wroformer_jax.checkpoint import save_model, write_model_json
 from wroformer_jax.config.model import ModelConfig
 from wroformer_jax.inspection import inspect_directory, parameters, thinned
-from wroformer_jax.model import RoFormer, abstract_params
+from wroformer_jax.model.params import abstract_params
+from wroformer_jax.model.roformer import RoFormer
 from wroformer_jax.torch_bridge import num_parameters
 from wroformer_jax.training_checkpoints import TrainingCheckpoints
 from wroformer_jax.training_log import TrainingLog

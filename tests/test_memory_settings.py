@@ -10,7 +10,8 @@ from helpers import relative_error, tiny_config
 
 from wroformer_jax.config.model import ModelConfig
 from wroformer_jax.errors import InputError
-from wroformer_jax.model import RoFormer, init_params
+from wroformer_jax.model.params import init_params
+from wroformer_jax.model.roformer import RoFormer
 
 SIZES = {
     "num_bands": 12, "sample_rate": 16000, "stft_n_fft": 512, "stft_hop_length": 160, "stft_win_length": 512,

@@ -7,7 +7,8 @@ import pytest
 from test_trainer import tiny
 
 from wroformer_jax.errors import InputError
-from wroformer_jax.model import RoFormer, abstract_params
+from wroformer_jax.model.params import abstract_params
+from wroformer_jax.model.roformer import RoFormer
 from wroformer_jax.optimizer import make_optimizer, schedule, trained_mask
 
 PARAMS = {

@@ -5,7 +5,7 @@ import dataclasses
 import pytest
 
 from wroformer_jax.config.model import ModelConfig
-from wroformer_jax.flops import forward_flops, num_frames
+from wroformer_jax.model.flops import forward_flops, num_frames
 from wroformer_jax.parallel.hardware import Hardware, hardware
 from wroformer_jax.roofline import Work, activation_bytes, forward_work, roofline, training_passes
 

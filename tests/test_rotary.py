@@ -6,7 +6,7 @@ import pytest
 import torch
 from rotary_embedding_torch import RotaryEmbedding
 
-from wroformer_jax.rotary import rotary_frequencies, rotary_tables, rotate
+from wroformer_jax.model.rotary import rotary_frequencies, rotary_tables, rotate
 
 
 @pytest.mark.parametrize("dim_head", [8, 16, 32, 48, 64, 128])

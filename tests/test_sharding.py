@@ -13,7 +13,8 @@ from helpers import free_port, of_a_program
 from test_trainer import tiny
 
 from wroformer_jax.errors import InputError
-from wroformer_jax.model import RoFormer, abstract_params
+from wroformer_jax.model.params import abstract_params
+from wroformer_jax.model.roformer import RoFormer
 from wroformer_jax.parallel.mesh import arrange_devices, check_batch, make_mesh
 from wroformer_jax.parallel.sharding import param_shardings, part_of
 from wroformer_jax.train_step import abstract_state

@@ -20,7 +20,7 @@ from tiny_model import CONFIG, YAML, assert_same, make_params
 import wroformer_jax
 from wroformer_jax import hub, sources
 from wroformer_jax.errors import InputError
-from wroformer_jax.model import RoFormer
+from wroformer_jax.model.roformer import RoFormer
 from wroformer_jax.torch_bridge import to_state_dict
 from wroformer_jax.training_checkpoints import TrainingCheckpoints
 

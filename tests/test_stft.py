@@ -7,7 +7,7 @@ import pytest
 import torch
 from helpers import relative_error
 
-from wroformer_jax.stft import inverse_stft, stft
+from wroformer_jax.model.stft import inverse_stft, stft
 
 SIZES = [(n_fft, hop, n_fft) for n_fft in (2048, 4096) for hop in (441, 512)] + [(2048, 441, 1764)]
 

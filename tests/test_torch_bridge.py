@@ -18,10 +18,10 @@ from safetensors.torch import save_file
 
 from wroformer_jax import torch_settings
 from wroformer_jax.errors import InputError
-from wroformer_jax.model import RoFormer, abstract_params
+from wroformer_jax.model.params import abstract_params, add_windowed_sinks
+from wroformer_jax.model.roformer import RoFormer
 from wroformer_jax.torch_bridge import (
     TorchLayout,
-    add_windowed_sinks,
     from_state_dict,
     load_torch,
     num_parameters,

@@ -9,7 +9,7 @@ import pytest
 from test_trainer import tiny
 
 from wroformer_jax.losses import reconstruction_loss
-from wroformer_jax.model import RoFormer
+from wroformer_jax.model.roformer import RoFormer
 from wroformer_jax.parallel.mesh import make_mesh
 from wroformer_jax.train_step import build_update, initial_state, make_train_step
 

@@ -23,7 +23,8 @@ from wroformer_jax.config.training import TrainingConfig
 from wroformer_jax.data.loading import Batches
 from wroformer_jax.errors import InputError
 from wroformer_jax.io import files
-from wroformer_jax.model import RoFormer, init_params
+from wroformer_jax.model.params import init_params
+from wroformer_jax.model.roformer import RoFormer
 from wroformer_jax.workdir import claim
 
 MODEL = {

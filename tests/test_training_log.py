@@ -12,7 +12,7 @@ from tiny_training import tiny_run
 from wroformer_jax import evaluate, training_log
 from wroformer_jax.evaluate import WholeSong
 from wroformer_jax.excerpts import Excerpt, excerpt_of, loudest_start
-from wroformer_jax.model import RoFormer
+from wroformer_jax.model.roformer import RoFormer
 from wroformer_jax.speed import Work, memory_in_use, speed
 from wroformer_jax.training_log import TrainingLog, progress_line, read_records
 

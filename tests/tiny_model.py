@@ -7,7 +7,8 @@ import jax
 import numpy as np
 
 from wroformer_jax.config.model import ModelConfig
-from wroformer_jax.model import RoFormer, abstract_params
+from wroformer_jax.model.params import abstract_params
+from wroformer_jax.model.roformer import RoFormer
 from wroformer_jax.torch_bridge import slots
 
 CONFIG = ModelConfig(

@@ -207,7 +207,8 @@ def _missing(directory: Path) -> str:
 @functools.cache
 def _expected_params(config: ModelConfig) -> Any:
     """The parameters that a model needs, as shapes and dtypes; nothing is computed."""
-    from wroformer_jax.model import RoFormer, abstract_params
+    from wroformer_jax.model.params import abstract_params
+    from wroformer_jax.model.roformer import RoFormer
 
     return abstract_params(RoFormer(config))
 

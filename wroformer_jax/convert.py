@@ -46,7 +46,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def to_jax(arguments: argparse.Namespace) -> None:
     """Writes a model directory from any source, with windowed sink attention put in if asked."""
     from wroformer_jax.checkpoint import save_model
-    from wroformer_jax.torch_bridge import add_windowed_sinks
+    from wroformer_jax.model.params import add_windowed_sinks
 
     if arguments.dst.suffix in CHECKPOINT_SUFFIXES:
         raise InputError(f"{arguments.dst} is named like a PyTorch file, but to-jax writes a directory")

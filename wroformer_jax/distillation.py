@@ -16,7 +16,8 @@ from jaxtyping import Array, Bool, Float
 from wroformer_jax.config.model import ModelConfig
 from wroformer_jax.errors import InputError
 from wroformer_jax.losses import modulus
-from wroformer_jax.model import Params, RoFormer
+from wroformer_jax.model.layers import Params
+from wroformer_jax.model.roformer import RoFormer
 from wroformer_jax.parallel.time_axis import WHOLE, TimeAxis
 
 # What the masks of two models must have in common to be compared bin by bin.

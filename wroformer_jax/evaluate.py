@@ -9,7 +9,7 @@ import numpy as np
 from jaxtyping import Float32
 
 from wroformer_jax.metrics import mean_defined, usdr
-from wroformer_jax.model import RoFormer
+from wroformer_jax.model.roformer import RoFormer
 from wroformer_jax.separation import separate
 
 Estimates = Float32[np.ndarray, "stem channel sample"]

@@ -98,7 +98,8 @@ def parameters(config: ModelConfig) -> list[Parameter]:
     """The arrays of a model in the order of the tree, from its settings alone."""
     import jax
 
-    from wroformer_jax.model import RoFormer, abstract_params, trainable_mask
+    from wroformer_jax.model.params import abstract_params, trainable_mask
+    from wroformer_jax.model.roformer import RoFormer
     from wroformer_jax.torch_bridge import slots
 
     real: dict[str, int] = {}

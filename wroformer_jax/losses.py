@@ -13,8 +13,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from wroformer_jax.model.stft import pieces_of_frames, spectrum
 from wroformer_jax.parallel.time_axis import WHOLE, TimeAxis
-from wroformer_jax.stft import pieces_of_frames, spectrum
 
 WINDOWS = (4096, 2048, 1024, 512, 256)  # samples
 HOP = 147  # samples

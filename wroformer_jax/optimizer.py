@@ -14,7 +14,8 @@ import optax
 
 from wroformer_jax.config.training import TrainingConfig
 from wroformer_jax.errors import InputError
-from wroformer_jax.model import Params, trainable_mask
+from wroformer_jax.model.layers import Params
+from wroformer_jax.model.params import trainable_mask
 
 
 def make_optimizer(config: TrainingConfig, params: Params) -> optax.GradientTransformation:

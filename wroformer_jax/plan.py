@@ -19,10 +19,12 @@ from jax.sharding import Mesh
 from wroformer_jax.config.model import ModelConfig, forward_only
 from wroformer_jax.config.training import TrainingConfig
 from wroformer_jax.errors import InputError
-from wroformer_jax.flops import forward_flops, num_frames, published_score_entries, step_flops
 from wroformer_jax.hlo import Collective, collectives
 from wroformer_jax.memory_report import CompilationError, layout
-from wroformer_jax.model import Params, RoFormer, abstract_params
+from wroformer_jax.model.flops import forward_flops, num_frames, published_score_entries
+from wroformer_jax.model.layers import Params
+from wroformer_jax.model.params import abstract_params
+from wroformer_jax.model.roformer import RoFormer
 from wroformer_jax.parallel.context_parallel import padded_samples
 from wroformer_jax.parallel.hardware import hardware
 from wroformer_jax.parallel.mesh import check_batch, make_mesh, num_example_shards, num_time_parts
@@ -30,6 +32,7 @@ from wroformer_jax.parallel.sharding import batch_shardings, bytes_per_device, p
 from wroformer_jax.roofline import Roofline, Work, forward_work, roofline, training_passes
 from wroformer_jax.separation import in_pieces
 from wroformer_jax.separation_over_devices import over_devices
+from wroformer_jax.speed import step_flops
 from wroformer_jax.topology import Target, out_of_memory
 from wroformer_jax.train_step import abstract_batch, abstract_state, build_train_step, state_shardings
 

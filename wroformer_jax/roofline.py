@@ -10,7 +10,7 @@ import dataclasses
 from collections.abc import Mapping
 
 from wroformer_jax.config.model import ModelConfig
-from wroformer_jax.flops import forward_flops, num_frames, score_entries
+from wroformer_jax.model.flops import forward_flops, num_frames, score_entries
 from wroformer_jax.parallel.hardware import Hardware
 
 _FLOAT32 = 4  # bytes

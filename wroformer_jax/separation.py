@@ -28,7 +28,7 @@ from jaxtyping import Float, Float32
 from wroformer_jax.config.model import ModelConfig, forward_only
 from wroformer_jax.errors import InputError
 from wroformer_jax.io.audio import BLOCK_SAMPLES, resample_blocks
-from wroformer_jax.model import RoFormer
+from wroformer_jax.model.roformer import RoFormer
 from wroformer_jax.parallel.context_parallel import can_cut_time
 from wroformer_jax.separation_over_devices import separate_over_devices
 

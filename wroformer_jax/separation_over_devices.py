@@ -11,7 +11,8 @@ from jax.sharding import Mesh, PartitionSpec
 from jaxtyping import Array, Float
 
 from wroformer_jax.config.model import ModelConfig
-from wroformer_jax.model import Params, RoFormer
+from wroformer_jax.model.layers import Params
+from wroformer_jax.model.roformer import RoFormer
 from wroformer_jax.parallel.context_parallel import cut_time, padded_samples
 from wroformer_jax.parallel.mesh import devices_mesh, num_time_parts
 from wroformer_jax.parallel.sharding import batch_shardings, gathered, replicated

@@ -20,7 +20,7 @@ from wroformer_jax.io.files import check_space, disk_errors_named, exists, refus
 from wroformer_jax.torch_bridge import CHECKPOINT_SUFFIXES
 
 if TYPE_CHECKING:
-    from wroformer_jax.model import RoFormer
+    from wroformer_jax.model.roformer import RoFormer
     from wroformer_jax.torch_bridge import TorchLayout
 
 YAML_SUFFIXES = (".yaml", ".yml")
@@ -47,7 +47,7 @@ def load(source: str | os.PathLike, *, config: Config | None = None) -> tuple[Ro
     Raises:
       InputError: there is no such source, it is damaged, or its settings are missing or do not fit it.
     """
-    from wroformer_jax.model import RoFormer
+    from wroformer_jax.model.roformer import RoFormer
 
     config, params, _ = read(source, config=config)
     return RoFormer(config), _moved_to_jax(params)

@@ -13,9 +13,10 @@ from wroformer_jax.config.model import MEMORY_FIELDS, ModelConfig, forward_only
 from wroformer_jax.config.training import TrainingConfig
 from wroformer_jax.distillation import check_teacher
 from wroformer_jax.errors import InputError
-from wroformer_jax.model import Params, RoFormer
+from wroformer_jax.model.layers import Params
+from wroformer_jax.model.params import add_windowed_sinks
+from wroformer_jax.model.roformer import RoFormer
 from wroformer_jax.parallel.sharding import param_shardings, spread
-from wroformer_jax.torch_bridge import add_windowed_sinks
 from wroformer_jax.train_step import Teacher
 
 # How a model is computed, not what its parameters are.

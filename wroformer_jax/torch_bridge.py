@@ -20,11 +20,13 @@ import jax
 import ml_dtypes
 import numpy as np
 
-from wroformer_jax.bands import band_layout
 from wroformer_jax.config.model import ModelConfig
 from wroformer_jax.errors import InputError
 from wroformer_jax.io.files import disk_errors_named, replacing
-from wroformer_jax.model import SINK_STD, Params, RoFormer, abstract_params
+from wroformer_jax.model.bands import band_layout
+from wroformer_jax.model.layers import Params
+from wroformer_jax.model.params import abstract_params
+from wroformer_jax.model.roformer import RoFormer
 from wroformer_jax.torch_settings import complete_settings, read_yaml
 
 log = logging.getLogger("wroformer")
@@ -270,37 +272,6 @@ def to_state_dict(config: ModelConfig, params: Params, layout: TorchLayout | Non
     if set(dtypes) == set(state):
         state = {key: state[key] for key in dtypes}
     return state
-
-
-def add_windowed_sinks(
-    config: ModelConfig, params: Params, *, window: int, num_sinks: int, seed: int
-) -> tuple[ModelConfig, Params]:
-    """Makes a windowed-sink model of a full-attention one; all its weights are kept.
-
-    Args:
-      config: the full-attention model's config.
-      params: its parameters.
-      window: frames that a frame sees around itself.
-      num_sinks: new sink tokens, drawn from a normal distribution with standard deviation SINK_STD.
-      seed: of that drawing.
-
-    Raises:
-      InputError: the model has windowed attention or sinks already, or the seed is negative.
-    """
-    if seed < 0:
-        raise InputError(f"seed is {seed}, expected a whole number of at least 0")
-    if config.time_mixer == "windowed_sink" or config.num_sinks:
-        raise InputError(
-            f"the checkpoint has windowed attention (window {config.window}) or {config.num_sinks} sinks already: "
-            "window and sinks can be given for a full-attention model only"
-        )
-    # Windowed-sink models always zero the DC bin.
-    config = dataclasses.replace(config, time_mixer="windowed_sink", window=window, num_sinks=num_sinks, zero_dc=True)
-    if num_sinks:
-        shape = (num_sinks, config.num_bands, config.dim)
-        drawn = np.random.default_rng(seed).normal(0.0, SINK_STD, shape)
-        params = {**params, "sink_tokens": drawn.astype(np.float32)}
-    return config, params
 
 
 def _read(path: Path) -> Any:

@@ -14,9 +14,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from wroformer_jax.bands import band_layout
 from wroformer_jax.config.model import ModelConfig
 from wroformer_jax.errors import InputError, suggestion
+from wroformer_jax.model.bands import band_layout
 
 log = logging.getLogger("wroformer")
 

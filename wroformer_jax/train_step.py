@@ -21,7 +21,9 @@ from wroformer_jax.config.training import TrainingConfig
 from wroformer_jax.distillation import Masks, compared_frames, mask_distance, teacher_masks
 from wroformer_jax.errors import InputError
 from wroformer_jax.losses import l1, multi_resolution_stft_loss
-from wroformer_jax.model import Params, RoFormer, abstract_params, init_params
+from wroformer_jax.model.layers import Params
+from wroformer_jax.model.params import abstract_params, init_params
+from wroformer_jax.model.roformer import RoFormer
 from wroformer_jax.optimizer import make_optimizer, schedule, trained_mask
 from wroformer_jax.parallel.context_parallel import cut_time, padded_samples
 from wroformer_jax.parallel.mesh import num_time_parts

@@ -23,7 +23,6 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from wroformer_jax.bands import band_layout
 from wroformer_jax.checkpoint import saved_steps
 from wroformer_jax.config.training import TrainingConfig
 from wroformer_jax.data.loading import Batches, Share, batches
@@ -33,7 +32,10 @@ from wroformer_jax.excerpts import SONGS, Excerpt, excerpt_of
 from wroformer_jax.io.buckets import Place, is_remote, place
 from wroformer_jax.io.files import disk_errors_named, locked
 from wroformer_jax.mirror import Mirror
-from wroformer_jax.model import Params, RoFormer, abstract_params
+from wroformer_jax.model.bands import band_layout
+from wroformer_jax.model.layers import Params
+from wroformer_jax.model.params import abstract_params
+from wroformer_jax.model.roformer import RoFormer
 from wroformer_jax.optimizer import make_optimizer
 from wroformer_jax.parallel.mesh import check_batch, make_mesh
 from wroformer_jax.parallel.processes import Preemption, check_same, gather, in_first, is_first, together, whole_here

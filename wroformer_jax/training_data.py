@@ -16,7 +16,8 @@ from wroformer_jax.data.record_set import RecordSet, is_set
 from wroformer_jax.errors import InputError
 from wroformer_jax.evaluate import Heard, SongScores, WholeSong, mean_scores, score_song
 from wroformer_jax.io.buckets import Place
-from wroformer_jax.model import Params, RoFormer
+from wroformer_jax.model.layers import Params
+from wroformer_jax.model.roformer import RoFormer
 from wroformer_jax.parallel.processes import gather, in_first, together
 
 TRAIN = "train"

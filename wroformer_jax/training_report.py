@@ -8,7 +8,8 @@ from wroformer_jax import plots
 from wroformer_jax.evaluate import WholeSong, separate_song
 from wroformer_jax.io.files import replacing
 from wroformer_jax.metrics import usdr
-from wroformer_jax.model import Params, RoFormer
+from wroformer_jax.model.layers import Params
+from wroformer_jax.model.roformer import RoFormer
 from wroformer_jax.separation import stem_names
 from wroformer_jax.training_log import TrainingLog
 

@@ -62,7 +62,7 @@ def _text(found: Inspection, arrays: Sequence[Parameter]) -> str:
 
 
 def _json(found: Inspection, arrays: Sequence[Parameter]) -> str:
-    from wroformer_jax.flops import forward_flops
+    from wroformer_jax.model.flops import forward_flops
 
     described = {
         "directory": str(found.directory),
@@ -102,7 +102,7 @@ def _parameters(arrays: Sequence[Parameter]) -> str:
 def _compute(config: ModelConfig) -> str:
     import dataclasses
 
-    from wroformer_jax.flops import forward_flops, published_score_entries
+    from wroformer_jax.model.flops import forward_flops, published_score_entries
 
     flops = forward_flops(config, _frames(config))
     total = sum(flops.values())
@@ -181,7 +181,7 @@ def _sparkline(values: Sequence[float]) -> str:
 
 
 def _frames(config: ModelConfig) -> int:
-    from wroformer_jax.flops import num_frames
+    from wroformer_jax.model.flops import num_frames
 
     return num_frames(config, _SECONDS * config.sample_rate)
 

@@ -17,7 +17,9 @@ import numpy as np
 from jax.sharding import AbstractMesh, Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Shaped
 
-from wroformer_jax.model import Params, RoFormer, abstract_params, logical_axes
+from wroformer_jax.model.layers import Params
+from wroformer_jax.model.params import abstract_params, logical_axes
+from wroformer_jax.model.roformer import RoFormer
 from wroformer_jax.parallel.mesh import EXAMPLES, SAMPLES
 
 # Which axis of a parameter is cut over `fsdp`: the first of these that it has and that divides. The long axes of the

@@ -10,9 +10,9 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from wroformer_jax.bands import BandGroup, average_bins, band_layout, split_bins
 from wroformer_jax.config.model import ModelConfig
-from wroformer_jax.layers import BandLinear, masked, matmul, named, torch_uniform, unit_norm
+from wroformer_jax.model.bands import BandGroup, average_bins, band_layout, split_bins
+from wroformer_jax.model.layers import BandLinear, masked, matmul, named, torch_uniform, unit_norm
 
 
 class BandSplit(nn.Module):

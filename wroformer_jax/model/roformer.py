@@ -19,22 +19,17 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax.core import meta
 from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Float
 
-from wroformer_jax.attention import full_attention, naive_attention, windowed_sink_attention
-from wroformer_jax.band_layers import BandSplit, MaskEstimator
-from wroformer_jax.chunks import Cut, walk
 from wroformer_jax.config.model import ModelConfig
 from wroformer_jax.errors import InputError
-from wroformer_jax.layers import Attention, FeedForward, RMSNorm, Rotary, Tables, named
+from wroformer_jax.model.band_layers import BandSplit, MaskEstimator
+from wroformer_jax.model.blocks import Block, Stream
+from wroformer_jax.model.layers import Params, RMSNorm, Rotary, Tables, named
+from wroformer_jax.model.pieces import Cut, walk
+from wroformer_jax.model.stft import overlap_add, overlapped, pieces_of_frames, spectrum, window_envelope
 from wroformer_jax.parallel.time_axis import WHOLE, TimeAxis
-from wroformer_jax.stft import overlap_add, overlapped, pieces_of_frames, spectrum, window_envelope
-
-Params = dict[str, Any]
-MakeMixer = Callable[..., nn.Module]
-Stream = Float[Array, "batch band token dim"]
 
 # Standard deviation of fresh sink tokens: small beside the features, whose entries are of the order of 1.
 SINK_STD = 0.02
@@ -50,28 +45,6 @@ _REMAT_POLICIES = {
         offload_dst="pinned_host",
     ),
 }
-
-
-def time_mixer(config: ModelConfig, steps: int | None = None, time: TimeAxis = WHOLE) -> MakeMixer:
-    """The module that mixes along time, chosen by `config.time_mixer`.
-
-    A mixer is called with (batch, token, dim) and rotary tables and returns what is added to the residual stream.
-    Only this function knows the mixers by name.
-
-    Args:
-      config: the settings of the model.
-      steps: hops of the audio at hand; tokens behind its frames are padding. None: there are no others.
-      time: what lies beyond it.
-    """
-    num_keys = None if steps is None else config.num_sinks + steps + 1
-    attend = {
-        "windowed_sink": functools.partial(
-            windowed_sink_attention, window=config.window, num_sinks=config.num_sinks, steps=steps, time=time
-        ),
-        "full": functools.partial(full_attention, num_keys=num_keys),
-        "naive": functools.partial(naive_attention, num_keys=num_keys),
-    }[config.time_mixer]
-    return functools.partial(Attention, config=config, attend=attend)
 
 
 class RoFormer(nn.Module):
@@ -280,75 +253,6 @@ class RoFormer(nn.Module):
             )
 
 
-class Block(nn.Module):
-    """A transformer along time for each band, then one along the bands of each frame.
-
-    Its two halves are called apart, on pieces of the stream: `mix_time` on some bands of all tokens, `rest` on all
-    bands of some tokens.
-    """
-
-    config: ModelConfig
-    steps: int | None = None
-    time_axis: TimeAxis = WHOLE
-
-    def setup(self) -> None:
-        config = self.config
-        freq_mixer = functools.partial(Attention, config=config, attend=full_attention)
-        self.time = Transformer(config, config.time_transformer_depth, time_mixer(config, self.steps, self.time_axis))
-        self.freq = Transformer(config, config.freq_transformer_depth, freq_mixer)
-
-    def __call__(
-        self,
-        x: Stream,
-        time_tables: tuple[Float[Array, "token 1 head_dim"], Float[Array, "token 1 head_dim"]],
-        freq_tables: tuple[Float[Array, "band 1 head_dim"], Float[Array, "band 1 head_dim"]],
-    ) -> tuple[Stream, None]:
-        """Both halves; the form of nn.scan, which makes the parameters."""
-        return self.rest(self.mix_time(x, time_tables), freq_tables), None
-
-    def mix_time(self, x: Stream, tables: Tables) -> Stream:
-        """The time transformer but for its last feed-forward layer and norm."""
-        flat = self.time.until_last_mixer(x.reshape(-1, *x.shape[2:]), tables)
-        return flat.reshape(x.shape)
-
-    def rest(self, x: Stream, tables: Tables) -> Stream:
-        """What of the time transformer works on each place alone, and the frequency transformer."""
-        x = self.time.after_last_mixer(x).swapaxes(1, 2)
-        x = self.freq(x.reshape(-1, *x.shape[2:]), tables).reshape(x.shape)
-        return x.swapaxes(1, 2)
-
-
-class Transformer(nn.Module):
-    """Layers of x += mixer(x); x += feed_forward(x). Mel-Band RoFormer ends each transformer with a norm."""
-
-    config: ModelConfig
-    depth: int
-    make_mixer: MakeMixer
-
-    def setup(self) -> None:
-        for i in range(self.depth):
-            setattr(self, f"mixer_{i}", self.make_mixer())
-            setattr(self, f"feed_forward_{i}", FeedForward(self.config))
-        if self.config.band_scheme == "mel":
-            self.norm = RMSNorm()
-
-    def __call__(self, x: Float[Array, "batch token dim"], tables: Tables) -> Float[Array, "batch token dim"]:
-        return self.after_last_mixer(self.until_last_mixer(x, tables))
-
-    def until_last_mixer(self, x: Float[Array, "batch token dim"], tables: Tables) -> Float[Array, "batch token dim"]:
-        """All layers, but for the last one's feed-forward layer."""
-        for i in range(self.depth):
-            if i:
-                x = x + getattr(self, f"feed_forward_{i - 1}")(x)
-            x = x + getattr(self, f"mixer_{i}")(x, tables)
-        return x
-
-    def after_last_mixer(self, x: Float[Array, "*batch token dim"]) -> Float[Array, "*batch token dim"]:
-        """The last feed-forward layer and the norm."""
-        x = x + getattr(self, f"feed_forward_{self.depth - 1}")(x)
-        return self.norm(x) if self.config.band_scheme == "mel" else x
-
-
 class _Sizes(NamedTuple):
     """How the residual stream is cut: pieces of frames, and groups of bands."""
 
@@ -439,41 +343,6 @@ def _stems_of_piece(
         keep = jnp.arange(config.num_bins) > 0
         stem_real, stem_imag = jnp.where(keep, stem_real, 0.0), jnp.where(keep, stem_imag, 0.0)
     return overlapped(stem_real, stem_imag, **_stft_sizes(config)), masks if with_masks else None
-
-
-def init_params(model: RoFormer, seed: int) -> Params:
-    """Random parameters as torch initialises its layers: a plain nested dict of float32 arrays.
-
-    Args:
-      model: the model.
-      seed: the same seed gives the same parameters on any number of devices.
-    """
-    return _initial_params(model, jax.random.key(seed, impl="threefry2x32"))  # "rbg" would depend on the sharding
-
-
-@functools.partial(jax.jit, static_argnums=0)
-def _initial_params(model: RoFormer, key: Array) -> Params:
-    # Under jit the forward pass that `init` traces is dead code, so that only the parameters are computed.
-    return meta.unbox(_init(model, key))
-
-
-def abstract_params(model: RoFormer) -> Params:
-    """Shapes and dtypes of the parameters, as a nested dict of `jax.ShapeDtypeStruct`; computes nothing."""
-    return meta.unbox(jax.eval_shape(lambda: _init(model, jax.random.key(0))))
-
-
-def logical_axes(model: RoFormer) -> Params:
-    """Names of the axes of each parameter, as a nested dict of `jax.sharding.PartitionSpec`."""
-    return nn.get_partition_spec(jax.eval_shape(lambda: _init(model, jax.random.key(0))))
-
-
-def trainable_mask(params: Params) -> Params:
-    """A tree like `params`, False for the constants in it (rotary frequencies), True for the rest."""
-    return {name: jax.tree.map(lambda _, name=name: not name.endswith("_rotary"), sub) for name, sub in params.items()}
-
-
-def _init(model: RoFormer, key: Array) -> Params:
-    return model.init(key, method="initialise")["params"]
 
 
 def _stft_sizes(config: ModelConfig) -> dict[str, int]:

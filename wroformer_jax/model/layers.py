@@ -15,9 +15,9 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from wroformer_jax.config.model import ModelConfig
+from wroformer_jax.model.precision import product
+from wroformer_jax.model.rotary import rotary_frequencies, rotary_tables, rotate
 from wroformer_jax.parallel.time_axis import Count
-from wroformer_jax.products import product
-from wroformer_jax.rotary import rotary_frequencies, rotary_tables, rotate
 
 # Cosines and sines of every position: (position, 1, head_dim) each.
 Tables = tuple[Float[Array, "position 1 head_dim"], Float[Array, "position 1 head_dim"]]
@@ -156,3 +156,6 @@ def torch_uniform(fan_in: Any) -> Callable:
 def masked(initializer: Callable, present: np.ndarray) -> Callable:
     """Zero where there is padding; it then stays zero, since it gets no gradient."""
     return lambda key, shape: jnp.where(present, initializer(key, shape), 0.0)
+
+
+Params = dict[str, Any]

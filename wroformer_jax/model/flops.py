@@ -7,13 +7,8 @@ attention shows. Not counted, as is usual: the STFT and its inverse, norms, soft
 
 from __future__ import annotations
 
-from wroformer_jax.bands import band_layout
 from wroformer_jax.config.model import ModelConfig
-from wroformer_jax.config.training import TrainingConfig
-from wroformer_jax.parallel.hardware import hardware
-
-# A backward pass has two products for each of the forward pass: one for the inputs, one for the weights.
-_FORWARD_AND_BACKWARD = 3
+from wroformer_jax.model.bands import band_layout
 
 
 def num_frames(config: ModelConfig, samples: int) -> int:
@@ -72,47 +67,3 @@ def score_entries(config: ModelConfig, frames: int) -> int:
 def published_score_entries(config: ModelConfig, frames: int) -> int:
     """Scores of one head of the time attention for one band as the paper counts them (see `score_entries`)."""
     return frames * (config.window + config.num_sinks if config.time_mixer == "windowed_sink" else frames)
-
-
-def step_flops(config: TrainingConfig, teacher: ModelConfig | None = None) -> int:
-    """Model FLOPs of one training step on all devices together: forward and backward passes of a batch.
-
-    What remat computes again is not counted, so that MFU is a measure of progress (Chowdhery et al. 2022,
-    arXiv 2204.02311, appendix B). Frozen parameters are counted like the others.
-
-    Args:
-      config: the settings of the run.
-      teacher: the settings of its teacher, whose forward pass over its windows is then added.
-    """
-    model, samples = config.model, config.crop_samples
-    flops = _FORWARD_AND_BACKWARD * sum(forward_flops(model, num_frames(model, samples)).values())
-    if teacher is not None:
-        window = min(config.teacher_samples, samples)
-        flops += samples // window * sum(forward_flops(teacher, num_frames(teacher, window)).values())
-    return config.batch_size * flops
-
-
-def peak_flops(device_kind: str) -> float | None:
-    """Dense bfloat16 FLOP/s of one device, None for a kind that is not known (a CPU).
-
-    Args:
-      device_kind: of `jax.Device`.
-    """
-    known = hardware(device_kind)
-    return None if known is None else known.bfloat16
-
-
-def mfu(flops: int, seconds: float, device_kind: str, num_devices: int) -> float | None:
-    """Model FLOPs utilisation, 0 to 1: against the peak in bfloat16, whatever the model's dtype.
-
-    Args:
-      flops: model FLOPs, see `step_flops`.
-      seconds: that they took.
-      device_kind: of `jax.Device`.
-      num_devices: that worked on them.
-
-    Returns:
-      None if the peak of the devices is not known.
-    """
-    peak = peak_flops(device_kind)
-    return None if peak is None else flops / (seconds * num_devices * peak)

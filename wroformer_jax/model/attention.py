@@ -18,8 +18,8 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from wroformer_jax.errors import InputError
+from wroformer_jax.model.precision import product
 from wroformer_jax.parallel.time_axis import MAX_REACH, WHOLE, Count, TimeAxis
-from wroformer_jax.products import product
 
 QUERY_BLOCK = 64  # frames: the queries of a windowed block, who share one slice of keys
 FRAMES_A_STEP = 512  # frames: queries of one scan step of the windowed attention

@@ -1,0 +1,1 @@
+"""The network: pure functions of parameters and audio."""

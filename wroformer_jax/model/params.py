@@ -1,0 +1,83 @@
+"""The parameters of a model: made, described, and fitted with windowed sinks."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+
+import flax.linen as nn
+import jax
+import numpy as np
+from flax.core import meta
+from jaxtyping import Array
+
+from wroformer_jax.config.model import ModelConfig
+from wroformer_jax.errors import InputError
+from wroformer_jax.model.layers import Params
+from wroformer_jax.model.roformer import SINK_STD, RoFormer
+
+
+def init_params(model: RoFormer, seed: int) -> Params:
+    """Random parameters as torch initialises its layers: a plain nested dict of float32 arrays.
+
+    Args:
+      model: the model.
+      seed: the same seed gives the same parameters on any number of devices.
+    """
+    return _initial_params(model, jax.random.key(seed, impl="threefry2x32"))  # "rbg" would depend on the sharding
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _initial_params(model: RoFormer, key: Array) -> Params:
+    # Under jit the forward pass that `init` traces is dead code, so that only the parameters are computed.
+    return meta.unbox(_init(model, key))
+
+
+def abstract_params(model: RoFormer) -> Params:
+    """Shapes and dtypes of the parameters, as a nested dict of `jax.ShapeDtypeStruct`; computes nothing."""
+    return meta.unbox(jax.eval_shape(lambda: _init(model, jax.random.key(0))))
+
+
+def logical_axes(model: RoFormer) -> Params:
+    """Names of the axes of each parameter, as a nested dict of `jax.sharding.PartitionSpec`."""
+    return nn.get_partition_spec(jax.eval_shape(lambda: _init(model, jax.random.key(0))))
+
+
+def trainable_mask(params: Params) -> Params:
+    """A tree like `params`, False for the constants in it (rotary frequencies), True for the rest."""
+    return {name: jax.tree.map(lambda _, name=name: not name.endswith("_rotary"), sub) for name, sub in params.items()}
+
+
+def _init(model: RoFormer, key: Array) -> Params:
+    return model.init(key, method="initialise")["params"]
+
+
+def add_windowed_sinks(
+    config: ModelConfig, params: Params, *, window: int, num_sinks: int, seed: int
+) -> tuple[ModelConfig, Params]:
+    """Makes a windowed-sink model of a full-attention one; all its weights are kept.
+
+    Args:
+      config: the full-attention model's config.
+      params: its parameters.
+      window: frames that a frame sees around itself.
+      num_sinks: new sink tokens, drawn from a normal distribution with standard deviation SINK_STD.
+      seed: of that drawing.
+
+    Raises:
+      InputError: the model has windowed attention or sinks already, or the seed is negative.
+    """
+    if seed < 0:
+        raise InputError(f"seed is {seed}, expected a whole number of at least 0")
+    if config.time_mixer == "windowed_sink" or config.num_sinks:
+        raise InputError(
+            f"the checkpoint has windowed attention (window {config.window}) or {config.num_sinks} sinks already: "
+            "window and sinks can be given for a full-attention model only"
+        )
+    # Windowed-sink models always zero the DC bin.
+    config = dataclasses.replace(config, time_mixer="windowed_sink", window=window, num_sinks=num_sinks, zero_dc=True)
+    if num_sinks:
+        shape = (num_sinks, config.num_bands, config.dim)
+        drawn = np.random.default_rng(seed).normal(0.0, SINK_STD, shape)
+        params = {**params, "sink_tokens": drawn.astype(np.float32)}
+    return config, params
