@@ -23,7 +23,7 @@ import soundfile
 from processes import wroformer
 from report import print_table, write_result
 
-from wroformer_jax.data.synthetic import synthesise_song
+from wroformer_jax.data.synthetic.song import synthesise_song
 from wroformer_jax.stems import SYNTHETIC_STEMS
 
 RATE = 44100  # Hz

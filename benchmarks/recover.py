@@ -31,7 +31,7 @@ from wroformer_jax.checkpoint import load_model, save_model
 from wroformer_jax.config.model import ModelConfig
 from wroformer_jax.config.training import TrainingConfig
 from wroformer_jax.data.loading import batches
-from wroformer_jax.data.prepare import prepare_synthetic
+from wroformer_jax.data.prepare.write import prepare_synthetic
 from wroformer_jax.data.record_set import RecordSet, is_set
 from wroformer_jax.io.files import replacing
 from wroformer_jax.model.blocks import Transformer

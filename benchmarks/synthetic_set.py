@@ -9,7 +9,7 @@ import numpy as np
 
 from wroformer_jax.data.record_set import RecordSet
 from wroformer_jax.data.record_writer import Storage, finish_set, shard_name, write_shard
-from wroformer_jax.data.synthetic import synthesise_song
+from wroformer_jax.data.synthetic.song import synthesise_song
 
 Song = Mapping[str, np.ndarray]
 

@@ -9,7 +9,7 @@ from tiny_set import RATE, STEMS, five_songs, make_set, noise
 
 from wroformer_jax.config.augmentation import Augmentation
 from wroformer_jax.data.augment import Change
-from wroformer_jax.data.crops import Crop, Examples, parts_of_targets, whole_song
+from wroformer_jax.data.examples import Crop, Examples, parts_of_targets, whole_song
 from wroformer_jax.errors import InputError
 
 NONE = Augmentation.none()

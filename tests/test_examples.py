@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 
-from wroformer_jax.data.examples import pack, unpack
+from wroformer_jax.data.tf_example import pack, unpack
 
 
 def tfds_example(features, values):

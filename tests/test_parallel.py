@@ -5,7 +5,7 @@ import signal
 
 import pytest
 
-from wroformer_jax.data import parallel
+from wroformer_jax.data.prepare import workers as parallel
 from wroformer_jax.errors import InputError
 
 

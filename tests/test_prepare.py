@@ -15,10 +15,10 @@ from fake_bucket import fake_storage
 from separation_models import limited_file_size, tone
 from stems_on_disk import RATE, damage, files_of, make_song, sound, write
 
-from wroformer_jax.data import staging, units
-from wroformer_jax.data.prepare import BadFiles, prepare, prepare_synthetic
+from wroformer_jax.data.prepare import shards, staging
+from wroformer_jax.data.prepare.write import BadFiles, prepare, prepare_synthetic
 from wroformer_jax.data.record_set import RecordSet, is_set
-from wroformer_jax.data.synthetic import synthesise_song
+from wroformer_jax.data.synthetic.song import synthesise_song
 from wroformer_jax.errors import InputError
 from wroformer_jax.io.audio import resample_blocks
 
@@ -37,7 +37,7 @@ def data(tmp_path):
 @pytest.fixture
 def shard_a_song(monkeypatch):
     """Every song has a shard of its own."""
-    monkeypatch.setattr(units, "_UNIT_SECONDS", 0.0)
+    monkeypatch.setattr(shards, "_UNIT_SECONDS", 0.0)
 
 
 def run(source, directory, **settings):
@@ -290,14 +290,14 @@ def test_no_song_is_left(tmp_path, damaged):
 
 def test_a_file_that_changes_while_it_is_prepared(tmp_path, data, monkeypatch):
     """It is shorter by the time that it is read."""
-    plan = units.plan
+    plan = shards.plan
     path = data / "train" / "Song 0" / "vocals.wav"
 
     def shorten(*arguments):
         write(path, sound(100))
         return plan(*arguments)
 
-    monkeypatch.setattr("wroformer_jax.data.prepare.plan", shorten)
+    monkeypatch.setattr("wroformer_jax.data.prepare.write.plan", shorten)
     prepared, _ = run(data, tmp_path / "set")
     song = next(iter(prepared.songs("train")))
     assert song["notes"] == ["padded: vocals by 15900 samples"]
@@ -330,7 +330,7 @@ def test_a_set_of_another_version_is_replaced_only_when_asked_to(tmp_path, data)
 
 def test_units_of_another_version_are_not_used(tmp_path, data, shard_a_song, monkeypatch):
     with monkeypatch.context() as patch:
-        patch.setattr(units, "__version__", "0.0.0")
+        patch.setattr(shards, "__version__", "0.0.0")
         patch.setattr(staging.Staging, "publish", interrupt)
         with pytest.raises(KeyboardInterrupt):
             run(data, tmp_path / "set")

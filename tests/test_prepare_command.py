@@ -12,7 +12,8 @@ from stems_on_disk import RATE, damage, files_of, make_song
 
 from wroformer_jax import cli
 from wroformer_jax.commands import prepare as command
-from wroformer_jax.data import progress, segments, stem_sources
+from wroformer_jax.data import segments
+from wroformer_jax.data.prepare import find_stems, progress
 from wroformer_jax.data.record_set import RecordSet, is_set
 
 
@@ -161,7 +162,7 @@ def test_a_bad_option(tmp_path, capsys, arguments):
 
 
 def test_what_is_offered_is_what_there_is():
-    assert command.LAYOUTS == stem_sources.LAYOUTS
+    assert command.LAYOUTS == find_stems.LAYOUTS
     assert command.ENCODINGS == segments.ENCODINGS
 
 

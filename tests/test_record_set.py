@@ -13,9 +13,9 @@ import pytest
 from stored_songs import LENGTHS, RATE, STORAGE, random_songs, write_set
 
 from wroformer_jax.data import record_set as record_set_module
-from wroformer_jax.data.examples import pack, unpack
 from wroformer_jax.data.record_set import RecordSet, is_set
 from wroformer_jax.data.record_writer import INDEX, Storage, finish_set, shard_name
+from wroformer_jax.data.tf_example import pack, unpack
 from wroformer_jax.errors import InputError
 
 

@@ -4,7 +4,7 @@ import os
 
 import pytest
 
-from wroformer_jax.data.stem_sources import find
+from wroformer_jax.data.prepare.find_stems import find
 from wroformer_jax.errors import InputError
 
 

@@ -9,9 +9,9 @@ import jax
 import numpy as np
 
 from wroformer_jax.config.training import TrainingConfig
-from wroformer_jax.data.crops import whole_song
+from wroformer_jax.data.examples import whole_song
 from wroformer_jax.data.loading import Loading
-from wroformer_jax.data.prepare import prepare_synthetic
+from wroformer_jax.data.prepare.write import prepare_synthetic
 from wroformer_jax.data.record_set import RecordSet, is_set
 from wroformer_jax.errors import InputError
 from wroformer_jax.evaluate import Heard, SongScores, WholeSong, mean_scores, score_song

@@ -66,7 +66,7 @@ def add_to(commands: Any) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Prepares the set and prints what is in it."""
-    from wroformer_jax.data.prepare import BadFiles, prepare, prepare_synthetic
+    from wroformer_jax.data.prepare.write import BadFiles, prepare, prepare_synthetic
 
     common = {
         "sample_rate": args.sample_rate,

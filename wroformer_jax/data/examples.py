@@ -1,86 +1,287 @@
-"""The protocol buffer `tf.train.Example`, which is what a record of a TFDS dataset is, without TensorFlow.
+"""Examples: which crops of which songs they are made of, drawn without reading audio; then their sound.
 
-An example maps names to lists: of bytes, of floats or of integers. Here each list has one value.
+Drawing and reading are apart: a `Recipe` is small and holds all that is random, so that an example is a pure function
+of (seed, number of the example), whoever renders it.
 """
 
 from __future__ import annotations
 
-import functools
-from collections.abc import Mapping
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-# tensorflow/core/example/example.proto and feature.proto, as a descriptor.
-_PROTO = """
-name: "example.proto" package: "tensorflow" syntax: "proto3"
-message_type { name: "BytesList" field { name: "value" number: 1 type: TYPE_BYTES label: LABEL_REPEATED } }
-message_type { name: "FloatList" field { name: "value" number: 1 type: TYPE_FLOAT label: LABEL_REPEATED } }
-message_type { name: "Int64List" field { name: "value" number: 1 type: TYPE_INT64 label: LABEL_REPEATED } }
-message_type {
-  name: "Feature"
-  field { name: "bytes_list" number: 1 type: TYPE_MESSAGE type_name: ".tensorflow.BytesList" oneof_index: 0 }
-  field { name: "float_list" number: 2 type: TYPE_MESSAGE type_name: ".tensorflow.FloatList" oneof_index: 0 }
-  field { name: "int64_list" number: 3 type: TYPE_MESSAGE type_name: ".tensorflow.Int64List" oneof_index: 0 }
-  oneof_decl { name: "kind" }
-}
-message_type {
-  name: "Features"
-  field {
-    name: "feature" number: 1 type: TYPE_MESSAGE label: LABEL_REPEATED
-    type_name: ".tensorflow.Features.FeatureEntry"
-  }
-  nested_type {
-    name: "FeatureEntry" options { map_entry: true }
-    field { name: "key" number: 1 type: TYPE_STRING }
-    field { name: "value" number: 2 type: TYPE_MESSAGE type_name: ".tensorflow.Feature" }
-  }
-}
-message_type {
-  name: "Example"
-  field { name: "features" number: 1 type: TYPE_MESSAGE type_name: ".tensorflow.Features" }
-}
-"""
+import numpy as np
+from jaxtyping import Float32
+
+from wroformer_jax.config.augmentation import Augmentation
+from wroformer_jax.data.augment import Change, apply_change, draw_changes
+from wroformer_jax.data.record_set import RecordSet, StoredSong
+from wroformer_jax.errors import InputError
+
+INSTRUMENTAL = "instrumental"  # the sum of all stems but VOCALS, where no stem has this name
+VOCALS = "vocals"
+MIXTURE = "mixture"  # stored like a stem for songs whose mixture is not the sum of its stems
+
+_MOST_DRAWS = 10  # more of a place, until something sounds there
+
+Batch = dict[str, Float32[np.ndarray, "batch ..."]]
 
 
-def pack(fields: Mapping[str, bytes | str | int | float]) -> bytes:
-    """An example of these fields: text as UTF-8, integers as int64, floats as float32."""
-    example = _message_class()()
-    for name, value in fields.items():
-        feature = example.features.feature[name]
-        if isinstance(value, float):
-            feature.float_list.value.append(value)
-        elif isinstance(value, int):
-            feature.int64_list.value.append(value)
-        else:
-            feature.bytes_list.value.append(value.encode() if isinstance(value, str) else value)
-    return example.SerializeToString(deterministic=True)
+@dataclasses.dataclass(frozen=True)
+class Crop:
+    """A part of a stem of an example."""
+
+    song: int  # number of the song in the split
+    start: int  # sample
+    change: Change
 
 
-def unpack(record: bytes) -> dict[str, bytes | int | float]:
-    """The fields of an example; text stays bytes.
+# For each stem of the mixture, in their order, the crops whose sum it is; none where it is silent.
+Recipe = tuple[tuple[Crop, ...], ...]
+
+
+def parts_of_targets(
+    record_set: RecordSet, stems: Sequence[str], targets: Sequence[str]
+) -> tuple[tuple[str, ...], dict[str, tuple[str, ...]]]:
+    """The stems that make the mixture, and for each target the stems whose sum it is.
+
+    Small and capital letters are the same here: sets have small ones, and checkpoints whatever their makers liked.
+
+    Args:
+      record_set: a prepared set.
+      stems: what the mixture is the sum of; none means all stems of the set.
+      targets: names of such stems, or "instrumental".
 
     Raises:
-      ValueError: these bytes are no example of one value a field.
+      InputError: a stem or target that there is not.
     """
-    from google.protobuf.message import DecodeError
+    stored = {stem.lower(): stem for stem in record_set.stems}
+    for stem in stems:
+        if stem.lower() not in stored:
+            raise InputError(f"{record_set.path} has no stem {stem!r}: its stems are {', '.join(record_set.stems)}")
+    stems = tuple(stored[stem.lower()] for stem in stems) or record_set.stems
+    parts = {stem.lower(): (stem,) for stem in stems}
+    if VOCALS in parts and len(stems) > 1:
+        parts.setdefault(INSTRUMENTAL, tuple(stem for stem in stems if stem.lower() != VOCALS))
+    for target in targets:
+        if target.lower() not in parts:
+            raise InputError(
+                f"target {target!r} is no stem of the mixtures of {record_set.path}: the targets there are "
+                f"{', '.join(parts)}"
+            )
+    return stems, {target: parts[target.lower()] for target in targets}
 
-    try:
-        features = _message_class().FromString(record).features.feature
-    except DecodeError as error:
-        raise ValueError("no example") from error
-    fields = {}
-    for name, feature in features.items():
-        values = getattr(feature, feature.WhichOneof("kind") or "bytes_list").value
-        if len(values) != 1:
-            raise ValueError(f"an example with {len(values)} values of {name}")
-        fields[name] = values[0]
-    return fields
+
+def whole_song(
+    record_set: RecordSet, song: StoredSong, targets: Sequence[str], channels: int, stems: Sequence[str] = ()
+) -> tuple[Float32[np.ndarray, "channel sample"], Float32[np.ndarray, "target channel sample"]]:
+    """The mixture of a song, and its targets.
+
+    The mixture is the stored one where there is one, unless the song has stems that are to be left out of it.
+
+    Args:
+      record_set: a prepared set.
+      song: one of its songs.
+      targets: names of stems, or "instrumental".
+      channels: 1 or 2.
+      stems: what the mixture is the sum of; none means all stems of the set.
+
+    Raises:
+      InputError: a target that there is not, or a damaged record.
+    """
+    stems, parts = parts_of_targets(record_set, stems, targets)
+    mixture = np.zeros((channels, song.samples), np.float32)
+    sums = np.zeros((len(targets), channels, song.samples), np.float32)
+    for stem in stems:
+        audio = _read(record_set, song, stem, 0, song.samples, channels)
+        _add(audio, stem, mixture, sums, parts)
+    if MIXTURE in song.stems and song.stems.keys() <= {MIXTURE, *stems}:
+        mixture = _read(record_set, song, MIXTURE, 0, song.samples, channels)
+    return mixture, sums
 
 
-@functools.cache
-def _message_class() -> Any:
-    """The class of examples, in a pool of its own: TensorFlow, if it is imported, has one of the same name."""
-    from google.protobuf import descriptor_pb2, descriptor_pool, message_factory, text_format
+class Examples:
+    """The examples of a split of a set. An epoch of them is as long as the songs, so a song counts by its length.
 
-    pool = descriptor_pool.DescriptorPool()
-    pool.AddSerializedFile(text_format.Parse(_PROTO, descriptor_pb2.FileDescriptorProto()).SerializeToString())
-    return message_factory.GetMessageClass(pool.FindMessageTypeByName("tensorflow.Example"))
+    Args:
+      record_set: a prepared set.
+      split: of the set.
+      stems: what the mixture is the sum of; none means all stems of the set.
+      targets: names of such stems, or "instrumental".
+      channels: 1 (of a stereo set: the mean) or 2 (of a mono set: twice the same).
+      crop_samples: length of an example.
+      augmentation: what is done to it.
+
+    Raises:
+      InputError: no such split, stem or target, or a split without songs.
+    """
+
+    def __init__(
+        self,
+        record_set: RecordSet,
+        split: str,
+        *,
+        stems: Sequence[str],
+        targets: Sequence[str],
+        channels: int,
+        crop_samples: int,
+        augmentation: Augmentation,
+    ) -> None:
+        self.stems, self._parts = parts_of_targets(record_set, stems, targets)
+        self._record_set = record_set
+        self._songs = record_set.songs(split)
+        self._channels = channels
+        self._crop_samples = crop_samples
+        self._augmentation = augmentation
+        self._lengths = {stem: _lengths(self._songs, stem) for stem in self.stems}
+        self._ends = {stem: np.cumsum(lengths) for stem, lengths in self._lengths.items()}
+        longest = np.max(list(self._lengths.values()), axis=0, initial=0)
+        if not longest.any():
+            raise InputError(f"the split {split!r} of {record_set.path} has no song with {', '.join(self.stems)}")
+        # An epoch: the number of a song for each crop that fits into it, at least one.
+        crops = np.where(longest > 0, np.maximum(1, np.rint(longest / crop_samples)), 0).astype(np.int64)
+        self._items = np.repeat(np.arange(len(self._songs)), crops)
+
+    def __len__(self) -> int:
+        """Examples in an epoch."""
+        return len(self._items)
+
+    def draw(self, item: int, rng: np.random.Generator) -> Recipe:
+        """Draws the example number `item` of an epoch."""
+        changes = {stem: draw_changes(self._augmentation, rng) for stem in self.stems}
+        if rng.random() < self._augmentation.silence:
+            silent = self._parts[list(self._parts)[rng.integers(len(self._parts))]]
+            changes |= dict.fromkeys(silent, ())
+        song = int(self._items[item])
+        places = self._places(song, rng)
+        return tuple(self._crops(stem, places.get(stem), changes[stem], rng) for stem in self.stems)
+
+    def render(self, recipes: Sequence[Recipe], start: int = 0, stop: int | None = None) -> Batch:
+        """Reads and mixes examples, or a stretch of time of each: the same samples, and only these are read.
+
+        Args:
+          recipes: of the examples.
+          start: first sample of the stretch, from 0.
+          stop: the sample after its last one; there is silence from the end of the example on. None means that end.
+
+        Returns:
+          "mixture" (batch, channel, sample) and "targets" (batch, target, channel, sample), each of the `stop - start`
+          samples; the mixture is the sum of its stems.
+
+        Raises:
+          InputError: a damaged record.
+        """
+        stop = self._crop_samples if stop is None else stop
+        end = min(stop, self._crop_samples)  # of what can sound
+        shape = (self._channels, stop - start)
+        mixture = np.zeros((len(recipes), *shape), np.float32)
+        targets = np.zeros((len(recipes), len(self._parts), *shape), np.float32)
+        for row, recipe in enumerate(recipes if start < end else ()):
+            sums = mixture[row, :, : end - start], targets[row, :, :, : end - start]
+            for stem, crops in zip(self.stems, recipe, strict=True):
+                if crops:
+                    _add(self._render_stem(stem, crops, start, end), stem, *sums, self._parts)
+        return {"mixture": mixture, "targets": targets}
+
+    def _render_stem(
+        self, stem: str, crops: Sequence[Crop], start: int, stop: int
+    ) -> Float32[np.ndarray, "channel sample"]:
+        parts = (apply_change(self._read_crop(stem, crop, start, stop), crop.change) for crop in crops)
+        total = next(parts)
+        for part in parts:
+            total = total + part
+        return total
+
+    def _read_crop(self, stem: str, crop: Crop, start: int, stop: int) -> Float32[np.ndarray, "channel sample"]:
+        """What is heard of a crop from `start` to `stop`, still to be changed."""
+        if crop.change.invert_time:  # what is heard last is stored first
+            start, stop = self._crop_samples - stop, self._crop_samples - start
+        song = self._songs[crop.song]
+        return _read(self._record_set, song, stem, crop.start + start, crop.start + stop, self._channels)
+
+    def _places(self, song: int, rng: np.random.Generator) -> dict[str, tuple[int, int]]:
+        """(song, start) of the stems of an example that `song` takes part in; a stem may have none."""
+        its_stems = [stem for stem in self.stems if self._lengths[stem][song]]
+        if rng.random() >= self._augmentation.remix:
+            start = self._start(song, its_stems, rng)
+            return dict.fromkeys(its_stems, (song, start))
+        kept = its_stems[rng.integers(len(its_stems))]
+        return {
+            stem: (song, self._start(song, [stem], rng)) if stem == kept else self._elsewhere(stem, song, rng)
+            for stem in self.stems
+            if self._lengths[stem].any()
+        }
+
+    def _crops(
+        self, stem: str, place: tuple[int, int] | None, changes: Sequence[Change], rng: np.random.Generator
+    ) -> tuple[Crop, ...]:
+        if place is None or not changes:
+            return ()
+        others = [self._elsewhere(stem, place[0], rng) for _ in changes[1:]]
+        return tuple(Crop(*where, change) for where, change in zip([place, *others], changes, strict=True))
+
+    def _start(self, song: int, stems: Sequence[str], rng: np.random.Generator) -> int:
+        """A place in a song at which each of `stems` that ever sounds does."""
+        last = max(0, max(self._lengths[stem][song] for stem in stems) - self._crop_samples)
+        audible = [stem for stem in stems if "1" in self._songs[song].stems[stem].active]
+        return self._draw_sounding(
+            lambda: int(rng.integers(last + 1)),
+            lambda start: all(self._sounds(stem, song, start) for stem in audible),
+            rng,
+        )
+
+    def _elsewhere(self, stem: str, song: int, rng: np.random.Generator) -> tuple[int, int]:
+        """A place in another song that has the stem; songs count by their length. In `song` if no other has it."""
+        lengths, ends = self._lengths[stem], self._ends[stem]
+        skipped = int(lengths[song]) if lengths[song] < ends[-1] else 0
+
+        def draw() -> tuple[int, int]:
+            sample = int(rng.integers(ends[-1] - skipped))
+            if sample >= ends[song] - skipped:
+                sample += skipped
+            other = int(np.searchsorted(ends, sample, side="right"))
+            return other, int(rng.integers(max(0, lengths[other] - self._crop_samples) + 1))
+
+        return self._draw_sounding(draw, lambda place: self._sounds(stem, *place), rng)
+
+    def _draw_sounding(self, draw: Callable[[], Any], sounds: Callable[[Any], bool], rng: np.random.Generator) -> Any:
+        place = draw()
+        if rng.random() < self._augmentation.skip_silence:
+            for _ in range(_MOST_DRAWS):
+                if sounds(place):
+                    break
+                place = draw()
+        return place
+
+    def _sounds(self, stem: str, song: int, start: int) -> bool:
+        """Whether a second that the crop touches is marked active."""
+        rate = self._record_set.sample_rate
+        return "1" in self._songs[song].stems[stem].active[start // rate : -(-(start + self._crop_samples) // rate)]
+
+
+def _lengths(songs: Sequence[StoredSong], stem: str) -> np.ndarray:
+    """Samples of a stem in each song, 0 where it has none."""
+    return np.array([song.stems[stem].samples if stem in song.stems else 0 for song in songs], np.int64)
+
+
+def _read(
+    record_set: RecordSet, song: StoredSong, stem: str, start: int, stop: int, channels: int
+) -> Float32[np.ndarray, "channel sample"]:
+    audio = record_set.read(song, stem, start, stop)
+    if len(audio) == channels:
+        return audio
+    return audio.mean(axis=0, keepdims=True) if channels == 1 else np.repeat(audio, channels, axis=0)
+
+
+def _add(
+    audio: Float32[np.ndarray, "channel sample"],
+    stem: str,
+    mixture: Float32[np.ndarray, "channel sample"],
+    targets: Float32[np.ndarray, "target channel sample"],
+    parts: Mapping[str, Sequence[str]],
+) -> None:
+    """Adds a stem to the mixture and to the targets that it is part of, in place."""
+    mixture += audio
+    for target, stems in zip(targets, parts.values(), strict=True):
+        if stem in stems:
+            target += audio

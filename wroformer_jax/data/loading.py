@@ -26,7 +26,7 @@ from typing import Any
 import numpy as np
 
 from wroformer_jax.config.augmentation import Augmentation
-from wroformer_jax.data.crops import Batch, Examples, Recipe
+from wroformer_jax.data.examples import Batch, Examples, Recipe
 from wroformer_jax.data.record_set import RecordSet
 from wroformer_jax.errors import InputError
 

@@ -20,8 +20,8 @@ import numpy as np
 from jaxtyping import Float32
 
 from wroformer_jax.data import segments
-from wroformer_jax.data.examples import unpack
 from wroformer_jax.data.record_writer import DATASET, FORMAT, INDEX, INFO
+from wroformer_jax.data.tf_example import unpack
 from wroformer_jax.errors import InputError
 from wroformer_jax.io.buckets import access, fetch, is_remote, num_bytes
 

@@ -23,7 +23,7 @@ import numpy as np
 from jaxtyping import Float32
 
 from wroformer_jax.data import segments
-from wroformer_jax.data.examples import pack
+from wroformer_jax.data.tf_example import pack
 from wroformer_jax.errors import InputError
 from wroformer_jax.io.buckets import write_whole
 from wroformer_jax.io.files import disk_errors_named, replacing

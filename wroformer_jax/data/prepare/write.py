@@ -14,14 +14,14 @@ import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 
-from wroformer_jax.data import parallel
-from wroformer_jax.data.prepared import Prepared
-from wroformer_jax.data.progress import Progress
+from wroformer_jax.data.prepare import workers as parallel
+from wroformer_jax.data.prepare.find_stems import SongFiles, counted, find
+from wroformer_jax.data.prepare.progress import Progress
+from wroformer_jax.data.prepare.shards import FileSong, Song, SourceFile, SyntheticSong, Unit, Written, plan, write_unit
+from wroformer_jax.data.prepare.staging import Staging
+from wroformer_jax.data.prepare.summary import Prepared
 from wroformer_jax.data.record_writer import SPLITS, Storage
-from wroformer_jax.data.staging import Staging
-from wroformer_jax.data.stem_sources import SongFiles, counted, find
-from wroformer_jax.data.synthetic import MIN_SAMPLE_RATE, TRAIN, VALIDATION
-from wroformer_jax.data.units import FileSong, Song, SourceFile, SyntheticSong, Unit, Written, plan, write_unit
+from wroformer_jax.data.synthetic.song import MIN_SAMPLE_RATE, TRAIN, VALIDATION
 from wroformer_jax.errors import InputError
 from wroformer_jax.io.files import check_space, disk_errors_named
 

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 import numpy as np
 from jaxtyping import Float32
 
-from wroformer_jax.data import voice
+from wroformer_jax.data.synthetic import voice
 from wroformer_jax.errors import InputError
 from wroformer_jax.stems import SYNTHETIC_STEMS
 

@@ -18,9 +18,9 @@ import numpy as np
 from jaxtyping import Float32
 
 from wroformer_jax import __version__
+from wroformer_jax.data.prepare.find_stems import SongFiles
 from wroformer_jax.data.record_writer import FORMAT, LOUDEST, Blocks, Storage, write_shard
-from wroformer_jax.data.stem_sources import SongFiles
-from wroformer_jax.data.synthetic import synthesise_song
+from wroformer_jax.data.synthetic.song import synthesise_song
 from wroformer_jax.errors import InputError
 from wroformer_jax.io.audio import AudioInfo, inspect, read_whole, resample_blocks
 from wroformer_jax.io.buckets import is_remote, upload

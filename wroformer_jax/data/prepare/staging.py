@@ -15,9 +15,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from wroformer_jax.data.prepare.shards import Unit, Written, shard_file
 from wroformer_jax.data.record_set import is_set
 from wroformer_jax.data.record_writer import DATASET, INDEX, Storage, finish_set, shard_name
-from wroformer_jax.data.units import Unit, Written, shard_file
 from wroformer_jax.errors import InputError
 from wroformer_jax.io.buckets import access, is_remote, write_whole
 from wroformer_jax.io.files import disk_errors_named, locked

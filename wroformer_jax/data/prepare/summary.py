@@ -7,8 +7,8 @@ import dataclasses
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
+from wroformer_jax.data.prepare.find_stems import counted
 from wroformer_jax.data.record_writer import MIXTURE, Storage
-from wroformer_jax.data.stem_sources import counted
 
 # What notes on songs begin with, and what is told of the songs that have one.
 _NOTES = {

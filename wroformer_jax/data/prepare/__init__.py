@@ -1,0 +1,1 @@
+"""From stems on disk to a prepared set of songs."""

@@ -1,0 +1,1 @@
+"""Songs that are synthesised, for first runs and tests."""
