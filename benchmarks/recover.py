@@ -27,7 +27,8 @@ import jax.numpy as jnp
 import numpy as np
 from report import aligned, print_table, write_result
 
-from wroformer_jax.checkpoint import load_model, save_model
+from wroformer_jax.checkpoints.model_dir import load_model, save_model
+from wroformer_jax.checkpoints.torch_weights import num_parameters
 from wroformer_jax.config.model import ModelConfig
 from wroformer_jax.config.training import TrainingConfig
 from wroformer_jax.data.loading import batches
@@ -39,7 +40,6 @@ from wroformer_jax.model.layers import Params
 from wroformer_jax.model.params import add_windowed_sinks
 from wroformer_jax.model.roformer import Attention, RoFormer
 from wroformer_jax.model.rotary import rotary_tables
-from wroformer_jax.torch_bridge import num_parameters
 from wroformer_jax.trainer import train
 from wroformer_jax.training_data import TRAIN, Validation, loading_of, open_songs
 

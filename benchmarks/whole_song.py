@@ -17,7 +17,7 @@ from processes import measure, wroformer
 from report import print_table, write_result
 from separation_memory import write_recording
 
-from wroformer_jax.checkpoint import save_model
+from wroformer_jax.checkpoints.model_dir import save_model
 from wroformer_jax.config.model import ModelConfig
 from wroformer_jax.model.params import init_params
 from wroformer_jax.model.roformer import RoFormer

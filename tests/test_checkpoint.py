@@ -16,9 +16,9 @@ import orbax.checkpoint as ocp
 import pytest
 from tiny_model import CONFIG, FULL, assert_same, fail_halfway, files_in, largest_file, make_params
 
-from wroformer_jax.checkpoint import is_model_directory, load_model, save_model, write_model_json
+from wroformer_jax.checkpoints.model_dir import is_model_directory, load_model, save_model, write_model_json
+from wroformer_jax.checkpoints.torch_weights import TorchLayout
 from wroformer_jax.errors import InputError
-from wroformer_jax.torch_bridge import TorchLayout
 
 
 @pytest.fixture(scope="module")

@@ -12,7 +12,8 @@ import soundfile
 from separation_models import GainModel, limited_file_size, noise, tiny_real_model
 
 import wroformer_jax
-from wroformer_jax import cli, sources
+from wroformer_jax import cli
+from wroformer_jax.checkpoints import loading
 from wroformer_jax.commands.separate import FORMATS
 from wroformer_jax.errors import InputError
 from wroformer_jax.io import audio_writer
@@ -32,7 +33,7 @@ def model(monkeypatch):
         loaded.append((source, config))
         return model, model.params(0.25)
 
-    monkeypatch.setattr(sources, "load", load)
+    monkeypatch.setattr(loading, "load", load)
     model.loaded = loaded
     return model
 

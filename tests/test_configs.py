@@ -3,13 +3,13 @@
 import pytest
 from tiny_training import CONFIGS, fields_of
 
+from wroformer_jax.checkpoints.hub import KNOWN
+from wroformer_jax.checkpoints.torch_weights import num_parameters
 from wroformer_jax.config.model import ModelConfig
 from wroformer_jax.config.training import TrainingConfig
 from wroformer_jax.distillation import check_teacher
-from wroformer_jax.hub import KNOWN
 from wroformer_jax.optimizer import make_optimizer
 from wroformer_jax.starting_point import check_init
-from wroformer_jax.torch_bridge import num_parameters
 
 NAMES = sorted(path.stem for path in CONFIGS.glob("*.py"))
 

@@ -9,9 +9,9 @@ from helpers import music
 from reference import make_reference
 from tiny_training import tiny_run
 
-from wroformer_jax import sources
+from wroformer_jax.checkpoints import loading
+from wroformer_jax.checkpoints.torch_weights import from_state_dict
 from wroformer_jax.model.roformer import RoFormer
-from wroformer_jax.torch_bridge import from_state_dict
 from wroformer_jax.trainer import train
 
 # The package fixes the hidden widths at four times the model's.
@@ -23,7 +23,7 @@ def test_fine_tuned_weights_separate_alike_in_pytorch(tmp_path):
     student = tiny_run(model=MODEL).model
     full = dataclasses.replace(student, time_mixer="full", num_sinks=0)
     start = from_state_dict(full, make_reference(full).state_dict())
-    sources.save(checkpoint, RoFormer(full), start)
+    loading.save(checkpoint, RoFormer(full), start)
 
     config = tiny_run(
         model=MODEL,
@@ -33,11 +33,11 @@ def test_fine_tuned_weights_separate_alike_in_pytorch(tmp_path):
         ema=0.9,
     )
     train(config, tmp_path / "run")
-    model, params = sources.load(tmp_path / "run")
+    model, params = loading.load(tmp_path / "run")
     moved = jax.tree.map(lambda a, b: float(np.abs(a - b).max()), start["blocks"], jax.device_get(params["blocks"]))
     assert max(jax.tree.leaves(moved)) > 1e-4
 
-    sources.save(tmp_path / "back.ckpt", model, params)
+    loading.save(tmp_path / "back.ckpt", model, params)
     theirs = make_reference(student, seed=1)
     theirs.load_state_dict(torch.load(tmp_path / "back.ckpt", weights_only=True), strict=True)
     audio = music(np.random.default_rng(0), 2, 2, 16000)

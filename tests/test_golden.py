@@ -25,6 +25,7 @@ from helpers import relative_error
 from reference import patch
 from tiny_training import fields_of
 
+from wroformer_jax.checkpoints.torch_weights import load_torch, to_state_dict
 from wroformer_jax.config.training import TrainingConfig
 from wroformer_jax.losses import reconstruction_loss
 from wroformer_jax.model import stft as stft_module
@@ -32,7 +33,6 @@ from wroformer_jax.model.attention import windowed_sink_attention
 from wroformer_jax.model.roformer import RoFormer
 from wroformer_jax.model.stft import hann_window, stft
 from wroformer_jax.parallel.mesh import make_mesh
-from wroformer_jax.torch_bridge import load_torch, to_state_dict
 from wroformer_jax.train_step import loss_and_gradients
 
 GOLDEN = Path(os.environ.get("WROFORMER_GOLDEN", Path(__file__).parents[2] / "shared" / "golden"))

@@ -15,7 +15,7 @@ from helpers import free_port, of_a_program
 from tiny_training import tiny_run
 
 from wroformer_jax import workdir as workdir_module
-from wroformer_jax.checkpoint import load_model
+from wroformer_jax.checkpoints.model_dir import load_model
 from wroformer_jax.errors import InputError
 from wroformer_jax.parallel import processes as hosts
 from wroformer_jax.workdir import check_shared, claim

@@ -15,10 +15,10 @@ from typing import ClassVar
 import pytest
 import tiny_model
 
-from wroformer_jax import hub
+from wroformer_jax.checkpoints import hub
+from wroformer_jax.checkpoints.loading import save
 from wroformer_jax.errors import InputError
 from wroformer_jax.model.roformer import RoFormer
-from wroformer_jax.sources import save
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 WEIGHTS = bytes(range(256)) * 100

@@ -13,12 +13,12 @@ import pytest
 from tiny_training import tiny_run
 
 from wroformer_jax import cli
-from wroformer_jax.checkpoint import save_model, write_model_json
+from wroformer_jax.checkpoints.model_dir import save_model, write_model_json
+from wroformer_jax.checkpoints.torch_weights import num_parameters
 from wroformer_jax.config.model import ModelConfig
 from wroformer_jax.inspection import inspect_directory, parameters, thinned
 from wroformer_jax.model.params import abstract_params
 from wroformer_jax.model.roformer import RoFormer
-from wroformer_jax.torch_bridge import num_parameters
 from wroformer_jax.training_checkpoints import TrainingCheckpoints
 from wroformer_jax.training_log import TrainingLog
 from wroformer_jax.workdir import claim

@@ -10,10 +10,10 @@ import torch
 from helpers import music, relative_error, tiny_config
 from reference import make_reference
 
+from wroformer_jax.checkpoints.torch_weights import from_state_dict, to_state_dict
 from wroformer_jax.errors import InputError
 from wroformer_jax.model.params import init_params, logical_axes, trainable_mask
 from wroformer_jax.model.roformer import RoFormer
-from wroformer_jax.torch_bridge import from_state_dict, to_state_dict
 
 SAMPLES = 22_050
 

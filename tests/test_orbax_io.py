@@ -9,8 +9,15 @@ import orbax.checkpoint as ocp
 import pytest
 from tiny_model import assert_same, largest_file
 
+from wroformer_jax.checkpoints.orbax_io import (
+    DamagedError,
+    check_leaves,
+    num_bytes,
+    quiet_orbax,
+    restore_tree,
+    save_tree,
+)
 from wroformer_jax.errors import InputError
-from wroformer_jax.orbax_io import DamagedError, check_leaves, num_bytes, quiet_orbax, restore_tree, save_tree
 
 TREE = {"a": {"b": np.arange(6, dtype=np.float32).reshape(2, 3)}, "c": np.ones(4, np.int32)}
 

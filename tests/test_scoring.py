@@ -16,7 +16,8 @@ from museval_package import museval
 from separation_models import GainModel, limited_file_size, noise
 
 import wroformer_jax
-from wroformer_jax import cli, estimates, metrics, results, scoring, songs, sources
+from wroformer_jax import cli, estimates, metrics, results, scoring, songs
+from wroformer_jax.checkpoints import loading
 from wroformer_jax.errors import InputError
 
 RATE = 1000
@@ -52,7 +53,7 @@ def model(monkeypatch):
     """Stands in for every checkpoint: vocals are the mixture times `gain`."""
     model = GainModel()
     model.gain = 0.25
-    monkeypatch.setattr(sources, "load", lambda source, *, config=None: (model, model.params(model.gain)))
+    monkeypatch.setattr(loading, "load", lambda source, *, config=None: (model, model.params(model.gain)))
     return model
 
 

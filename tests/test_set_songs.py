@@ -9,7 +9,8 @@ from fake_bucket import fake_storage
 from separation_models import GainModel
 from tiny_set import RATE, make_set, noise
 
-from wroformer_jax import cli, sources
+from wroformer_jax import cli
+from wroformer_jax.checkpoints import loading
 from wroformer_jax.data.set_songs import find_set_songs
 from wroformer_jax.errors import InputError
 
@@ -52,7 +53,7 @@ def twice(tmp_path, songs):
 @pytest.fixture
 def model(monkeypatch):
     model = GainModel(ramp=True)
-    monkeypatch.setattr(sources, "load", lambda source, *, config=None: (model, model.params(0.25)))
+    monkeypatch.setattr(loading, "load", lambda source, *, config=None: (model, model.params(0.25)))
     return model
 
 

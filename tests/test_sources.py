@@ -18,10 +18,10 @@ from safetensors.numpy import save_file
 from tiny_model import CONFIG, YAML, assert_same, make_params
 
 import wroformer_jax
-from wroformer_jax import hub, sources
+from wroformer_jax.checkpoints import hub, loading
+from wroformer_jax.checkpoints.torch_weights import to_state_dict
 from wroformer_jax.errors import InputError
 from wroformer_jax.model.roformer import RoFormer
-from wroformer_jax.torch_bridge import to_state_dict
 from wroformer_jax.training_checkpoints import TrainingCheckpoints
 
 
@@ -224,7 +224,7 @@ def test_name_with_no_room_for_a_yaml(tmp_path):
     config = dataclasses.replace(CONFIG, stft_n_fft=2048, stft_win_length=2048)
     wroformer_jax.save(tmp_path / "a.pt", RoFormer(config), make_params(config))
     (tmp_path / "a.pt").rename(path)
-    assert sources.read(path)[0].stft_n_fft == 2048
+    assert loading.read(path)[0].stft_n_fft == 2048
 
 
 def test_local_path_wins_over_known_name(tmp_path, model, params, monkeypatch):
@@ -278,5 +278,5 @@ def test_write_that_fails_halfway(tmp_path, model, params, name, limit):
 
 
 def test_resolve(tmp_path, torch_file):
-    assert sources.resolve(torch_file) == (torch_file, None)
-    assert sources.resolve(tmp_path) == (tmp_path, None)
+    assert loading.resolve(torch_file) == (torch_file, None)
+    assert loading.resolve(tmp_path) == (tmp_path, None)

@@ -9,7 +9,7 @@ from tiny_model import assert_same, make_params
 from tiny_training import tiny_run
 
 from wroformer_jax import trainer
-from wroformer_jax.checkpoint import save_model
+from wroformer_jax.checkpoints.model_dir import save_model
 from wroformer_jax.errors import InputError
 from wroformer_jax.parallel.mesh import make_mesh
 from wroformer_jax.starting_point import frozen_teacher, starting_params

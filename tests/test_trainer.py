@@ -18,7 +18,7 @@ from event_files import events_in, sound_of, steps_by_tag
 from tiny_training import compiled_once
 
 from wroformer_jax import evaluate, trainer, training_checkpoints, training_data, training_report
-from wroformer_jax.checkpoint import load_model, save_model
+from wroformer_jax.checkpoints.model_dir import load_model, save_model
 from wroformer_jax.config.training import TrainingConfig
 from wroformer_jax.data.loading import Batches
 from wroformer_jax.errors import InputError

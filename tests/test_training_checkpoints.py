@@ -13,7 +13,7 @@ import orbax.checkpoint as ocp
 import pytest
 from tiny_model import CONFIG, FULL, assert_same, fail_halfway, files_in, largest_file, make_params
 
-from wroformer_jax.checkpoint import load_model
+from wroformer_jax.checkpoints.model_dir import load_model
 from wroformer_jax.errors import InputError
 from wroformer_jax.io import files
 from wroformer_jax.training_checkpoints import TrainingCheckpoints

@@ -6,10 +6,10 @@ import os
 import jax
 import numpy as np
 
+from wroformer_jax.checkpoints.torch_weights import slots
 from wroformer_jax.config.model import ModelConfig
 from wroformer_jax.model.params import abstract_params
 from wroformer_jax.model.roformer import RoFormer
-from wroformer_jax.torch_bridge import slots
 
 CONFIG = ModelConfig(
     num_bands=8,

@@ -60,7 +60,7 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _models(args: argparse.Namespace) -> int:
-    from wroformer_jax.hub import models_table
+    from wroformer_jax.checkpoints.hub import models_table
 
     print_out(models_table())
     return EXIT_OK

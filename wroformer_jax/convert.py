@@ -11,11 +11,11 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from wroformer_jax.arguments import ArgumentParser
+from wroformer_jax.checkpoints.loading import read, write_torch
+from wroformer_jax.checkpoints.torch_weights import CHECKPOINT_SUFFIXES
 from wroformer_jax.config.model import ModelConfig
 from wroformer_jax.errors import InputError
 from wroformer_jax.io.files import refuse_existing
-from wroformer_jax.sources import read, write_torch
-from wroformer_jax.torch_bridge import CHECKPOINT_SUFFIXES
 
 PROGRAM = "convert_torch_checkpoint.py"
 DEFAULT_WINDOW = 10  # frames, as published
@@ -45,7 +45,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def to_jax(arguments: argparse.Namespace) -> None:
     """Writes a model directory from any source, with windowed sink attention put in if asked."""
-    from wroformer_jax.checkpoint import save_model
+    from wroformer_jax.checkpoints.model_dir import save_model
     from wroformer_jax.model.params import add_windowed_sinks
 
     if arguments.dst.suffix in CHECKPOINT_SUFFIXES:
@@ -121,7 +121,7 @@ def _report(
     config: ModelConfig,
     notes: list[tuple[str, str]],
 ) -> None:
-    from wroformer_jax.torch_bridge import num_parameters
+    from wroformer_jax.checkpoints.torch_weights import num_parameters
 
     bands = "Mel-Band" if config.band_scheme == "mel" else "Band-Split"
     attention = (

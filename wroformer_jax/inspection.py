@@ -8,7 +8,7 @@ import os
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
-from wroformer_jax.checkpoint import COMMITTED, read_model_json
+from wroformer_jax.checkpoints.model_dir import COMMITTED, read_model_json
 from wroformer_jax.config.model import ModelConfig
 from wroformer_jax.errors import InputError
 from wroformer_jax.io.buckets import Place, access, is_remote, num_bytes, place
@@ -98,9 +98,9 @@ def parameters(config: ModelConfig) -> list[Parameter]:
     """The arrays of a model in the order of the tree, from its settings alone."""
     import jax
 
+    from wroformer_jax.checkpoints.torch_weights import slots
     from wroformer_jax.model.params import abstract_params, trainable_mask
     from wroformer_jax.model.roformer import RoFormer
-    from wroformer_jax.torch_bridge import slots
 
     real: dict[str, int] = {}
     for slot in slots(config):

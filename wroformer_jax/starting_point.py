@@ -8,7 +8,7 @@ from typing import Any
 import jax
 from jax.sharding import Mesh
 
-from wroformer_jax import sources
+from wroformer_jax.checkpoints import loading
 from wroformer_jax.config.model import MEMORY_FIELDS, ModelConfig, forward_only
 from wroformer_jax.config.training import TrainingConfig
 from wroformer_jax.distillation import check_teacher
@@ -78,7 +78,7 @@ def frozen_teacher(config: TrainingConfig, mesh: Mesh) -> Teacher | None:
 
 def _read(field: str, source: str) -> Any:
     try:
-        return sources.read(source)
+        return loading.read(source)
     except InputError as error:
         raise InputError(f"{field}: {error}") from error
 

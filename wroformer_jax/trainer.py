@@ -23,7 +23,8 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from wroformer_jax.checkpoint import saved_steps
+from wroformer_jax.checkpoints.model_dir import saved_steps
+from wroformer_jax.checkpoints.torch_weights import num_parameters
 from wroformer_jax.config.training import TrainingConfig
 from wroformer_jax.data.loading import Batches, Share, batches
 from wroformer_jax.errors import InputError
@@ -43,7 +44,6 @@ from wroformer_jax.parallel.sharding import local_part, to_global
 from wroformer_jax.profiling import StepTrace
 from wroformer_jax.speed import work_of
 from wroformer_jax.starting_point import frozen_teacher, starting_params
-from wroformer_jax.torch_bridge import num_parameters
 from wroformer_jax.train_step import (
     Teacher,
     TrainState,

@@ -17,12 +17,8 @@ from typing import Any
 
 import jax
 
-from wroformer_jax.checkpoint import COMMITTED, is_model_directory, read_model_json, write_model_json
-from wroformer_jax.config.model import MEMORY_FIELDS, ModelConfig
-from wroformer_jax.errors import InputError
-from wroformer_jax.io.buckets import Place, access, is_remote, place
-from wroformer_jax.io.files import check_space, disk_errors_named
-from wroformer_jax.orbax_io import (
+from wroformer_jax.checkpoints.model_dir import COMMITTED, is_model_directory, read_model_json, write_model_json
+from wroformer_jax.checkpoints.orbax_io import (
     DamagedError,
     absolute,
     muted_log,
@@ -32,6 +28,10 @@ from wroformer_jax.orbax_io import (
     restore_tree,
     tree_handler,
 )
+from wroformer_jax.config.model import MEMORY_FIELDS, ModelConfig
+from wroformer_jax.errors import InputError
+from wroformer_jax.io.buckets import Place, access, is_remote, place
+from wroformer_jax.io.files import check_space, disk_errors_named
 from wroformer_jax.parallel.processes import gather, in_first, together
 
 _log = logging.getLogger("wroformer")

@@ -7,7 +7,7 @@ from typing import Any
 
 import jax
 
-from wroformer_jax.checkpoint import is_model_directory
+from wroformer_jax.checkpoints.model_dir import is_model_directory
 from wroformer_jax.config.model import MEMORY_FIELDS
 from wroformer_jax.config.training import TrainingConfig
 from wroformer_jax.errors import InputError

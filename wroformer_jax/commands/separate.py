@@ -118,8 +118,8 @@ def _inspected(song: Song, args: argparse.Namespace) -> AudioInfo | None:
 def _settings(args: argparse.Namespace) -> Settings:
     import jax
 
+    from wroformer_jax.checkpoints.loading import load
     from wroformer_jax.separation import chunk_samples
-    from wroformer_jax.sources import load
 
     model, params = load(args.checkpoint, config=args.config)
     stems = chosen_stems(model.config, args.stems)

@@ -24,14 +24,21 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from wroformer_jax.checkpoints.orbax_io import (
+    DamagedError,
+    check_leaves,
+    num_bytes,
+    refuse_pattern,
+    restore_tree,
+    save_tree,
+)
 from wroformer_jax.config.model import ModelConfig
 from wroformer_jax.errors import InputError
 from wroformer_jax.io.buckets import Place, access, is_remote, place, write_whole
 from wroformer_jax.io.files import check_space, disk_errors_named, exists, open_to_others, refuse_existing, replacing
-from wroformer_jax.orbax_io import DamagedError, check_leaves, num_bytes, refuse_pattern, restore_tree, save_tree
 
 if TYPE_CHECKING:
-    from wroformer_jax.torch_bridge import TorchLayout
+    from wroformer_jax.checkpoints.torch_weights import TorchLayout
 
 MODEL = "model.json"
 FORMAT = 1  # of model.json; raised when an older reader would misread what is written
@@ -188,7 +195,7 @@ def _is_directory(path: Place) -> bool:
 def _torch_layout(fields: Any) -> TorchLayout | None:
     if fields is None:
         return None
-    from wroformer_jax.torch_bridge import TorchLayout
+    from wroformer_jax.checkpoints.torch_weights import TorchLayout
 
     try:
         return TorchLayout.from_dict(fields)

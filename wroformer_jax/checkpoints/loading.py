@@ -12,16 +12,16 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from wroformer_jax import hub
+from wroformer_jax.checkpoints import hub
+from wroformer_jax.checkpoints.torch_weights import CHECKPOINT_SUFFIXES
 from wroformer_jax.config.model import ModelConfig
 from wroformer_jax.errors import InputError, suggestion
 from wroformer_jax.io.buckets import SCHEME, Place, is_remote, place
 from wroformer_jax.io.files import check_space, disk_errors_named, exists, refuse_existing, replacing
-from wroformer_jax.torch_bridge import CHECKPOINT_SUFFIXES
 
 if TYPE_CHECKING:
+    from wroformer_jax.checkpoints.torch_weights import TorchLayout
     from wroformer_jax.model.roformer import RoFormer
-    from wroformer_jax.torch_bridge import TorchLayout
 
 YAML_SUFFIXES = (".yaml", ".yml")
 
@@ -61,10 +61,10 @@ def read(
     if is_remote(path) or path.is_dir():
         if config is not None:
             raise InputError(f"{path} carries its own settings: leave config out")
-        from wroformer_jax.checkpoint import load_model
+        from wroformer_jax.checkpoints.model_dir import load_model
 
         return load_model(path)
-    from wroformer_jax.torch_bridge import load_torch
+    from wroformer_jax.checkpoints.torch_weights import load_torch
 
     if config is None:
         config = known_config or _yaml_beside(os.fspath(source), path)
@@ -95,7 +95,7 @@ def save(path: str | os.PathLike, model: RoFormer, params: Mapping[str, Any], *,
     if path.suffix in CHECKPOINT_SUFFIXES:
         write_torch(path, model.config, params, overwrite=overwrite)
     else:
-        from wroformer_jax.checkpoint import save_model
+        from wroformer_jax.checkpoints.model_dir import save_model
 
         save_model(path, model.config, params, overwrite=overwrite)
 
@@ -144,8 +144,8 @@ def write_torch(
     """
     import jax
 
-    from wroformer_jax.torch_bridge import save_torch
-    from wroformer_jax.torch_settings import public_yaml
+    from wroformer_jax.checkpoints.torch_config import public_yaml
+    from wroformer_jax.checkpoints.torch_weights import save_torch
 
     settings, text = path.with_suffix(YAML_SUFFIXES[0]), public_yaml(config)
     if exists(path) and path.is_dir():

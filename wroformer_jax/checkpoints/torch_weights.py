@@ -20,6 +20,7 @@ import jax
 import ml_dtypes
 import numpy as np
 
+from wroformer_jax.checkpoints.torch_config import complete_settings, read_yaml
 from wroformer_jax.config.model import ModelConfig
 from wroformer_jax.errors import InputError
 from wroformer_jax.io.files import disk_errors_named, replacing
@@ -27,7 +28,6 @@ from wroformer_jax.model.bands import band_layout
 from wroformer_jax.model.layers import Params
 from wroformer_jax.model.params import abstract_params
 from wroformer_jax.model.roformer import RoFormer
-from wroformer_jax.torch_settings import complete_settings, read_yaml
 
 log = logging.getLogger("wroformer")
 

@@ -1,0 +1,1 @@
+"""Weights on disk, from the hub, and to and from PyTorch."""
