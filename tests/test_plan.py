@@ -17,7 +17,7 @@ from wroformer_jax.model.roformer import RoFormer
 from wroformer_jax.parallel.mesh import make_mesh
 from wroformer_jax.parallel.sharding import bytes_per_device
 from wroformer_jax.plan import DoesNotFit, plan, published_scores, scores, sent_bytes, settle, teacher_of
-from wroformer_jax.separation import WHOLE_PLACES
+from wroformer_jax.separation.forward import WHOLE_PLACES
 from wroformer_jax.speed import step_flops
 from wroformer_jax.topology import local_devices, topology
 from wroformer_jax.train_step import abstract_batch, abstract_state

@@ -8,19 +8,13 @@ import numpy as np
 import pytest
 from separation_models import GainModel, noise, tiny_real_model, tone
 
-from wroformer_jax import separation
 from wroformer_jax.config.model import ModelConfig
 from wroformer_jax.errors import InputError
-from wroformer_jax.separation import (
-    WHOLE_PLACES,
-    chunk_samples,
-    in_pieces,
-    separate,
-    separate_blocks,
-    speed,
-    stem_names,
-    with_progress,
-)
+from wroformer_jax.separation import forward, stream
+from wroformer_jax.separation.arrays import separate
+from wroformer_jax.separation.forward import WHOLE_PLACES, in_pieces
+from wroformer_jax.separation.progress import real_time_factor, with_progress
+from wroformer_jax.separation.stream import chunk_samples, separate_blocks, stem_names
 
 RATE = 1000  # Hz, of the small model; chunks of 0.25 s become 256 samples, 16 hops
 LENGTHS = [1, 17, 100, 256, 257, 512, 513, 2048, 3001]
@@ -215,11 +209,11 @@ def test_a_real_model_in_one_pass_is_apply(tiny):
 def test_a_real_model_is_compiled_once_for_songs_of_any_length(tiny):
     model, params = tiny
     separate(model, params, noise(2, 8000), sample_rate=8000, chunk_seconds=0.5)
-    before = separation._apply._cache_size()
+    before = forward.apply_model._cache_size()
     for samples in (1, 100, 9001, 20_000):
         stems = separate(model, params, noise(2, samples), sample_rate=8000, chunk_seconds=0.5)
         assert stems["vocals"].shape == (2, samples)
-    assert separation._apply._cache_size() == before
+    assert forward.apply_model._cache_size() == before
 
 
 def test_a_real_model_with_augmentation_is_the_average(tiny):
@@ -247,7 +241,7 @@ def test_names_of_stems():
 @pytest.mark.parametrize("on_terminal", [True, False])
 def test_progress_is_shown_and_changes_nothing(capsys, monkeypatch, on_terminal):
     monkeypatch.setattr(sys.stderr, "isatty", lambda: on_terminal)
-    monkeypatch.setattr(separation, "LOG_SECONDS", 0.0)
+    monkeypatch.setattr(stream, "LOG_SECONDS", 0.0)
     model, mixture = GainModel(), noise(2, 3000)
     stems = separate(model, model.params(), mixture, sample_rate=RATE, chunk_seconds=0.25, progress=True)
     np.testing.assert_allclose(stems["vocals"], mixture, rtol=1e-6, atol=1e-7)
@@ -255,7 +249,7 @@ def test_progress_is_shown_and_changes_nothing(capsys, monkeypatch, on_terminal)
     assert "100%" in shown
     assert "x real time" in shown
     assert ("|" in shown) == on_terminal  # a bar would be noise in a log
-    assert speed(24.6, 2.0) == "12.3x real time"
+    assert real_time_factor(24.6, 2.0) == "12.3x real time"
     assert list(with_progress([], samples=1, sample_rate=1, label="none")) == []
 
 
@@ -307,7 +301,7 @@ def test_settings_that_cannot_be_used(settings, message):
 def test_what_is_not_a_whole_number(value):
     """Of the public arguments, which say `int`: the tests' own check of types would be there first."""
     with pytest.raises(InputError, match=r"overlap is .*, expected a whole number of at least 1"):
-        separation._check_whole("overlap", value)
+        stream._check_whole("overlap", value)
 
 
 def test_float64_is_taken_as_float32():

@@ -25,7 +25,7 @@ from wroformer_jax.model.params import init_params
 from wroformer_jax.model.roformer import RoFormer
 from wroformer_jax.parallel.mesh import SAMPLES, make_mesh
 from wroformer_jax.parallel.sharding import param_shardings, replicated, to_global
-from wroformer_jax.separation import separate
+from wroformer_jax.separation.arrays import separate
 from wroformer_jax.train_step import batch_shapes, loss_and_gradients, time_of
 
 PADDING = 7.0

@@ -10,7 +10,7 @@ from jaxtyping import Float32
 
 from wroformer_jax.metrics import mean_defined, usdr
 from wroformer_jax.model.roformer import RoFormer
-from wroformer_jax.separation import separate
+from wroformer_jax.separation.arrays import separate
 
 Estimates = Float32[np.ndarray, "stem channel sample"]
 

@@ -30,8 +30,8 @@ from wroformer_jax.parallel.hardware import hardware
 from wroformer_jax.parallel.mesh import check_batch, make_mesh, num_example_shards, num_time_parts
 from wroformer_jax.parallel.sharding import batch_shardings, bytes_per_device, param_shardings, replicated
 from wroformer_jax.roofline import Roofline, Work, forward_work, roofline, training_passes
-from wroformer_jax.separation import in_pieces
-from wroformer_jax.separation_over_devices import over_devices
+from wroformer_jax.separation.forward import in_pieces
+from wroformer_jax.separation.over_devices import over_devices
 from wroformer_jax.speed import step_flops
 from wroformer_jax.topology import Target, out_of_memory
 from wroformer_jax.train_step import abstract_batch, abstract_state, build_train_step, state_shardings

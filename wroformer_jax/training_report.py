@@ -10,7 +10,7 @@ from wroformer_jax.io.files import replacing
 from wroformer_jax.metrics import usdr
 from wroformer_jax.model.layers import Params
 from wroformer_jax.model.roformer import RoFormer
-from wroformer_jax.separation import stem_names
+from wroformer_jax.separation.stream import stem_names
 from wroformer_jax.training_log import TrainingLog
 
 

@@ -138,7 +138,7 @@ def _estimates_made(args: argparse.Namespace) -> tuple[Any, Sequence[str], dict[
 
     from wroformer_jax.checkpoints.loading import load
     from wroformer_jax.estimates import Separator, fingerprint, offered_stems
-    from wroformer_jax.separation import chunk_samples
+    from wroformer_jax.separation.stream import chunk_samples
 
     if args.save_stems and _is_inside(args.save_stems, args.data):
         raise InputError(f"--save-stems {args.save_stems} is in --data, among the true stems: choose another folder")

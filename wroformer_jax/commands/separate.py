@@ -119,7 +119,7 @@ def _settings(args: argparse.Namespace) -> Settings:
     import jax
 
     from wroformer_jax.checkpoints.loading import load
-    from wroformer_jax.separation import chunk_samples
+    from wroformer_jax.separation.stream import chunk_samples
 
     model, params = load(args.checkpoint, config=args.config)
     stems = chosen_stems(model.config, args.stems)
@@ -144,7 +144,8 @@ def _separated(song: Song, info: AudioInfo, settings: Settings) -> bool:
 def _separate_song(song: Song, info: AudioInfo, settings: Settings) -> None:
     from wroformer_jax.io.audio import read_blocks
     from wroformer_jax.io.audio_writer import ENCODINGS, SongWriter
-    from wroformer_jax.separation import separate_blocks, speed, with_progress
+    from wroformer_jax.separation.progress import real_time_factor, with_progress
+    from wroformer_jax.separation.stream import separate_blocks
 
     args, encoding = settings.args, ENCODINGS[settings.args.format]
     paths = _paths(song, settings)
@@ -178,7 +179,7 @@ def _separate_song(song: Song, info: AudioInfo, settings: Settings) -> None:
             "use --format wav32f to keep it"
         )
     files = ", ".join(path.name for path in paths.values())
-    print_out(f"{song.folder}: {files} ({audio_seconds:.1f} s of audio, {speed(audio_seconds, seconds)})")
+    print_out(f"{song.folder}: {files} ({audio_seconds:.1f} s of audio, {real_time_factor(audio_seconds, seconds)})")
 
 
 def _paths(song: Song, settings: Settings) -> dict[str, Path]:

@@ -42,7 +42,7 @@ def add_verbose(parser: argparse.ArgumentParser) -> None:
 
 
 def chosen_stems(config: ModelConfig, names: Sequence[str] | None) -> tuple[str, ...]:
-    from wroformer_jax.separation import stem_names
+    from wroformer_jax.separation.stream import stem_names
 
     known = stem_names(config)
     for name in known:

@@ -1,0 +1,105 @@
+"""Runs the model on NumPy arrays."""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Any
+
+import jax
+import numpy as np
+from jaxtyping import Float, Float32
+
+from wroformer_jax.config.model import ModelConfig, forward_only
+from wroformer_jax.errors import InputError
+from wroformer_jax.model.roformer import RoFormer
+from wroformer_jax.parallel.context_parallel import can_cut_time
+from wroformer_jax.separation.over_devices import separate_over_devices
+from wroformer_jax.separation.overlap_add import Run, pad_end
+
+Params = Mapping[str, Any]
+
+
+# Frames x bands that are worked on at a time where a recording is separated in one pass.
+WHOLE_PLACES = 65536
+
+
+def in_pieces(config: ModelConfig) -> ModelConfig:
+    """The settings with which a recording is separated in one pass: the model's own, but for remat, and in pieces.
+
+    Args:
+      config: of the model. If it says how much is worked on at once, that is kept.
+    """
+    return forward_only(config, config.places_at_once or WHOLE_PLACES)
+
+
+def in_one_pass(
+    blocks: Iterable[Float32[np.ndarray, "channel _"]], run: Run, config: ModelConfig
+) -> Iterator[Float32[np.ndarray, "stem channel _"]]:
+    """Separates a whole stream at once, padded so that the model's whole hops hold all of it."""
+    mixture = np.concatenate(list(blocks), axis=-1)
+    samples = mixture.shape[-1]
+    yield run(pad_end(mixture, whole_hops(config, max(samples, config.min_samples)))[None])[0, ..., :samples]
+
+
+def model_runner(apply: Callable[[np.ndarray], Any], config: ModelConfig, *, channels: int, tta: bool) -> Run:
+    """The model as a function of numpy arrays with the mixture's channels, augmented if asked for."""
+
+    def run(audio: np.ndarray) -> np.ndarray:
+        estimate = np.asarray(apply(audio))
+        if not np.isfinite(estimate).all():
+            raise InputError("the model's output has NaN or infinite samples: its weights are damaged")
+        return estimate
+
+    def augmented(audio: np.ndarray) -> np.ndarray:
+        if not tta:
+            return run(audio)
+        estimates = [run(audio), -run(-audio)]
+        if channels == config.channels == 2:
+            estimates.append(run(audio[:, ::-1])[:, :, ::-1])
+        return sum(estimates) / np.float32(len(estimates))
+
+    if channels == config.channels:
+        return augmented
+    if channels == 1:
+        return lambda audio: augmented(np.repeat(audio, 2, axis=1)).mean(axis=2, keepdims=True)
+    return lambda audio: np.concatenate([augmented(audio[:, i : i + 1]) for i in range(channels)], axis=2)
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def apply_model(
+    model: Any, params: Params, audio: Float[jax.Array, "batch channel sample"]
+) -> Float[jax.Array, "batch stem channel sample"]:
+    return model.apply({"params": params}, audio)
+
+
+def apply_model_to_whole(
+    model: Any, params: Params, audio: Float32[np.ndarray, "batch channel sample"]
+) -> Float[jax.Array, "batch stem channel sample"]:
+    """A recording in one pass: piece by piece, so that little more than the residual stream is held at a time.
+
+    With several devices each has its part of the time, if attention is windowed and the parts are long enough. Sinks
+    hear all of the recording in any case.
+    """
+    if isinstance(model, RoFormer):
+        model = RoFormer(in_pieces(model.config))
+        if can_cut_time(model.config, audio.shape[-1], len(jax.local_devices())):
+            return separate_over_devices(model, params, audio)
+    return apply_model(model, params, audio)
+
+
+def memory_errors_named(estimates: Iterable[np.ndarray], amount: str) -> Iterator[np.ndarray]:
+    """Passes estimates on; turns the errors of numpy and XLA about too little memory into one sentence."""
+    try:
+        yield from estimates
+    except (MemoryError, jax.errors.JaxRuntimeError) as error:
+        if isinstance(error, jax.errors.JaxRuntimeError) and "RESOURCE_EXHAUSTED" not in str(error):
+            raise
+        raise InputError(
+            f"not enough memory for {amount} at once: use shorter chunks or a smaller batch size"
+        ) from error
+
+
+def whole_hops(config: ModelConfig, samples: int) -> int:
+    return math.ceil(samples / config.stft_hop_length) * config.stft_hop_length
