@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from wroformer_jax.errors import InputError
-from wroformer_jax.metrics import mean_defined, si_sdr, usdr
+from wroformer_jax.evaluation.metrics import mean_defined, si_sdr, usdr
 
 
 def noise(seed, scale=1.0):

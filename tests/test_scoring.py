@@ -16,9 +16,10 @@ from museval_package import museval
 from separation_models import GainModel, limited_file_size, noise
 
 import wroformer_jax
-from wroformer_jax import cli, estimates, metrics, results, scoring, songs
+from wroformer_jax import cli
 from wroformer_jax.checkpoints import loading
 from wroformer_jax.errors import InputError
+from wroformer_jax.evaluation import estimates, metrics, results, scoring, songs, statistics
 
 RATE = 1000
 SECONDS = 3
@@ -588,14 +589,14 @@ def test_compare_of_what_has_nothing_in_common(tmp_path, model, data, capsys):
 
 def test_bootstrap_intervals():
     values = np.random.default_rng(0).normal(5, 2, 50)
-    low, high = results.bootstrap_interval(values, np.mean)
+    low, high = statistics.bootstrap_interval(values, np.mean)
     half = 1.96 * values.std() / np.sqrt(50)  # what the normal distribution gives
     assert (low, high) == pytest.approx((values.mean() - half, values.mean() + half), abs=0.05)
-    assert results.bootstrap_interval(values, np.mean) == [low, high]
-    assert results.bootstrap_interval(values, np.mean, seed=1) != [low, high]
-    low, high = results.bootstrap_interval(values, np.median)
+    assert statistics.bootstrap_interval(values, np.mean) == [low, high]
+    assert statistics.bootstrap_interval(values, np.mean, seed=1) != [low, high]
+    low, high = statistics.bootstrap_interval(values, np.median)
     assert low < np.median(values) < high
-    assert results.bootstrap_interval(values[:1], np.mean) is None
+    assert statistics.bootstrap_interval(values[:1], np.mean) is None
 
 
 # --- bad input

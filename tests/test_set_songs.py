@@ -11,8 +11,8 @@ from tiny_set import RATE, make_set, noise
 
 from wroformer_jax import cli
 from wroformer_jax.checkpoints import loading
-from wroformer_jax.data.set_songs import find_set_songs
 from wroformer_jax.errors import InputError
+from wroformer_jax.evaluation.set_songs import find_set_songs
 
 
 def write(path, audio):

@@ -10,7 +10,7 @@ import pytest
 from museval_package import museval
 
 from wroformer_jax.errors import InputError
-from wroformer_jax.metrics import bleedless_fullness, csdr, import_museval, leakage_db, museval_csdr
+from wroformer_jax.evaluation.metrics import bleedless_fullness, csdr, import_museval, leakage_db, museval_csdr
 
 RATE = 8000
 

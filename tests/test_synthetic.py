@@ -7,7 +7,7 @@ from wroformer_jax.data.synthetic import song as synthetic
 from wroformer_jax.data.synthetic import voice
 from wroformer_jax.data.synthetic.song import synthesise_song
 from wroformer_jax.errors import InputError
-from wroformer_jax.metrics import usdr
+from wroformer_jax.evaluation.metrics import usdr
 from wroformer_jax.stems import SYNTHETIC_STEMS
 
 RATE = 44100

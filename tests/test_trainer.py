@@ -17,11 +17,12 @@ import pytest
 from event_files import events_in, sound_of, steps_by_tag
 from tiny_training import compiled_once
 
-from wroformer_jax import evaluate, trainer, training_checkpoints, training_data, training_report
+from wroformer_jax import trainer, training_checkpoints, training_data, training_report
 from wroformer_jax.checkpoints.model_dir import load_model, save_model
 from wroformer_jax.config.training import TrainingConfig
 from wroformer_jax.data.loading import Batches
 from wroformer_jax.errors import InputError
+from wroformer_jax.evaluation import whole_songs
 from wroformer_jax.io import files
 from wroformer_jax.model.params import init_params
 from wroformer_jax.model.roformer import RoFormer
@@ -577,16 +578,17 @@ def test_validation_scores_each_stem(monkeypatch):
     config = tiny(model={"stems": ["vocals", "drums"]}).model
     rng = np.random.default_rng(0)
     songs = [
-        evaluate.WholeSong(*np.split(0.1 * rng.standard_normal((3, 2, 7999), dtype=np.float32), [1])) for _ in range(2)
+        whole_songs.WholeSong(*np.split(0.1 * rng.standard_normal((3, 2, 7999), dtype=np.float32), [1]))
+        for _ in range(2)
     ]
-    songs = [evaluate.WholeSong(song.mixture[0], song.targets) for song in songs]
+    songs = [whole_songs.WholeSong(song.mixture[0], song.targets) for song in songs]
     songs[1].targets[1] = 0
     halved = lambda *args, **kwargs: 0.5 * next(targets)  # noqa: E731
     targets = (song.targets for song in songs)
-    monkeypatch.setattr(evaluate, "separate_song", halved)
+    monkeypatch.setattr(whole_songs, "separate_song", halved)
     model = RoFormer(config)
-    each = [evaluate.score_song(model, None, song, chunk_seconds=None) for song in songs]
-    scores = evaluate.mean_scores(config.stems, each)
+    each = [whole_songs.score_song(model, None, song, chunk_seconds=None) for song in songs]
+    scores = whole_songs.mean_scores(config.stems, each)
     assert scores.keys() == {"vocals_usdr", "drums_usdr", "usdr", "mixture_usdr", "improvement"}
     for name in ("vocals_usdr", "drums_usdr", "usdr"):
         assert scores[name] == pytest.approx(20 * np.log10(2), abs=1e-4)
@@ -597,4 +599,4 @@ def test_validation_scores_each_stem(monkeypatch):
 def test_validation_separates_songs_of_any_length(chunk_seconds):
     model, params = RoFormer(tiny().model), init_params(RoFormer(tiny().model), 0)
     mixture = 0.1 * np.random.default_rng(0).standard_normal((2, 7999), dtype=np.float32)
-    assert evaluate.separate_song(model, params, mixture, chunk_seconds=chunk_seconds).shape == (1, 2, 7999)
+    assert whole_songs.separate_song(model, params, mixture, chunk_seconds=chunk_seconds).shape == (1, 2, 7999)

@@ -9,8 +9,9 @@ import pytest
 from event_files import events_in, picture_of, sound_of, steps_by_tag
 from tiny_training import tiny_run
 
-from wroformer_jax import evaluate, training_log
-from wroformer_jax.evaluate import WholeSong
+from wroformer_jax import training_log
+from wroformer_jax.evaluation import whole_songs
+from wroformer_jax.evaluation.whole_songs import WholeSong
 from wroformer_jax.excerpts import Excerpt, excerpt_of, loudest_start
 from wroformer_jax.model.roformer import RoFormer
 from wroformer_jax.speed import Work, memory_in_use, speed
@@ -157,11 +158,11 @@ def test_validation_shows_what_it_separated(monkeypatch):
         made.append(0.5 * mixture[None])
         return made[-1]
 
-    monkeypatch.setattr(evaluate, "separate_song", separate_song)
+    monkeypatch.setattr(whole_songs, "separate_song", separate_song)
     songs = [WholeSong(tones(300, 300), tones(200 * i, 200 * i)[None]) for i in (1, 2, 3)]
     heard = []
     for song in songs:
-        evaluate.score_song(RoFormer(config), None, song, chunk_seconds=None, heard=lambda *pair: heard.append(pair))
+        whole_songs.score_song(RoFormer(config), None, song, chunk_seconds=None, heard=lambda *pair: heard.append(pair))
     assert len(made) == 3  # once each
     for (song, estimates), one, other in zip(heard, songs, made, strict=True):
         assert song is one

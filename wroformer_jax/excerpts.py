@@ -8,7 +8,7 @@ import numpy as np
 from jaxtyping import Float32
 
 from wroformer_jax.config.model import ModelConfig
-from wroformer_jax.evaluate import Estimates, WholeSong
+from wroformer_jax.evaluation.whole_songs import Estimates, WholeSong
 
 SONGS = 2  # the first so many songs have an excerpt
 SECONDS = 8.0

@@ -28,7 +28,7 @@ from wroformer_jax.checkpoints.torch_weights import num_parameters
 from wroformer_jax.config.training import TrainingConfig
 from wroformer_jax.data.loading import Batches, Share, batches
 from wroformer_jax.errors import InputError
-from wroformer_jax.evaluate import Estimates, WholeSong
+from wroformer_jax.evaluation.whole_songs import Estimates, WholeSong
 from wroformer_jax.excerpts import SONGS, Excerpt, excerpt_of
 from wroformer_jax.io.buckets import Place, is_remote, place
 from wroformer_jax.io.files import disk_errors_named, locked

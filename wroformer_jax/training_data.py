@@ -14,7 +14,7 @@ from wroformer_jax.data.loading import Loading
 from wroformer_jax.data.prepare.write import prepare_synthetic
 from wroformer_jax.data.record_set import RecordSet, is_set
 from wroformer_jax.errors import InputError
-from wroformer_jax.evaluate import Heard, SongScores, WholeSong, mean_scores, score_song
+from wroformer_jax.evaluation.whole_songs import Heard, SongScores, WholeSong, mean_scores, score_song
 from wroformer_jax.io.buckets import Place
 from wroformer_jax.model.layers import Params
 from wroformer_jax.model.roformer import RoFormer

@@ -81,11 +81,11 @@ def run(args: argparse.Namespace) -> int:
         _refuse(args, "--estimates", "config", "save_stems")
     if args.data is None:
         raise InputError("--data is missing: name the folder of the songs to evaluate on, or a prepared set")
-    from wroformer_jax.estimates import doubtful_rest
+    from wroformer_jax.evaluation.estimates import doubtful_rest
+    from wroformer_jax.evaluation.metrics import import_museval
+    from wroformer_jax.evaluation.results import LEGEND, Results, table, write_csv
+    from wroformer_jax.evaluation.scoring import choose_stems, evaluate
     from wroformer_jax.io.buckets import is_remote
-    from wroformer_jax.metrics import import_museval
-    from wroformer_jax.results import LEGEND, Results, table, write_csv
-    from wroformer_jax.scoring import choose_stems, evaluate
 
     if args.museval:
         import_museval()
@@ -126,8 +126,8 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _songs(data: str) -> Sequence[Any]:
-    from wroformer_jax.data.set_songs import find_set_songs, is_for_set
-    from wroformer_jax.songs import find_songs
+    from wroformer_jax.evaluation.set_songs import find_set_songs, is_for_set
+    from wroformer_jax.evaluation.songs import find_songs
 
     return find_set_songs(data) if is_for_set(data) else find_songs(data)
 
@@ -137,7 +137,7 @@ def _estimates_made(args: argparse.Namespace) -> tuple[Any, Sequence[str], dict[
     import jax
 
     from wroformer_jax.checkpoints.loading import load
-    from wroformer_jax.estimates import Separator, fingerprint, offered_stems
+    from wroformer_jax.evaluation.estimates import Separator, fingerprint, offered_stems
     from wroformer_jax.separation.stream import chunk_samples
 
     if args.save_stems and _is_inside(args.save_stems, args.data):
@@ -157,7 +157,7 @@ def _estimates_made(args: argparse.Namespace) -> tuple[Any, Sequence[str], dict[
 
 def _estimates_found(args: argparse.Namespace, songs: Any) -> tuple[Any, Sequence[str], dict[str, Any]]:
     """As `_estimates_made`, if another tool has made them."""
-    from wroformer_jax.estimates import FoundEstimates
+    from wroformer_jax.evaluation.estimates import FoundEstimates
 
     if not os.path.isdir(args.estimates):
         raise InputError(f"--estimates {args.estimates} is not a folder")
@@ -169,7 +169,8 @@ def _estimates_found(args: argparse.Namespace, songs: Any) -> tuple[Any, Sequenc
 
 
 def _compare(args: argparse.Namespace) -> int:
-    from wroformer_jax.results import LEGEND, differences, read, summarise, table, write_csv, write_json
+    from wroformer_jax.evaluation.results import LEGEND, differences, read, table, write_csv, write_json
+    from wroformer_jax.evaluation.statistics import summarise
 
     for option, path in (("--output", args.output), ("--csv", args.csv)):
         if path and os.path.realpath(path) in map(os.path.realpath, args.compare):

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from jaxtyping import Float32
 
-from wroformer_jax.metrics import mean_defined, usdr
+from wroformer_jax.evaluation.metrics import mean_defined, usdr
 from wroformer_jax.model.roformer import RoFormer
 from wroformer_jax.separation.arrays import separate
 

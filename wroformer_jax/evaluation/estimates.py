@@ -20,12 +20,12 @@ from jaxtyping import Float32
 
 from wroformer_jax.config.model import ModelConfig
 from wroformer_jax.errors import InputError
+from wroformer_jax.evaluation.songs import Shape, Song, in_seconds
 from wroformer_jax.io.audio import inspect, read_whole
 from wroformer_jax.io.audio_writer import ENCODINGS, SongWriter
 from wroformer_jax.io.folders import audio_files, by_stem, files_state
 from wroformer_jax.separation.progress import with_progress
 from wroformer_jax.separation.stream import separate_blocks, stem_names
-from wroformer_jax.songs import Shape, Song, in_seconds
 from wroformer_jax.stems import INSTRUMENTAL, VOCALS
 
 

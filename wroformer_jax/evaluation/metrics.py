@@ -15,8 +15,8 @@ from collections.abc import Iterable, Iterator, Sequence
 import numpy as np
 from jaxtyping import Float
 
-from wroformer_jax import framewise, mel
 from wroformer_jax.errors import InputError
+from wroformer_jax.evaluation import bleedless, streaming_sdr
 
 _RATE = 44100  # Hz, for metrics that do not depend on it
 
@@ -33,7 +33,7 @@ def usdr(reference: Float[np.ndarray, "*channel sample"], estimate: Float[np.nda
     Raises:
       InputError: the shapes differ, or a sample is not finite.
     """
-    return framewise.usdr(_frames(reference, estimate, _RATE))
+    return streaming_sdr.usdr(_frames(reference, estimate, _RATE))
 
 
 def si_sdr(reference: Float[np.ndarray, "*channel sample"], estimate: Float[np.ndarray, "*shape"]) -> float:
@@ -48,7 +48,7 @@ def si_sdr(reference: Float[np.ndarray, "*channel sample"], estimate: Float[np.n
     Raises:
       InputError: the shapes differ, or a sample is not finite.
     """
-    return framewise.si_sdr(_frames(reference, estimate, _RATE))
+    return streaming_sdr.si_sdr(_frames(reference, estimate, _RATE))
 
 
 def csdr(
@@ -83,7 +83,7 @@ def csdr(
     for reference in references:
         _check(**{"first reference": references[0], "reference": reference})
     pairs = zip(references, estimates, strict=True)
-    return framewise.csdr([_frames(reference, estimate, sample_rate) for reference, estimate in pairs])
+    return streaming_sdr.csdr([_frames(reference, estimate, sample_rate) for reference, estimate in pairs])
 
 
 def museval_csdr(
@@ -154,7 +154,7 @@ def bleedless_fullness(
     """
     _check(reference=reference, estimate=estimate)
     streams = (functools.partial(_seconds, audio, sample_rate) for audio in (reference, estimate))
-    return mel.bleedless_fullness(*streams, sample_rate=sample_rate)
+    return bleedless.bleedless_fullness(*streams, sample_rate=sample_rate)
 
 
 def leakage_db(
@@ -177,8 +177,8 @@ def leakage_db(
       InputError: the shapes differ, or a sample is not finite.
     """
     _check(reference=reference, mixture=mixture)
-    offered = framewise.halves(_seconds(mixture, sample_rate), sample_rate=sample_rate)
-    return framewise.leakage(_frames(reference, estimate, sample_rate), offered)
+    offered = streaming_sdr.halves(_seconds(mixture, sample_rate), sample_rate=sample_rate)
+    return streaming_sdr.leakage(_frames(reference, estimate, sample_rate), offered)
 
 
 def mean_defined(decibels: Iterable[float]) -> float:
@@ -187,9 +187,11 @@ def mean_defined(decibels: Iterable[float]) -> float:
     return math.fsum(defined) / len(defined) if defined else math.nan
 
 
-def _frames(reference: np.ndarray, estimate: np.ndarray, sample_rate: int) -> list[framewise.Frame]:
+def _frames(reference: np.ndarray, estimate: np.ndarray, sample_rate: int) -> list[streaming_sdr.Frame]:
     _check(reference=reference, estimate=estimate)
-    return framewise.frames(_seconds(reference, sample_rate), _seconds(estimate, sample_rate), sample_rate=sample_rate)
+    return streaming_sdr.frames(
+        _seconds(reference, sample_rate), _seconds(estimate, sample_rate), sample_rate=sample_rate
+    )
 
 
 def _seconds(audio: np.ndarray, sample_rate: int) -> Iterator[np.ndarray]:

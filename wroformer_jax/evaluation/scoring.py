@@ -14,12 +14,13 @@ from pathlib import Path
 
 import numpy as np
 
-from wroformer_jax import framewise, mel
 from wroformer_jax.errors import InputError
-from wroformer_jax.estimates import FoundEstimates, Separator, check_estimate, read_estimate
-from wroformer_jax.metrics import museval_csdr
-from wroformer_jax.results import Results, Scores
-from wroformer_jax.songs import Song
+from wroformer_jax.evaluation import bleedless as mel
+from wroformer_jax.evaluation import streaming_sdr
+from wroformer_jax.evaluation.estimates import FoundEstimates, Separator, check_estimate, read_estimate
+from wroformer_jax.evaluation.metrics import museval_csdr
+from wroformer_jax.evaluation.results import Results, Scores
+from wroformer_jax.evaluation.songs import Song
 
 
 def choose_stems(songs: Sequence[Song], offered: Sequence[str], wanted: Sequence[str] | None) -> tuple[str, ...]:
@@ -51,21 +52,21 @@ def score_song(song: Song, estimates: Mapping[str, Path], *, use_museval: bool =
       InputError: something cannot be decoded to its end.
     """
     shape, rate = song.shape, song.shape.sample_rate
-    mixture = framewise.halves(song.mixture(), sample_rate=rate)
+    mixture = streaming_sdr.halves(song.mixture(), sample_rate=rate)
     frames = {}
     scores: Scores = {}
     for stem, path in estimates.items():
         reference, estimate = functools.partial(song.reference, stem), functools.partial(read_estimate, path, shape)
-        frames[stem] = framewise.frames(reference(), estimate(), sample_rate=rate)
+        frames[stem] = streaming_sdr.frames(reference(), estimate(), sample_rate=rate)
         bleedless, fullness = mel.bleedless_fullness(reference, estimate, sample_rate=rate)
         scores[stem] = {
-            "usdr": framewise.usdr(frames[stem]),
-            "si_sdr": framewise.si_sdr(frames[stem]),
+            "usdr": streaming_sdr.usdr(frames[stem]),
+            "si_sdr": streaming_sdr.si_sdr(frames[stem]),
             "bleedless": bleedless,
             "fullness": fullness,
-            "leakage": framewise.leakage(frames[stem], mixture),
+            "leakage": streaming_sdr.leakage(frames[stem], mixture),
         }
-    medians = _museval_csdr(song, estimates) if use_museval else framewise.csdr(list(frames.values()))
+    medians = _museval_csdr(song, estimates) if use_museval else streaming_sdr.csdr(list(frames.values()))
     for row, median in zip(scores.values(), medians, strict=True):
         row["csdr"] = median
     return scores

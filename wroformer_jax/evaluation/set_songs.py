@@ -14,8 +14,8 @@ from jaxtyping import Float32
 from wroformer_jax.data.record_set import RecordSet, StoredSong, is_set
 from wroformer_jax.data.record_writer import DATASET
 from wroformer_jax.errors import InputError
+from wroformer_jax.evaluation.songs import Shape, Song
 from wroformer_jax.io.buckets import is_remote
-from wroformer_jax.songs import Shape, Song
 
 SPLIT = "test"
 
