@@ -20,10 +20,10 @@ from wroformer_jax import trainer
 from wroformer_jax.checkpoints.model_dir import load_model
 from wroformer_jax.cli import main
 from wroformer_jax.errors import InputError
-from wroformer_jax.inspection import inspect_directory
 from wroformer_jax.io.buckets import place
-from wroformer_jax.mirror import Mirror
 from wroformer_jax.starting_point import starting_params
+from wroformer_jax.workdir.inspection import inspect_directory
+from wroformer_jax.workdir.mirror import Mirror
 
 pytest.importorskip("gcsfs")
 
@@ -381,7 +381,7 @@ def test_only_what_has_changed_is_copied(bucket):
 
 
 def test_what_grows_is_copied_now_and_then(bucket, monkeypatch):
-    monkeypatch.setattr("wroformer_jax.mirror._INTERVAL", 0.01)
+    monkeypatch.setattr("wroformer_jax.workdir.mirror._INTERVAL", 0.01)
     with Mirror(place(RUN), 0) as mirror:
         (mirror.folder / "a").write_text("1")
         for _ in range(1000):

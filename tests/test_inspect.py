@@ -16,12 +16,12 @@ from wroformer_jax import cli
 from wroformer_jax.checkpoints.model_dir import save_model, write_model_json
 from wroformer_jax.checkpoints.torch_weights import num_parameters
 from wroformer_jax.config.model import ModelConfig
-from wroformer_jax.inspection import inspect_directory, parameters, thinned
 from wroformer_jax.model.params import abstract_params
 from wroformer_jax.model.roformer import RoFormer
-from wroformer_jax.training_checkpoints import TrainingCheckpoints
-from wroformer_jax.training_log import TrainingLog
-from wroformer_jax.workdir import claim
+from wroformer_jax.workdir.checkpoints import TrainingCheckpoints
+from wroformer_jax.workdir.claim import claim
+from wroformer_jax.workdir.inspection import inspect_directory, parameters, thinned
+from wroformer_jax.workdir.log import TrainingLog
 
 CONFIG = tiny_run(steps=60, keep_checkpoints=4)
 
@@ -161,7 +161,7 @@ def test_damaged_checkpoints_are_named_and_are_neither_newest_nor_best(workdir, 
 
 
 def test_a_checkpoint_that_vanishes_while_we_look_is_no_obstacle(workdir, monkeypatch):
-    from wroformer_jax import inspection
+    from wroformer_jax.workdir import inspection
 
     sizes = inspection.num_bytes
 

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from wroformer_jax import plots
+from wroformer_jax.workdir import plots
 
 
 def read(path):

@@ -22,7 +22,7 @@ from wroformer_jax.checkpoints import hub, loading
 from wroformer_jax.checkpoints.torch_weights import to_state_dict
 from wroformer_jax.errors import InputError
 from wroformer_jax.model.roformer import RoFormer
-from wroformer_jax.training_checkpoints import TrainingCheckpoints
+from wroformer_jax.workdir.checkpoints import TrainingCheckpoints
 
 
 @pytest.fixture(scope="module")

@@ -17,7 +17,7 @@ import pytest
 from event_files import events_in, sound_of, steps_by_tag
 from tiny_training import compiled_once
 
-from wroformer_jax import trainer, training_checkpoints, training_data, training_report
+from wroformer_jax import trainer, training_data
 from wroformer_jax.checkpoints.model_dir import load_model, save_model
 from wroformer_jax.config.training import TrainingConfig
 from wroformer_jax.data.loading import Batches
@@ -26,7 +26,8 @@ from wroformer_jax.evaluation import whole_songs
 from wroformer_jax.io import files
 from wroformer_jax.model.params import init_params
 from wroformer_jax.model.roformer import RoFormer
-from wroformer_jax.workdir import claim
+from wroformer_jax.workdir import checkpoints, report
+from wroformer_jax.workdir.claim import claim
 
 MODEL = {
     "num_bands": 6,
@@ -392,7 +393,7 @@ def test_a_disk_that_fills_up_is_named(whole, monkeypatch):
     def full(*_args, **_kwargs):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    monkeypatch.setattr(training_report.plots, "save_curves", full)
+    monkeypatch.setattr(report.plots, "save_curves", full)
     with pytest.raises(InputError, match=f"cannot write {whole[0]}: the disk is full"):
         trainer.train(tiny(), whole[0])
 
@@ -403,7 +404,7 @@ def test_saves_that_fail_end_the_run_only_at_its_end(whole, tmp_path, monkeypatc
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     with monkeypatch.context() as patch:
-        patch.setattr(training_checkpoints, "check_space", full)
+        patch.setattr(checkpoints, "check_space", full)
         with pytest.raises(InputError, match=r"the last state could not be saved: .*the disk is full"):
             trainer.train(tiny(), tmp_path)
     assert [f"checkpoint {step} is not saved" in caplog.text for step in (2, 4, 6, 8)] == [True] * 4

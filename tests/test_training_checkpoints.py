@@ -16,7 +16,7 @@ from tiny_model import CONFIG, FULL, assert_same, fail_halfway, files_in, larges
 from wroformer_jax.checkpoints.model_dir import load_model
 from wroformer_jax.errors import InputError
 from wroformer_jax.io import files
-from wroformer_jax.training_checkpoints import TrainingCheckpoints
+from wroformer_jax.workdir.checkpoints import TrainingCheckpoints
 
 
 @pytest.fixture(scope="module")

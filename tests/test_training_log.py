@@ -9,13 +9,13 @@ import pytest
 from event_files import events_in, picture_of, sound_of, steps_by_tag
 from tiny_training import tiny_run
 
-from wroformer_jax import training_log
 from wroformer_jax.evaluation import whole_songs
 from wroformer_jax.evaluation.whole_songs import WholeSong
-from wroformer_jax.excerpts import Excerpt, excerpt_of, loudest_start
 from wroformer_jax.model.roformer import RoFormer
 from wroformer_jax.speed import Work, memory_in_use, speed
-from wroformer_jax.training_log import TrainingLog, progress_line, read_records
+from wroformer_jax.workdir import log as training_log
+from wroformer_jax.workdir.excerpts import Excerpt, excerpt_of, loudest_start
+from wroformer_jax.workdir.log import TrainingLog, progress_line, read_records
 
 SCALARS = {"loss": 0.12345, "sdr": 5.678, "gradient_norm": 1.0}
 RATES = {"seconds_per_step": 0.5, "data_wait": 0.021, "audio_seconds_per_second": 16.0}

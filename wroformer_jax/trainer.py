@@ -29,10 +29,8 @@ from wroformer_jax.config.training import TrainingConfig
 from wroformer_jax.data.loading import Batches, Share, batches
 from wroformer_jax.errors import InputError
 from wroformer_jax.evaluation.whole_songs import Estimates, WholeSong
-from wroformer_jax.excerpts import SONGS, Excerpt, excerpt_of
 from wroformer_jax.io.buckets import Place, is_remote, place
 from wroformer_jax.io.files import disk_errors_named, locked
-from wroformer_jax.mirror import Mirror
 from wroformer_jax.model.bands import band_layout
 from wroformer_jax.model.layers import Params
 from wroformer_jax.model.params import abstract_params
@@ -52,12 +50,14 @@ from wroformer_jax.train_step import (
     initial_state,
     make_train_step,
 )
-from wroformer_jax.training_checkpoints import TrainingCheckpoints
 from wroformer_jax.training_data import TRAIN, Validation, loading_of, open_songs, synthesised_songs
-from wroformer_jax.training_log import METRICS, TrainingLog, describe
-from wroformer_jax.training_report import write_curves, write_example
 from wroformer_jax.watch import Watch
-from wroformer_jax.workdir import check_shared, claim, refuse_other
+from wroformer_jax.workdir.checkpoints import TrainingCheckpoints
+from wroformer_jax.workdir.claim import check_shared, claim, refuse_other
+from wroformer_jax.workdir.excerpts import SONGS, Excerpt, excerpt_of
+from wroformer_jax.workdir.log import METRICS, TrainingLog, describe
+from wroformer_jax.workdir.mirror import Mirror
+from wroformer_jax.workdir.report import write_curves, write_example
 
 
 class PreemptedError(Exception):

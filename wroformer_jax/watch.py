@@ -18,7 +18,7 @@ from wroformer_jax.io.buckets import Place
 from wroformer_jax.io.files import replacing
 from wroformer_jax.speed import Work, memory_in_use, speed
 from wroformer_jax.train_step import Metrics
-from wroformer_jax.training_log import TrainingLog
+from wroformer_jax.workdir.log import TrainingLog
 
 _COUNTERS = ("skipped", "skipped_in_a_row")
 

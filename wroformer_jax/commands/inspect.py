@@ -12,7 +12,7 @@ from wroformer_jax.commands.shared import EXIT_OK, Row, add_verbose, aligned, pr
 
 if TYPE_CHECKING:
     from wroformer_jax.config.model import ModelConfig
-    from wroformer_jax.inspection import Inspection, Parameter
+    from wroformer_jax.workdir.inspection import Inspection, Parameter
 
 _HELP = """
 Reads no weights, so it is quick whatever the model's size, and leaves the devices alone: it may be used while the run
@@ -45,7 +45,7 @@ def run(args: argparse.Namespace) -> int:
     """Prints tables, or JSON."""
     import jax
 
-    from wroformer_jax.inspection import inspect_directory, parameters
+    from wroformer_jax.workdir.inspection import inspect_directory, parameters
 
     jax.config.update("jax_platforms", "cpu")  # the devices belong to the run that is looked at
     found = inspect_directory(args.workdir)
@@ -154,7 +154,7 @@ def _curve(found: Inspection) -> str:
 
 def _curve_rows(loss: Sequence[tuple[int, float]], sdr: Sequence[tuple[int, float]]) -> list[Row]:
     """Some steps: the mean loss since the row above, and the uSDR of that step if it was validated."""
-    from wroformer_jax.inspection import thinned
+    from wroformer_jax.workdir.inspection import thinned
 
     scores = dict(sdr)
     logged = [step for step, _ in loss]
@@ -172,7 +172,7 @@ def _curve_rows(loss: Sequence[tuple[int, float]], sdr: Sequence[tuple[int, floa
 
 
 def _sparkline(values: Sequence[float]) -> str:
-    from wroformer_jax.inspection import thinned
+    from wroformer_jax.workdir.inspection import thinned
 
     shown = [values[i] for i in thinned(range(len(values)), _SPARKS)]
     low, high = min(shown), max(shown)

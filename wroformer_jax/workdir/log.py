@@ -12,11 +12,11 @@ from typing import Any
 
 import numpy as np
 
-from wroformer_jax.event_file import EventFile
-from wroformer_jax.excerpts import Excerpt
 from wroformer_jax.io.buckets import Place
 from wroformer_jax.io.files import replacing
-from wroformer_jax.plots import spectrogram_image
+from wroformer_jax.workdir.excerpts import Excerpt
+from wroformer_jax.workdir.plots import spectrogram_image
+from wroformer_jax.workdir.tensorboard import EventFile
 
 METRICS = "metrics.jsonl"
 

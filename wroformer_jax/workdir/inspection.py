@@ -12,7 +12,7 @@ from wroformer_jax.checkpoints.model_dir import COMMITTED, read_model_json
 from wroformer_jax.config.model import ModelConfig
 from wroformer_jax.errors import InputError
 from wroformer_jax.io.buckets import Place, access, is_remote, num_bytes, place
-from wroformer_jax.training_log import read_records
+from wroformer_jax.workdir.log import read_records
 
 _WRITING = ".orbax-checkpoint-tmp"  # in the name of a step that is not whole yet
 _DAMAGED = ".damaged"  # ends the name of a step that a run could not read, see training_checkpoints.py

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from wroformer_jax import plots
 from wroformer_jax.evaluation.metrics import usdr
 from wroformer_jax.evaluation.whole_songs import WholeSong, separate_song
 from wroformer_jax.io.files import replacing
 from wroformer_jax.model.layers import Params
 from wroformer_jax.model.roformer import RoFormer
 from wroformer_jax.separation.stream import stem_names
-from wroformer_jax.training_log import TrainingLog
+from wroformer_jax.workdir import plots
+from wroformer_jax.workdir.log import TrainingLog
 
 
 def write_curves(workdir: Path, log: TrainingLog) -> None:

@@ -1,0 +1,1 @@
+"""All that a run keeps and shows. Never trains."""
