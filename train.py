@@ -52,7 +52,8 @@ def main(_argv: list[str]) -> int:
         config = TrainingConfig.from_dict(_CONFIG.value.to_dict())
         # These take seconds, so a mistake in the config is told before.
         from wroformer_jax.parallel.processes import connect
-        from wroformer_jax.trainer import PreemptedError, train
+        from wroformer_jax.training.loop import PreemptedError
+        from wroformer_jax.training.trainer import train
 
         connect(_COORDINATOR.value, _NUM_PROCESSES.value, _PROCESS_ID.value)
         try:

@@ -37,7 +37,8 @@ from wroformer_jax.io.files import replacing
 from wroformer_jax.model.roformer import RoFormer
 from wroformer_jax.parallel.mesh import make_mesh
 from wroformer_jax.parallel.sharding import to_global
-from wroformer_jax.train_step import batch_shapes, initial_state, make_train_step
+from wroformer_jax.training.state import batch_shapes, initial_state
+from wroformer_jax.training.step import make_train_step
 
 ROOT = Path(__file__).parents[1]
 RATE = 4000  # Hz

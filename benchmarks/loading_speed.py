@@ -23,7 +23,7 @@ from wroformer_jax.config.training import TrainingConfig
 from wroformer_jax.data.loading import Loading, batches
 from wroformer_jax.data.record_set import RecordSet
 from wroformer_jax.data.segments import ENCODINGS
-from wroformer_jax.trainer import initial_state, make_train_step
+from wroformer_jax.training.trainer import initial_state, make_train_step
 
 ROOT = Path(__file__).parents[1]
 RATE = 44100  # Hz

@@ -40,8 +40,9 @@ from wroformer_jax.model.layers import Params
 from wroformer_jax.model.params import add_windowed_sinks
 from wroformer_jax.model.roformer import Attention, RoFormer
 from wroformer_jax.model.rotary import rotary_tables
-from wroformer_jax.trainer import train
-from wroformer_jax.training_data import TRAIN, Validation, loading_of, open_songs
+from wroformer_jax.training.data import TRAIN, loading_of, open_songs
+from wroformer_jax.training.trainer import train
+from wroformer_jax.training.validation import Validation
 
 ROOT = Path(__file__).parents[1]
 RATE = 16000  # Hz

@@ -21,7 +21,7 @@ from wroformer_jax.config.training import TrainingConfig
 from wroformer_jax.parallel.sharding import bytes_per_device
 from wroformer_jax.plan import DoesNotFit, plan, sent_bytes, settle
 from wroformer_jax.topology import topology
-from wroformer_jax.train_step import abstract_state
+from wroformer_jax.training.state import abstract_state
 
 ROOT = Path(__file__).parents[1]
 GIB = 2**30

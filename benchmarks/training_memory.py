@@ -36,7 +36,8 @@ def train(seconds: float, way: str, steps: int) -> dict[str, object]:
     from wroformer_jax.config.training import TrainingConfig
     from wroformer_jax.parallel.mesh import make_mesh
     from wroformer_jax.parallel.sharding import to_global
-    from wroformer_jax.train_step import batch_shapes, initial_state, make_train_step
+    from wroformer_jax.training.state import batch_shapes, initial_state
+    from wroformer_jax.training.step import make_train_step
 
     spec = importlib.util.spec_from_file_location("quickstart", ROOT / "configs" / "quickstart.py")
     module = importlib.util.module_from_spec(spec)

@@ -20,14 +20,8 @@ from wroformer_jax.config.training import TrainingConfig
 from wroformer_jax.parallel.mesh import make_mesh
 from wroformer_jax.parallel.processes import connect, is_first, whole_here
 from wroformer_jax.parallel.sharding import batch_shardings, bytes_per_device, local_part, replicated, to_global
-from wroformer_jax.train_step import (
-    abstract_state,
-    batch_shapes,
-    build_update,
-    initial_state,
-    loss_and_gradients,
-    state_shardings,
-)
+from wroformer_jax.training.state import abstract_state, batch_shapes, initial_state, state_shardings
+from wroformer_jax.training.step import build_update, loss_and_gradients
 
 STEPS = 20
 

@@ -13,15 +13,17 @@ import sys
 
 import jax
 
+from wroformer_jax.training import loop
+
 SETTINGS = json.loads(sys.argv[1])
 jax.config.update("jax_num_cpu_devices", SETTINGS.get("devices", 1))
 
 import numpy as np
 
-from wroformer_jax import trainer
 from wroformer_jax.config.training import TrainingConfig
 from wroformer_jax.errors import InputError
 from wroformer_jax.parallel.processes import connect
+from wroformer_jax.training import trainer
 
 make = trainer.make_train_step
 
@@ -51,7 +53,7 @@ def main():
     except InputError as error:
         print(error, file=sys.stderr)
         return 2
-    except trainer.PreemptedError as error:
+    except loop.PreemptedError as error:
         print(error, file=sys.stderr)
         return 143
     return 0

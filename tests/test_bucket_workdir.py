@@ -16,12 +16,12 @@ from fake_bucket import fake_storage
 from tiny_training import compiled_once, tiny_run
 
 import wroformer_jax
-from wroformer_jax import trainer
 from wroformer_jax.checkpoints.model_dir import load_model
 from wroformer_jax.cli import main
 from wroformer_jax.errors import InputError
 from wroformer_jax.io.buckets import place
-from wroformer_jax.starting_point import starting_params
+from wroformer_jax.training import loop, trainer
+from wroformer_jax.training.initialisation import starting_params
 from wroformer_jax.workdir.inspection import inspect_directory
 from wroformer_jax.workdir.mirror import Mirror
 
@@ -158,7 +158,7 @@ def test_preempted_it_goes_on_on_another_machine(whole, bucket, monkeypatch, tmp
 
     with monkeypatch.context() as patch:
         patch.setattr(trainer, "make_train_step", with_batches(notice))
-        with pytest.raises(trainer.PreemptedError, match=f"step 5 of 8 is saved in {RUN}"):
+        with pytest.raises(loop.PreemptedError, match=f"step 5 of 8 is saved in {RUN}"):
             trainer.train(tiny(), RUN)
     another_machine(monkeypatch, tmp_path)
     capsys.readouterr()

@@ -7,9 +7,9 @@ from wroformer_jax.checkpoints.hub import KNOWN
 from wroformer_jax.checkpoints.torch_weights import num_parameters
 from wroformer_jax.config.model import ModelConfig
 from wroformer_jax.config.training import TrainingConfig
-from wroformer_jax.distillation import check_teacher
-from wroformer_jax.optimizer import make_optimizer
-from wroformer_jax.starting_point import check_init
+from wroformer_jax.training.distillation import check_teacher
+from wroformer_jax.training.initialisation import check_init
+from wroformer_jax.training.optimizer import make_optimizer
 
 NAMES = sorted(path.stem for path in CONFIGS.glob("*.py"))
 
@@ -68,7 +68,7 @@ def test_what_is_trained_from_scratch_can_teach_what_is_fine_tuned():
 
 def test_a_run_of_the_published_size_without_its_songs_is_refused(tmp_path, monkeypatch):
     from wroformer_jax.errors import InputError
-    from wroformer_jax.trainer import train
+    from wroformer_jax.training.trainer import train
 
     monkeypatch.chdir(tmp_path)
     with pytest.raises(InputError, match="sets/musdb18hq"):

@@ -9,10 +9,10 @@ import pytest
 from helpers import music
 from tiny_model import CONFIG
 
-from wroformer_jax.distillation import Masks, check_teacher, compared_frames, mask_distance, teacher_masks
 from wroformer_jax.errors import InputError
 from wroformer_jax.model.params import init_params
 from wroformer_jax.model.roformer import RoFormer
+from wroformer_jax.training.distillation import Masks, check_teacher, compared_frames, mask_distance, teacher_masks
 
 FULL = dataclasses.replace(CONFIG, time_mixer="full", num_sinks=0, depth=1)
 # Sees a frame at a time, so that what it makes of one does not depend on where the audio is cut.

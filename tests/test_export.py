@@ -12,7 +12,7 @@ from tiny_training import tiny_run
 from wroformer_jax.checkpoints import loading
 from wroformer_jax.checkpoints.torch_weights import from_state_dict
 from wroformer_jax.model.roformer import RoFormer
-from wroformer_jax.trainer import train
+from wroformer_jax.training.trainer import train
 
 # The package fixes the hidden widths at four times the model's.
 MODEL = {"depth": 2, "heads": 2, "dim_feed_forward": 32, "dim_mask": 32}

@@ -10,11 +10,11 @@ import pytest
 from tiny_training import tiny_run
 
 from wroformer_jax.config.model import ModelConfig
-from wroformer_jax.losses import l1
 from wroformer_jax.model.flops import forward_flops, num_frames, published_score_entries, score_entries
 from wroformer_jax.model.params import abstract_params
 from wroformer_jax.model.roformer import RoFormer
-from wroformer_jax.speed import mfu, peak_flops, step_flops
+from wroformer_jax.training.losses import l1
+from wroformer_jax.training.throughput import mfu, peak_flops, step_flops
 
 # Bands of one width, so that none is padded; full attention, whose products are not cut into blocks at this length.
 PLAIN = ModelConfig(

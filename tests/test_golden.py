@@ -27,13 +27,13 @@ from tiny_training import fields_of
 
 from wroformer_jax.checkpoints.torch_weights import load_torch, to_state_dict
 from wroformer_jax.config.training import TrainingConfig
-from wroformer_jax.losses import reconstruction_loss
 from wroformer_jax.model import stft as stft_module
 from wroformer_jax.model.attention import windowed_sink_attention
 from wroformer_jax.model.roformer import RoFormer
 from wroformer_jax.model.stft import hann_window, stft
 from wroformer_jax.parallel.mesh import make_mesh
-from wroformer_jax.train_step import loss_and_gradients
+from wroformer_jax.training.losses import reconstruction_loss
+from wroformer_jax.training.step import loss_and_gradients
 
 GOLDEN = Path(os.environ.get("WROFORMER_GOLDEN", Path(__file__).parents[2] / "shared" / "golden"))
 CASES = ("wsa", "full", "two_stems", "bs")

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from wroformer_jax import losses
+from wroformer_jax.training import losses
 
 
 def noise(seed, *shape):

@@ -9,7 +9,7 @@ from test_trainer import tiny
 from wroformer_jax.errors import InputError
 from wroformer_jax.model.params import abstract_params
 from wroformer_jax.model.roformer import RoFormer
-from wroformer_jax.optimizer import make_optimizer, schedule, trained_mask
+from wroformer_jax.training.optimizer import make_optimizer, schedule, trained_mask
 
 PARAMS = {
     "layer": {"kernel": np.ones((2, 3), np.float32), "bias": np.ones(3, np.float32)},

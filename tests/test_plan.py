@@ -18,9 +18,9 @@ from wroformer_jax.parallel.mesh import make_mesh
 from wroformer_jax.parallel.sharding import bytes_per_device
 from wroformer_jax.plan import DoesNotFit, plan, published_scores, scores, sent_bytes, settle, teacher_of
 from wroformer_jax.separation.forward import WHOLE_PLACES
-from wroformer_jax.speed import step_flops
 from wroformer_jax.topology import local_devices, topology
-from wroformer_jax.train_step import abstract_batch, abstract_state
+from wroformer_jax.training.state import abstract_batch, abstract_state
+from wroformer_jax.training.throughput import step_flops
 
 MODEL = {"band_scheme": "band_split", "freqs_per_bands": (43, 43, 43), "depth": 1}  # compiles quickly
 HERE = tiny_run(model=MODEL, loss_windows=(256,), seconds=0.1, teacher="none.ckpt")

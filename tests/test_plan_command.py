@@ -23,7 +23,7 @@ from wroformer_jax.parallel.mesh import make_mesh
 from wroformer_jax.plan import DoesNotFit, Memory, Plan
 from wroformer_jax.roofline import Roofline
 from wroformer_jax.topology import local_devices
-from wroformer_jax.train_step import time_of
+from wroformer_jax.training.state import time_of
 
 GIB = 2**30
 

@@ -17,7 +17,7 @@ from wroformer_jax.model.params import abstract_params
 from wroformer_jax.model.roformer import RoFormer
 from wroformer_jax.parallel.mesh import arrange_devices, check_batch, make_mesh
 from wroformer_jax.parallel.sharding import param_shardings, part_of
-from wroformer_jax.train_step import abstract_state
+from wroformer_jax.training.state import abstract_state
 
 # One device, then what has to agree with it: (data, fsdp, seq), and parts that a batch is cut into.
 MESHES = (((1, 1, 1), 1), ((2, 2, 1), 1), ((1, 4, 1), 1), ((4, 1, 1), 1), ((1, 1, 4), 1), ((2, 1, 1), 2))

@@ -8,11 +8,11 @@ import pytest
 from tiny_model import assert_same, make_params
 from tiny_training import tiny_run
 
-from wroformer_jax import trainer
 from wroformer_jax.checkpoints.model_dir import save_model
 from wroformer_jax.errors import InputError
 from wroformer_jax.parallel.mesh import make_mesh
-from wroformer_jax.starting_point import frozen_teacher, starting_params
+from wroformer_jax.training import trainer
+from wroformer_jax.training.initialisation import frozen_teacher, starting_params
 
 WINDOWED = tiny_run().model
 FULL = dataclasses.replace(WINDOWED, time_mixer="full", num_sinks=0, zero_dc=False)

@@ -8,10 +8,11 @@ import numpy as np
 import pytest
 from test_trainer import tiny
 
-from wroformer_jax.losses import reconstruction_loss
 from wroformer_jax.model.roformer import RoFormer
 from wroformer_jax.parallel.mesh import make_mesh
-from wroformer_jax.train_step import build_update, initial_state, make_train_step
+from wroformer_jax.training.losses import reconstruction_loss
+from wroformer_jax.training.state import initial_state
+from wroformer_jax.training.step import build_update, make_train_step
 
 CONFIG = tiny(ema=0.9, seconds=0.05, batch_size=4, loss_windows=(64,), freeze=("band_split",))
 

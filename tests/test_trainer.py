@@ -17,7 +17,6 @@ import pytest
 from event_files import events_in, sound_of, steps_by_tag
 from tiny_training import compiled_once
 
-from wroformer_jax import trainer, training_data
 from wroformer_jax.checkpoints.model_dir import load_model, save_model
 from wroformer_jax.config.training import TrainingConfig
 from wroformer_jax.data.loading import Batches
@@ -26,6 +25,7 @@ from wroformer_jax.evaluation import whole_songs
 from wroformer_jax.io import files
 from wroformer_jax.model.params import init_params
 from wroformer_jax.model.roformer import RoFormer
+from wroformer_jax.training import data, loop, trainer
 from wroformer_jax.workdir import checkpoints, report
 from wroformer_jax.workdir.claim import claim
 
@@ -328,7 +328,7 @@ def test_it_is_refused_before_anything_is_compiled_or_written(whole, tmp_path, m
 
 
 def test_a_notice_during_a_validation_saves_the_step_at_once(whole, tmp_path, monkeypatch):
-    score, numbers = training_data.score_song, itertools.count(1)
+    score, numbers = data.score_song, itertools.count(1)
 
     def notice(*args, **kwargs):
         if (number := next(numbers)) == 3:  # the first of the two songs after step 4
@@ -337,8 +337,8 @@ def test_a_notice_during_a_validation_saves_the_step_at_once(whole, tmp_path, mo
         return score(*args, **kwargs)
 
     with monkeypatch.context() as patch:
-        patch.setattr(training_data, "score_song", notice)
-        with pytest.raises(trainer.PreemptedError, match="step 4 of 8 is saved"):
+        patch.setattr(data, "score_song", notice)
+        with pytest.raises(loop.PreemptedError, match="step 4 of 8 is saved"):
             trainer.train(tiny(), tmp_path)
     assert (tmp_path / "checkpoints" / "4").is_dir()
     assert trainer.train(tiny(), tmp_path) == whole[1]
@@ -422,7 +422,7 @@ def test_a_notice_of_preemption_saves_the_step_under_way(whole, tmp_path, monkey
     before = signal.getsignal(signal.SIGTERM)
     with monkeypatch.context() as patch:
         patch.setattr(trainer, "make_train_step", with_batches(notice))
-        with pytest.raises(trainer.PreemptedError, match=f"step {step} of 8 is saved in {tmp_path}"):
+        with pytest.raises(loop.PreemptedError, match=f"step {step} of 8 is saved in {tmp_path}"):
             trainer.train(tiny(), tmp_path)
     assert signal.getsignal(signal.SIGTERM) is before
     assert (tmp_path / "checkpoints" / str(step)).is_dir()
@@ -443,7 +443,7 @@ def test_workers_that_got_the_notice_too_are_no_obstacle(tmp_path, monkeypatch):
         return give(loader)
 
     monkeypatch.setattr(Batches, "__next__", die_once)
-    with pytest.raises(trainer.PreemptedError, match="step 3 of 8 is saved"):
+    with pytest.raises(loop.PreemptedError, match="step 3 of 8 is saved"):
         trainer.train(tiny(), tmp_path)
 
 
@@ -498,7 +498,7 @@ def test_a_trace_ends_when_the_run_is_preempted_and_a_resumed_one_has_none(tmp_p
     config = tiny(profile_steps=(3, 6))
     with monkeypatch.context() as patch:
         patch.setattr(trainer, "make_train_step", with_batches(notice))
-        with pytest.raises(trainer.PreemptedError, match="step 4 of 8 is saved"):
+        with pytest.raises(loop.PreemptedError, match="step 4 of 8 is saved"):
             trainer.train(config, tmp_path)
     assert traces == ["start_trace", "stop_trace"]
     assert len(traced_files(tmp_path)) == 1

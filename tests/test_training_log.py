@@ -12,7 +12,7 @@ from tiny_training import tiny_run
 from wroformer_jax.evaluation import whole_songs
 from wroformer_jax.evaluation.whole_songs import WholeSong
 from wroformer_jax.model.roformer import RoFormer
-from wroformer_jax.speed import Work, memory_in_use, speed
+from wroformer_jax.training.throughput import Work, memory_in_use, speed
 from wroformer_jax.workdir import log as training_log
 from wroformer_jax.workdir.excerpts import Excerpt, excerpt_of, loudest_start
 from wroformer_jax.workdir.log import TrainingLog, progress_line, read_records

@@ -26,7 +26,8 @@ from wroformer_jax.model.roformer import RoFormer
 from wroformer_jax.parallel.mesh import SAMPLES, make_mesh
 from wroformer_jax.parallel.sharding import param_shardings, replicated, to_global
 from wroformer_jax.separation.arrays import separate
-from wroformer_jax.train_step import batch_shapes, loss_and_gradients, time_of
+from wroformer_jax.training.state import batch_shapes, time_of
+from wroformer_jax.training.step import loss_and_gradients
 
 PADDING = 7.0
 

@@ -9,9 +9,9 @@ import jax
 import numpy as np
 import pytest
 
-from wroformer_jax import trainer
 from wroformer_jax.config.training import TrainingConfig
-from wroformer_jax.train_step import initial_state
+from wroformer_jax.training import trainer
+from wroformer_jax.training.state import initial_state
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 

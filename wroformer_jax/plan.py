@@ -32,9 +32,10 @@ from wroformer_jax.parallel.sharding import batch_shardings, bytes_per_device, p
 from wroformer_jax.roofline import Roofline, Work, forward_work, roofline, training_passes
 from wroformer_jax.separation.forward import in_pieces
 from wroformer_jax.separation.over_devices import over_devices
-from wroformer_jax.speed import step_flops
 from wroformer_jax.topology import Target, out_of_memory
-from wroformer_jax.train_step import abstract_batch, abstract_state, build_train_step, state_shardings
+from wroformer_jax.training.state import abstract_batch, abstract_state, state_shardings
+from wroformer_jax.training.step import build_train_step
+from wroformer_jax.training.throughput import step_flops
 
 
 @dataclasses.dataclass(frozen=True)

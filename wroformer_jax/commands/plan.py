@@ -70,7 +70,7 @@ def add_to(commands: Any) -> None:
 def run(args: argparse.Namespace) -> int:
     """Settings first, which fail quickly; then compiles, and prints tables."""
     from wroformer_jax.plan import settle
-    from wroformer_jax.train_step import time_of
+    from wroformer_jax.training.state import time_of
 
     if args.topology:
         import jax
@@ -180,7 +180,7 @@ class _Planner:
     def _at_rest(self) -> int:
         """Bytes of a device that are taken whatever the audio."""
         from wroformer_jax.parallel.sharding import bytes_per_device
-        from wroformer_jax.train_step import abstract_state
+        from wroformer_jax.training.state import abstract_state
 
         state = abstract_state(self.config, self.mesh)
         return bytes_per_device(state.params if self.inference else state)
@@ -314,7 +314,7 @@ def _with_seconds(config: TrainingConfig, seconds: float) -> TrainingConfig:
 def _shortest(config: TrainingConfig, mesh: Mesh | AbstractMesh) -> float:
     """Seconds of a crop that is as short as losses and model take, and as the mesh can cut, to within a quarter."""
     from wroformer_jax.config.training import LONGEST_CROP
-    from wroformer_jax.train_step import time_of
+    from wroformer_jax.training.state import time_of
 
     model = config.model
     needed = max(*config.loss_windows, model.stft_n_fft) // 2 + 1

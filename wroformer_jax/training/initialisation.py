@@ -11,13 +11,13 @@ from jax.sharding import Mesh
 from wroformer_jax.checkpoints import loading
 from wroformer_jax.config.model import MEMORY_FIELDS, ModelConfig, forward_only
 from wroformer_jax.config.training import TrainingConfig
-from wroformer_jax.distillation import check_teacher
 from wroformer_jax.errors import InputError
 from wroformer_jax.model.layers import Params
 from wroformer_jax.model.params import add_windowed_sinks
 from wroformer_jax.model.roformer import RoFormer
 from wroformer_jax.parallel.sharding import param_shardings, spread
-from wroformer_jax.train_step import Teacher
+from wroformer_jax.training.distillation import check_teacher
+from wroformer_jax.training.state import Teacher
 
 # How a model is computed, not what its parameters are.
 _FREE = ("dtype", "zero_dc", *MEMORY_FIELDS)

@@ -15,10 +15,10 @@ from jaxtyping import Array, Bool, Float
 
 from wroformer_jax.config.model import ModelConfig
 from wroformer_jax.errors import InputError
-from wroformer_jax.losses import modulus
 from wroformer_jax.model.layers import Params
 from wroformer_jax.model.roformer import RoFormer
 from wroformer_jax.parallel.time_axis import WHOLE, TimeAxis
+from wroformer_jax.training.losses import modulus
 
 # What the masks of two models must have in common to be compared bin by bin.
 _SHARED = ("stems", "channels", "sample_rate", "stft_n_fft", "stft_hop_length", "stft_win_length")

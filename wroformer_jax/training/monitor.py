@@ -16,8 +16,8 @@ from wroformer_jax.data.loading import Batches
 from wroformer_jax.errors import InputError
 from wroformer_jax.io.buckets import Place
 from wroformer_jax.io.files import replacing
-from wroformer_jax.speed import Work, memory_in_use, speed
-from wroformer_jax.train_step import Metrics
+from wroformer_jax.training.step import Metrics
+from wroformer_jax.training.throughput import Work, memory_in_use, speed
 from wroformer_jax.workdir.log import TrainingLog
 
 _COUNTERS = ("skipped", "skipped_in_a_row")

@@ -1,0 +1,70 @@
+"""The songs of a run: a prepared set, or one that is synthesised in its workdir."""
+
+from __future__ import annotations
+
+import functools
+
+from wroformer_jax.config.training import TrainingConfig
+from wroformer_jax.data.loading import Loading
+from wroformer_jax.data.prepare.write import prepare_synthetic
+from wroformer_jax.data.record_set import RecordSet, is_set
+from wroformer_jax.errors import InputError
+from wroformer_jax.io.buckets import Place
+from wroformer_jax.parallel.processes import in_first, together
+
+TRAIN = "train"
+
+# Where the songs of a run without a data set are kept, in its workdir.
+_SYNTHETIC = "songs"
+
+
+def open_songs(config: TrainingConfig) -> RecordSet:
+    """The set of songs to train on.
+
+    Raises:
+      InputError: it cannot be used, or does not go with the model.
+    """
+    songs = RecordSet.open(config.data)
+    if songs.sample_rate != config.model.sample_rate:
+        raise InputError(
+            f"{config.data} has {songs.sample_rate} Hz and the model {config.model.sample_rate}: prepare the songs "
+            f"with --sample-rate {config.model.sample_rate}"
+        )
+    return songs
+
+
+def synthesised_songs(config: TrainingConfig, workdir: Place) -> RecordSet:
+    """The set in the workdir, local or in a bucket, synthesised by the first process if it is not there yet."""
+    path = workdir / _SYNTHETIC
+    in_first(lambda: _synthesise(config, path))
+    return together(lambda: RecordSet.open(path))
+
+
+def _synthesise(config: TrainingConfig, path: Place) -> None:
+    if is_set(path):
+        return
+    print(f"synthesising {config.train_songs + config.validation_songs} songs", flush=True)
+    prepare_synthetic(
+        path,
+        train_songs=config.train_songs,
+        test_songs=config.validation_songs,
+        seconds=config.song_seconds,
+        sample_rate=config.model.sample_rate,
+        seed=config.seed,
+        say=functools.partial(print, flush=True),
+    )
+
+
+def loading_of(config: TrainingConfig) -> Loading:
+    """How the batches of a run are made."""
+    return Loading(
+        crop_samples=config.crop_samples,
+        batch_size=config.batch_size,
+        targets=config.model.stems,
+        stems=config.stems,
+        channels=config.model.channels,
+        seed=config.seed,
+        workers=config.workers,
+        prefetch=config.prefetch,
+        augmentation=config.augment,
+    )

@@ -1,0 +1,124 @@
+"""The state of a training run: its shapes, its shardings, and how it begins."""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax.sharding import AbstractMesh, Mesh
+from jaxtyping import Array, Float, Int
+
+from wroformer_jax.config.training import TrainingConfig
+from wroformer_jax.errors import InputError
+from wroformer_jax.model.layers import Params
+from wroformer_jax.model.params import abstract_params, init_params
+from wroformer_jax.model.roformer import RoFormer
+from wroformer_jax.parallel.context_parallel import cut_time, padded_samples
+from wroformer_jax.parallel.mesh import num_time_parts
+from wroformer_jax.parallel.sharding import (
+    batch_shardings,
+    mirrored_shardings,
+    param_shardings,
+    replicated,
+    spread,
+)
+from wroformer_jax.parallel.time_axis import TimeAxis
+from wroformer_jax.training.optimizer import make_optimizer
+
+Batch = dict[str, Float[Array, "batch *stem channel sample"]]
+
+
+class TrainState(NamedTuple):
+    """All that a step changes."""
+
+    step: Int[Array, ""]
+    params: Params
+    ema: Params | None  # moving average of the parameters, None without
+    opt_state: optax.OptState
+    skipped: Int[Array, ""]  # steps that changed nothing, because their loss or gradient was not finite
+    skipped_in_a_row: Int[Array, ""]
+
+
+class Teacher(NamedTuple):
+    """A frozen model to learn masks from."""
+
+    model: RoFormer
+    params: Params
+
+
+def state_shardings(config: TrainingConfig, mesh: Mesh) -> TrainState:
+    """How the state lies on the mesh: a TrainState of shardings."""
+    model = RoFormer(config.model)
+    params, whole = param_shardings(model, mesh), replicated(mesh)
+    shapes = abstract_params(model)
+    opt_state = mirrored_shardings(jax.eval_shape(make_optimizer(config, shapes).init, shapes), params, mesh)
+    return TrainState(whole, params, params if config.ema else None, opt_state, whole, whole)
+
+
+def initial_state(config: TrainingConfig, mesh: Mesh, params: Params | None = None) -> TrainState:
+    """The state of step 0, made in its place: no device ever holds more than its part.
+
+    Args:
+      config: the settings.
+      mesh: where it is to lie.
+      params: to start from, on the host; None for random ones from the seed.
+    """
+    model, shardings = RoFormer(config.model), state_shardings(config, mesh)
+    if params is None:
+        placed = jax.jit(lambda: init_params(model, config.seed), out_shardings=shardings.params)()
+    else:
+        placed = jax.tree.map(spread, params, shardings.params)
+    return jax.jit(lambda p: _start(config, p), out_shardings=shardings)(placed)
+
+
+def abstract_state(config: TrainingConfig, mesh: Mesh) -> TrainState:
+    """Shapes, dtypes and shardings of the state, computing nothing."""
+    shapes = jax.eval_shape(lambda p: _start(config, p), abstract_params(RoFormer(config.model)))
+    return jax.tree.map(
+        lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
+        shapes,
+        state_shardings(config, mesh),
+    )
+
+
+def time_of(config: TrainingConfig, mesh: Mesh | AbstractMesh) -> TimeAxis:
+    """How the examples' time lies on the mesh: whole, or cut over devices.
+
+    Raises:
+      InputError: it cannot be cut over so many.
+    """
+    multiple = config.loss_hop
+    longest, parts = max(config.loss_windows), num_time_parts(mesh)
+    if config.loss_weights["masks"]:  # a part is made of whole windows of the teacher
+        multiple = math.lcm(multiple, config.teacher_samples)
+        if parts > 1 and config.crop_samples < config.teacher_samples:
+            raise InputError(
+                f"seconds is {config.seconds:g}, less than teacher_seconds = {config.teacher_seconds:g}: where time is "
+                f"cut over devices (mesh.seq = {parts}) the teacher hears whole windows only, and would hear none"
+            )
+    return cut_time(config.model, config.crop_samples, parts, multiple=multiple, longest_window=longest)
+
+
+def batch_shapes(config: TrainingConfig, mesh: Mesh) -> dict[str, tuple[int, ...]]:
+    """Shapes of the arrays of a batch, all devices together. Where time is cut, its end is padding."""
+    samples = padded_samples(time_of(config, mesh), config.crop_samples)
+    mixture = (config.batch_size, config.model.channels, samples)
+    return {"mixture": mixture, "targets": (mixture[0], config.model.num_stems, *mixture[1:])}
+
+
+def abstract_batch(config: TrainingConfig, mesh: Mesh) -> dict[str, jax.ShapeDtypeStruct]:
+    """Shapes, dtypes and shardings of a batch."""
+    shardings = batch_shardings(mesh)
+    return {
+        name: jax.ShapeDtypeStruct(shape, jnp.float32, sharding=shardings[name])
+        for name, shape in batch_shapes(config, mesh).items()
+    }
+
+
+def _start(config: TrainingConfig, params: Params) -> TrainState:
+    zero = jnp.zeros((), jnp.int32)
+    ema = jax.tree.map(jnp.copy, params) if config.ema else None
+    return TrainState(zero, params, ema, make_optimizer(config, params).init(params), zero, zero)
