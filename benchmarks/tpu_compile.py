@@ -19,8 +19,8 @@ from report import print_table, write_result
 
 from wroformer_jax.config.training import TrainingConfig
 from wroformer_jax.parallel.sharding import bytes_per_device
-from wroformer_jax.plan import DoesNotFit, plan, sent_bytes, settle
-from wroformer_jax.topology import topology
+from wroformer_jax.planning.plans import DoesNotFit, plan, sent_bytes, settle
+from wroformer_jax.planning.topology import topology
 from wroformer_jax.training.state import abstract_state
 
 ROOT = Path(__file__).parents[1]

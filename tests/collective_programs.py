@@ -10,7 +10,7 @@ from jax.sharding import Mesh, PartitionSpec
 
 jax.config.update("jax_num_cpu_devices", 4)
 
-from wroformer_jax.hlo import collectives
+from wroformer_jax.planning.hlo import collectives
 
 RING = [(i, (i + 1) % 4) for i in range(4)]
 SHAPE = (8, 16)  # float32: 128 bytes a device

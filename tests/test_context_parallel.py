@@ -15,8 +15,8 @@ from test_trainer import tiny
 
 from wroformer_jax.errors import InputError
 from wroformer_jax.parallel.context_parallel import cut_time, padded_samples
-from wroformer_jax.plan import plan, settle
-from wroformer_jax.topology import topology
+from wroformer_jax.planning.plans import plan, settle
+from wroformer_jax.planning.topology import topology
 from wroformer_jax.training.state import time_of
 
 PROGRAM = Path(__file__).with_name("time_parts.py")

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from helpers import of_a_program
 
-from wroformer_jax.hlo import Collective, collectives, num_bytes
+from wroformer_jax.planning.hlo import Collective, collectives, num_bytes
 
 PROGRAM = Path(__file__).with_name("collective_programs.py")
 

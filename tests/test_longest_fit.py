@@ -2,7 +2,7 @@
 
 import pytest
 
-from wroformer_jax.longest_fit import Attempt, longest_fit
+from wroformer_jax.planning.longest_fit import Attempt, longest_fit
 
 GIB = 2**30
 AVAILABLE, STATE = 16 * GIB, 3 * GIB

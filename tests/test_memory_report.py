@@ -13,10 +13,10 @@ import pytest
 from helpers import of_a_program
 from test_trainer import tiny
 
-from wroformer_jax import memory_report
-from wroformer_jax.memory_report import CompilationError, layout
-from wroformer_jax.plan import DoesNotFit, plan, settle
-from wroformer_jax.topology import Target, topology
+from wroformer_jax.planning import compiler_memory
+from wroformer_jax.planning.compiler_memory import CompilationError, layout
+from wroformer_jax.planning.plans import DoesNotFit, plan, settle
+from wroformer_jax.planning.topology import Target, topology
 
 REPORT = """Memory Space: default (color=0)
 Total bytes: 7721685504 (7.19GiB)
@@ -37,23 +37,23 @@ def dumped(folder, report, text="HloModule jit_plan_step", seconds_ago=10):
 
 
 def test_the_report_is_read(tmp_path):
-    assert memory_report._found(tmp_path) is None
+    assert compiler_memory._found(tmp_path) is None
     dumped(tmp_path, REPORT)
-    assert memory_report._found(tmp_path) == ("HloModule jit_plan_step", 7721685504, 0)
+    assert compiler_memory._found(tmp_path) == ("HloModule jit_plan_step", 7721685504, 0)
     dumped(tmp_path, REPORT + HOST)
-    assert memory_report._found(tmp_path).host == 3335454720
+    assert compiler_memory._found(tmp_path).host == 3335454720
     dumped(tmp_path, REPORT.replace("vmem (color=1)", "smem (color=2)"))  # as for a v4
-    assert memory_report._found(tmp_path).total == 7721685504
+    assert compiler_memory._found(tmp_path).total == 7721685504
 
 
 def test_a_report_that_may_be_half_written_is_none(tmp_path):
     dumped(tmp_path, REPORT, seconds_ago=0)
-    assert memory_report._found(tmp_path) is None
-    assert memory_report._found(tmp_path, has_ended=True).total == 7721685504
+    assert compiler_memory._found(tmp_path) is None
+    assert compiler_memory._found(tmp_path, has_ended=True).total == 7721685504
     for length in (0, 20, 40):
         dumped(tmp_path, REPORT[:length])
-        assert memory_report._found(tmp_path) is None
-        assert memory_report._found(tmp_path, has_ended=True) is None
+        assert compiler_memory._found(tmp_path) is None
+        assert compiler_memory._found(tmp_path, has_ended=True) is None
 
 
 PARENT = """
@@ -106,7 +106,7 @@ def test_a_refusal_is_told_with_its_size(monkeypatch):
     def refuse(*_, **__):
         raise CompilationError(REFUSAL)
 
-    monkeypatch.setattr("wroformer_jax.plan.layout", refuse)
+    monkeypatch.setattr("wroformer_jax.planning.plans.layout", refuse)
     target = Target("v5e:1x1", jax.devices(), 1, is_topology=True)
     config, mesh = settle(tiny(batch_size=1, seconds=1.0, song_seconds=8.0), target)
     with pytest.raises(DoesNotFit) as refusal:

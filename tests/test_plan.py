@@ -10,15 +10,15 @@ from test_topology import _environment, needs_libtpu  # noqa: F401
 from tiny_training import tiny_run
 
 from wroformer_jax.errors import InputError
-from wroformer_jax.hlo import Collective
 from wroformer_jax.model.flops import forward_flops
 from wroformer_jax.model.params import abstract_params
 from wroformer_jax.model.roformer import RoFormer
 from wroformer_jax.parallel.mesh import make_mesh
 from wroformer_jax.parallel.sharding import bytes_per_device
-from wroformer_jax.plan import DoesNotFit, plan, published_scores, scores, sent_bytes, settle, teacher_of
+from wroformer_jax.planning.hlo import Collective
+from wroformer_jax.planning.plans import DoesNotFit, plan, published_scores, scores, sent_bytes, settle, teacher_of
+from wroformer_jax.planning.topology import local_devices, topology
 from wroformer_jax.separation.forward import WHOLE_PLACES
-from wroformer_jax.topology import local_devices, topology
 from wroformer_jax.training.state import abstract_batch, abstract_state
 from wroformer_jax.training.throughput import step_flops
 

@@ -13,16 +13,16 @@ from test_plan import MODEL
 from tiny_training import tiny_run
 
 from wroformer_jax import cli
-from wroformer_jax import plan as plan_module
-from wroformer_jax.commands import plan as plan_command
 from wroformer_jax.commands.plan_tables import tables
 from wroformer_jax.config.checks import FrozenMapping
 from wroformer_jax.errors import InputError
-from wroformer_jax.hlo import Collective
 from wroformer_jax.parallel.mesh import make_mesh
-from wroformer_jax.plan import DoesNotFit, Memory, Plan
-from wroformer_jax.roofline import Roofline
-from wroformer_jax.topology import local_devices
+from wroformer_jax.planning import lengths
+from wroformer_jax.planning import plans as plan_module
+from wroformer_jax.planning.hlo import Collective
+from wroformer_jax.planning.plans import DoesNotFit, Memory, Plan
+from wroformer_jax.planning.roofline import Roofline
+from wroformer_jax.planning.topology import local_devices
 from wroformer_jax.training.state import time_of
 
 GIB = 2**30
@@ -156,11 +156,11 @@ def test_the_shortest_example_is_one_that_the_mesh_can_cut(learns):
     mixer = {"time_mixer": "windowed_sink", "num_sinks": 2, "window": 48}
     config = tiny_run(MODEL | mixer, teacher="not read", teacher_seconds=0.064, loss_weights=weights)
     mesh = jax.sharding.AbstractMesh((1, 1, 8), ("data", "fsdp", "seq"))
-    shortest = plan_command._shortest(config, mesh)
+    shortest = lengths.shortest(config, mesh)
     assert shortest > 8 * (16 if learns else 23) * 128 / 16000
-    time_of(plan_command._with_seconds(config, shortest), mesh)
+    time_of(lengths.with_seconds(config, shortest), mesh)
     with pytest.raises(InputError, match="too short to be cut over 8 devices"):
-        time_of(plan_command._with_seconds(config, shortest / 1.3), mesh)
+        time_of(lengths.with_seconds(config, shortest / 1.3), mesh)
 
 
 def test_json_has_everything(config, compiled, tmp_path):

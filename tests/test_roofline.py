@@ -7,7 +7,7 @@ import pytest
 from wroformer_jax.config.model import ModelConfig
 from wroformer_jax.model.flops import forward_flops, num_frames
 from wroformer_jax.parallel.hardware import Hardware, hardware
-from wroformer_jax.roofline import Work, activation_bytes, forward_work, roofline, training_passes
+from wroformer_jax.planning.roofline import Work, activation_bytes, forward_work, roofline, training_passes
 
 DEVICE = Hardware(bfloat16=100.0, float32=10.0, hbm=1e9, hbm_bandwidth=50.0, links=20.0)
 CONFIG = ModelConfig(band_scheme="band_split", dtype="bfloat16")

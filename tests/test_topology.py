@@ -7,10 +7,10 @@ import re
 import jax
 import pytest
 
-from wroformer_jax import topology as module
 from wroformer_jax.errors import InputError
 from wroformer_jax.parallel.hardware import hardware
-from wroformer_jax.topology import TOPOLOGIES, known_topologies, local_devices, out_of_memory, topology
+from wroformer_jax.planning import topology as module
+from wroformer_jax.planning.topology import TOPOLOGIES, known_topologies, local_devices, out_of_memory, topology
 
 needs_libtpu = pytest.mark.skipif(
     importlib.util.find_spec("libtpu") is None, reason="libtpu, which compiles for TPUs on a CPU, is not installed"

@@ -20,11 +20,11 @@ jax.config.update("jax_num_cpu_devices", 8)
 from jax.sharding import PartitionSpec
 
 from wroformer_jax.config.training import TrainingConfig
-from wroformer_jax.hlo import collectives
 from wroformer_jax.model.params import init_params
 from wroformer_jax.model.roformer import RoFormer
 from wroformer_jax.parallel.mesh import SAMPLES, make_mesh
 from wroformer_jax.parallel.sharding import param_shardings, replicated, to_global
+from wroformer_jax.planning.hlo import collectives
 from wroformer_jax.separation.arrays import separate
 from wroformer_jax.training.state import batch_shapes, time_of
 from wroformer_jax.training.step import loss_and_gradients

@@ -16,12 +16,13 @@ from wroformer_jax.commands.shared import EXIT_OK, add_verbose, print_out, say
 from wroformer_jax.errors import InputError
 
 if TYPE_CHECKING:
-    from jax.sharding import AbstractMesh, Mesh
+    from jax.sharding import Mesh
 
     from wroformer_jax.config.training import TrainingConfig
-    from wroformer_jax.longest_fit import Attempt, Limits
-    from wroformer_jax.plan import Plan
-    from wroformer_jax.topology import Target
+    from wroformer_jax.planning.longest_fit import Attempt, Limits
+    from wroformer_jax.planning.plans import Plan
+    from wroformer_jax.planning.topology import Target
+from wroformer_jax.planning.lengths import shortest, with_seconds
 
 _HELP = """
 Nothing is run and no checkpoint or data is read: the program is compiled by XLA, which knows the memory of each device,
@@ -69,7 +70,7 @@ def add_to(commands: Any) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Settings first, which fail quickly; then compiles, and prints tables."""
-    from wroformer_jax.plan import settle
+    from wroformer_jax.planning.plans import settle
     from wroformer_jax.training.state import time_of
 
     if args.topology:
@@ -140,14 +141,14 @@ class _Planner:
     def _attempt(self, seconds: float) -> Attempt:
         import time
 
-        from wroformer_jax.longest_fit import Attempt
-        from wroformer_jax.plan import DoesNotFit, plan
+        from wroformer_jax.planning.longest_fit import Attempt
+        from wroformer_jax.planning.plans import DoesNotFit, plan
 
         say(f"{duration(seconds)}: compiling ...")
         start = time.perf_counter()
         available = ""
         try:
-            found = plan(_with_seconds(self.config, seconds), self.mesh, self.target, inference=self.inference)
+            found = plan(with_seconds(self.config, seconds), self.mesh, self.target, inference=self.inference)
         except DoesNotFit as refusal:
             attempt = Attempt(seconds, refusal.needed, fits=False)
             what = "does not fit"
@@ -163,12 +164,12 @@ class _Planner:
 
     def _longest_fit(self, first: float, tolerance: float, longest: float | None = None, known: Any = ()) -> Limits:
         from wroformer_jax.config.training import LONGEST_CROP
-        from wroformer_jax.longest_fit import longest_fit
+        from wroformer_jax.planning.longest_fit import longest_fit
 
         return longest_fit(
             self._attempt,
             first,
-            shortest=_shortest(self.config, self.mesh),
+            shortest=shortest(self.config, self.mesh),
             longest=longest or LONGEST_CROP,
             available=self.target.memory,
             at_rest=self._at_rest,
@@ -247,7 +248,7 @@ def _settings(args: argparse.Namespace) -> tuple[TrainingConfig, int | None]:
     batch_size = fields.get("batch_size") if any(text.startswith("batch_size=") for text in args.set) else None
     config = TrainingConfig.from_dict(fields)
     if isinstance(args.seconds, float):
-        config = _with_seconds(config, args.seconds)
+        config = with_seconds(config, args.seconds)
     return config, batch_size
 
 
@@ -298,37 +299,10 @@ def _assign(fields: dict[str, Any], assignment: str) -> None:
 
 
 def _target(args: argparse.Namespace) -> Target:
-    from wroformer_jax.topology import local_devices, topology
+    from wroformer_jax.planning.topology import local_devices, topology
 
     target = topology(args.topology) if args.topology else local_devices()
     return target._replace(memory=int(args.memory * GIB)) if args.memory else target
-
-
-def _with_seconds(config: TrainingConfig, seconds: float) -> TrainingConfig:
-    import dataclasses
-
-    # Songs that would be synthesised are never made here.
-    return dataclasses.replace(config, seconds=seconds, song_seconds=max(config.song_seconds, seconds))
-
-
-def _shortest(config: TrainingConfig, mesh: Mesh | AbstractMesh) -> float:
-    """Seconds of a crop that is as short as losses and model take, and as the mesh can cut, to within a quarter."""
-    from wroformer_jax.config.training import LONGEST_CROP
-    from wroformer_jax.training.state import time_of
-
-    model = config.model
-    needed = max(*config.loss_windows, model.stft_n_fft) // 2 + 1
-    hops = math.ceil(needed / model.stft_hop_length)
-    seconds = math.ceil(1000 * hops * model.stft_hop_length / model.sample_rate) / 1000
-    while True:
-        try:
-            time_of(_with_seconds(config, seconds), mesh)
-        except InputError:
-            if seconds >= LONGEST_CROP:  # it is not too short
-                raise
-            seconds = min(1.25 * seconds, LONGEST_CROP)
-        else:
-            return seconds
 
 
 def _write_json(path: Path, found: Plan, limits: Limits | None) -> None:

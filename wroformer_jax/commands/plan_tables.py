@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING
 from wroformer_jax.commands.shared import Row, aligned
 
 if TYPE_CHECKING:
-    from wroformer_jax.longest_fit import Limits
-    from wroformer_jax.plan import Memory, Plan
-    from wroformer_jax.roofline import Roofline
+    from wroformer_jax.planning.longest_fit import Limits
+    from wroformer_jax.planning.plans import Memory, Plan
+    from wroformer_jax.planning.roofline import Roofline
 
 GIB = 2**30
 _MIB = 2**20
@@ -112,7 +112,7 @@ def _memory(memory: Memory, *, inference: bool) -> str:
 
 
 def _communication(found: Plan, *, verbose: bool) -> str:
-    from wroformer_jax.plan import sent_bytes
+    from wroformer_jax.planning.plans import sent_bytes
 
     if not found.collectives:
         return "COMMUNICATION OF EACH DEVICE\nnone"
@@ -144,7 +144,7 @@ def _where(source: str) -> str:
 
 
 def _compute(found: Plan) -> str:
-    from wroformer_jax.plan import published_scores, scores
+    from wroformer_jax.planning.plans import published_scores, scores
 
     share = found.attention_flops / found.flops
     what = "A FORWARD PASS" if found.inference else "A STEP"

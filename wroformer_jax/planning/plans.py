@@ -19,8 +19,6 @@ from jax.sharding import Mesh
 from wroformer_jax.config.model import ModelConfig, forward_only
 from wroformer_jax.config.training import TrainingConfig
 from wroformer_jax.errors import InputError
-from wroformer_jax.hlo import Collective, collectives
-from wroformer_jax.memory_report import CompilationError, layout
 from wroformer_jax.model.flops import forward_flops, num_frames, published_score_entries
 from wroformer_jax.model.layers import Params
 from wroformer_jax.model.params import abstract_params
@@ -29,10 +27,12 @@ from wroformer_jax.parallel.context_parallel import padded_samples
 from wroformer_jax.parallel.hardware import hardware
 from wroformer_jax.parallel.mesh import check_batch, make_mesh, num_example_shards, num_time_parts
 from wroformer_jax.parallel.sharding import batch_shardings, bytes_per_device, param_shardings, replicated
-from wroformer_jax.roofline import Roofline, Work, forward_work, roofline, training_passes
+from wroformer_jax.planning.compiler_memory import CompilationError, layout
+from wroformer_jax.planning.hlo import Collective, collectives
+from wroformer_jax.planning.roofline import Roofline, Work, forward_work, roofline, training_passes
+from wroformer_jax.planning.topology import Target, out_of_memory
 from wroformer_jax.separation.forward import in_pieces
 from wroformer_jax.separation.over_devices import over_devices
-from wroformer_jax.topology import Target, out_of_memory
 from wroformer_jax.training.state import abstract_batch, abstract_state, state_shardings
 from wroformer_jax.training.step import build_train_step
 from wroformer_jax.training.throughput import step_flops

@@ -15,8 +15,8 @@ from pathlib import Path
 
 from wroformer_jax.config.training import TrainingConfig
 from wroformer_jax.parallel.mesh import make_mesh
-from wroformer_jax.plan import program_of
-from wroformer_jax.topology import topology
+from wroformer_jax.planning.plans import program_of
+from wroformer_jax.planning.topology import topology
 
 
 def main() -> None:

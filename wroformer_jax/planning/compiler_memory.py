@@ -57,7 +57,7 @@ def layout(config: TrainingConfig, topology: str, *, inference: bool) -> Layout:
         asked.write_text(json.dumps({**wanted, "parent": os.getpid(), "folder": folder}))
         flags = f"{os.environ.get('XLA_FLAGS', '')} --xla_dump_to={folder} --xla_dump_hlo_module_re=jit_plan.*"
         environment = {**os.environ, "XLA_FLAGS": flags.strip(), "JAX_PLATFORMS": "cpu"}
-        command = [sys.executable, "-m", "wroformer_jax.plan_program", str(asked)]
+        command = [sys.executable, "-m", "wroformer_jax.planning.compile_child", str(asked)]
         with open(Path(folder) / "said.txt", "w+", encoding="utf-8") as said:
             process = subprocess.Popen(command, env=environment, stdout=said, stderr=said)
             try:

@@ -1,0 +1,1 @@
+"""What a run would take of devices. Compiles, never runs."""

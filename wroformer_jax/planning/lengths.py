@@ -1,0 +1,40 @@
+"""Settings of the same run with examples of another length."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING
+
+from wroformer_jax.errors import InputError
+
+if TYPE_CHECKING:
+    from jax.sharding import AbstractMesh, Mesh
+
+    from wroformer_jax.config.training import TrainingConfig
+
+
+def with_seconds(config: TrainingConfig, seconds: float) -> TrainingConfig:
+    import dataclasses
+
+    # Songs that would be synthesised are never made here.
+    return dataclasses.replace(config, seconds=seconds, song_seconds=max(config.song_seconds, seconds))
+
+
+def shortest(config: TrainingConfig, mesh: Mesh | AbstractMesh) -> float:
+    """Seconds of a crop that is as short as losses and model take, and as the mesh can cut, to within a quarter."""
+    from wroformer_jax.config.training import LONGEST_CROP
+    from wroformer_jax.training.state import time_of
+
+    model = config.model
+    needed = max(*config.loss_windows, model.stft_n_fft) // 2 + 1
+    hops = math.ceil(needed / model.stft_hop_length)
+    seconds = math.ceil(1000 * hops * model.stft_hop_length / model.sample_rate) / 1000
+    while True:
+        try:
+            time_of(with_seconds(config, seconds), mesh)
+        except InputError:
+            if seconds >= LONGEST_CROP:  # it is not too short
+                raise
+            seconds = min(1.25 * seconds, LONGEST_CROP)
+        else:
+            return seconds
