@@ -2,7 +2,7 @@
 
 import sys
 
-from wroformer_jax.convert import main
+from wroformer_jax.cli.convert import main
 
 if __name__ == "__main__":
     sys.exit(main())

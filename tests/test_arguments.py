@@ -2,7 +2,7 @@
 
 import pytest
 
-from wroformer_jax.cli import main
+from wroformer_jax.cli.app import main
 
 
 @pytest.mark.parametrize(

@@ -17,7 +17,7 @@ from tiny_training import compiled_once, tiny_run
 
 import wroformer_jax
 from wroformer_jax.checkpoints.model_dir import load_model
-from wroformer_jax.cli import main
+from wroformer_jax.cli.app import main
 from wroformer_jax.errors import InputError
 from wroformer_jax.io.buckets import place
 from wroformer_jax.training import loop, trainer

@@ -12,9 +12,9 @@ import soundfile
 from separation_models import GainModel, limited_file_size, noise, tiny_real_model
 
 import wroformer_jax
-from wroformer_jax import cli
 from wroformer_jax.checkpoints import loading
-from wroformer_jax.commands.separate import FORMATS
+from wroformer_jax.cli import app
+from wroformer_jax.cli.separate import FORMATS
 from wroformer_jax.errors import InputError
 from wroformer_jax.io import audio_writer
 
@@ -48,7 +48,7 @@ def make_song(path, samples=1234, channels=2, sample_rate=RATE, **kwargs):
 def separate(tmp_path, *arguments):
     out = tmp_path / "out"
     usual = ["--checkpoint", "model.ckpt", "--output", out, "--chunk-seconds", "0.25"]
-    return cli.main([str(argument) for argument in ("separate", *usual, *arguments)])
+    return app.main([str(argument) for argument in ("separate", *usual, *arguments)])
 
 
 def written(tmp_path):
@@ -371,7 +371,7 @@ def test_a_bad_command(tmp_path, model, capsys, arguments):
 
 def test_no_command(capsys):
     with pytest.raises(SystemExit) as stopped:
-        cli.main([])
+        app.main([])
     assert stopped.value.code == 2
 
 
@@ -433,7 +433,7 @@ def test_a_traceback_only_when_asked_for(tmp_path, model, capsys):
 
 
 def test_models_are_listed(capsys):
-    assert cli.main(["models"]) == 0
+    assert app.main(["models"]) == 0
     out = capsys.readouterr().out
     assert "kim-melband" in out
     assert "smule-wsa" in out
@@ -441,7 +441,7 @@ def test_models_are_listed(capsys):
 
 def test_version(capsys):
     with pytest.raises(SystemExit) as stopped:
-        cli.main(["--version"])
+        app.main(["--version"])
     assert stopped.value.code == 0
     assert capsys.readouterr().out == f"wroformer {wroformer_jax.__version__}\n"
 
@@ -451,7 +451,7 @@ def test_from_a_saved_model_to_files(tmp_path):
     model, params = tiny_real_model()
     wroformer_jax.save(tmp_path / "model", model, params)
     mixture = make_song(tmp_path / "song.wav", samples=20_001, sample_rate=8000)
-    command = [sys.executable, "-m", "wroformer_jax.cli", "separate", "song.wav", "--checkpoint", "model"]
+    command = [sys.executable, "-m", "wroformer_jax.cli.app", "separate", "song.wav", "--checkpoint", "model"]
     command += ["--output", "out", "--format", "wav32f", "--chunk-seconds", "1"]
     result = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, check=False)
     assert result.returncode == 0, result.stderr

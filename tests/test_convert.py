@@ -17,8 +17,8 @@ from tiny_model import CONFIG, YAML, make_params
 
 from wroformer_jax.checkpoints.model_dir import load_model, save_model
 from wroformer_jax.checkpoints.torch_weights import to_state_dict
+from wroformer_jax.cli.convert import main
 from wroformer_jax.config.model import ModelConfig
-from wroformer_jax.convert import main
 from wroformer_jax.workdir.checkpoints import TrainingCheckpoints
 
 FULL = dataclasses.replace(CONFIG, time_mixer="full", window=ModelConfig.window, num_sinks=0, zero_dc=False)

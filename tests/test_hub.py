@@ -17,6 +17,7 @@ import tiny_model
 
 from wroformer_jax.checkpoints import hub
 from wroformer_jax.checkpoints.loading import save
+from wroformer_jax.cli import tables
 from wroformer_jax.errors import InputError
 from wroformer_jax.model.roformer import RoFormer
 
@@ -234,7 +235,7 @@ def test_misspelt_source(source):
 
 
 def test_models_table():
-    lines = hub.models_table().splitlines()
+    lines = tables.models_table().splitlines()
     assert lines[0].split()[0] == "NAME"
     assert [line.split()[0] for line in lines[1:]] == ["kim-melband", "smule-wsa"]
     columns = [lines[0].index(heading) for heading in ("WHAT IT IS", "SIZE", "LICENCE", "FROM")]

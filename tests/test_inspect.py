@@ -12,9 +12,9 @@ import numpy as np
 import pytest
 from tiny_training import tiny_run
 
-from wroformer_jax import cli
 from wroformer_jax.checkpoints.model_dir import save_model, write_model_json
 from wroformer_jax.checkpoints.torch_weights import num_parameters
+from wroformer_jax.cli import app
 from wroformer_jax.config.model import ModelConfig
 from wroformer_jax.model.params import abstract_params
 from wroformer_jax.model.roformer import RoFormer
@@ -61,7 +61,7 @@ def workdir(made_once, tmp_path):
 def inspect(capsys, *arguments):
     """What the command prints."""
     capsys.readouterr()
-    assert cli.main(["inspect", *map(str, arguments)]) == 0
+    assert app.main(["inspect", *map(str, arguments)]) == 0
     out, err = capsys.readouterr()
     assert err == ""
     return out
@@ -276,9 +276,9 @@ def test_what_is_neither_gets_one_sentence(tmp_path, capsys, made, sentence):
         directory.mkdir()
         for name, text in made.items():
             (directory / name).write_text(text)
-    assert cli.main(["inspect", str(directory)]) == 2
+    assert app.main(["inspect", str(directory)]) == 2
     out, err = capsys.readouterr()
     assert out == ""
     assert re.fullmatch(rf"wroformer: error: {re.escape(str(directory))}.*{sentence}.*\n", err)
-    assert cli.main(["inspect", str(directory), "--verbose"]) == 2
+    assert app.main(["inspect", str(directory), "--verbose"]) == 2
     assert "Traceback" in capsys.readouterr().err

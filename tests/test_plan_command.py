@@ -12,8 +12,8 @@ from helpers import of_a_program
 from test_plan import MODEL
 from tiny_training import tiny_run
 
-from wroformer_jax import cli
-from wroformer_jax.commands.plan_tables import tables
+from wroformer_jax.cli import app
+from wroformer_jax.cli.plan_tables import tables
 from wroformer_jax.config.checks import FrozenMapping
 from wroformer_jax.errors import InputError
 from wroformer_jax.parallel.mesh import make_mesh
@@ -77,7 +77,7 @@ def compiled(monkeypatch):
 
 
 def run(*arguments):
-    return cli.main(["plan", *map(str, arguments)])
+    return app.main(["plan", *map(str, arguments)])
 
 
 def refused(capsys, *arguments):
@@ -304,7 +304,7 @@ def test_options_that_make_no_sense(config, capsys, arguments):
 def test_from_a_file_to_a_plan(tmp_path):
     """A forward pass on four virtual devices, its parameters cut over them, in a process of its own."""
     path = write_config(tmp_path, seconds=0.1)
-    command = [sys.executable, "-m", "wroformer_jax.cli", "plan", "--config", path, "--inference"]
+    command = [sys.executable, "-m", "wroformer_jax.cli.app", "plan", "--config", path, "--inference"]
     command += ["--mesh", "fsdp=4", "--json", tmp_path / "plan.json"]
     flags = "--xla_backend_optimization_level=0 --xla_force_host_platform_device_count=4"
     result = subprocess.run(

@@ -10,15 +10,15 @@ import time
 import pytest
 from stems_on_disk import RATE, damage, files_of, make_song
 
-from wroformer_jax import cli
-from wroformer_jax.commands import prepare as command
+from wroformer_jax.cli import app
+from wroformer_jax.cli import prepare as command
 from wroformer_jax.data import segments
 from wroformer_jax.data.prepare import find_stems, progress
 from wroformer_jax.data.record_set import RecordSet, is_set
 
 
 def prepare(*arguments):
-    return cli.main(["prepare", *map(str, arguments)])
+    return app.main(["prepare", *map(str, arguments)])
 
 
 @pytest.fixture
@@ -185,7 +185,7 @@ def test_interrupted_by_hand(tmp_path, workers):
     for index in range(12):
         make_song(tmp_path / "data" / f"Song {index}", index, samples=60 * RATE)
     arguments = ["prepare", tmp_path / "data", *usual(tmp_path), "--workers", workers]
-    command_line = [sys.executable, "-m", "wroformer_jax.cli", *map(str, arguments)]
+    command_line = [sys.executable, "-m", "wroformer_jax.cli.app", *map(str, arguments)]
     process = subprocess.Popen(
         command_line,
         stderr=subprocess.PIPE,
@@ -204,5 +204,5 @@ def test_interrupted_by_hand(tmp_path, workers):
     assert err.splitlines()[-1] == "wroformer: interrupted; the same command goes on where it was"
     assert "Traceback" not in err
     assert all(not name.startswith(".preparing/.") for name in files_of(tmp_path / "set"))
-    assert cli.main([*map(str, arguments)]) == 0
+    assert app.main([*map(str, arguments)]) == 0
     assert len(RecordSet.open(tmp_path / "set").songs("train")) == 12

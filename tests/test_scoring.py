@@ -16,10 +16,10 @@ from museval_package import museval
 from separation_models import GainModel, limited_file_size, noise
 
 import wroformer_jax
-from wroformer_jax import cli
 from wroformer_jax.checkpoints import loading
+from wroformer_jax.cli import app, tables
 from wroformer_jax.errors import InputError
-from wroformer_jax.evaluation import estimates, metrics, results, scoring, songs, statistics
+from wroformer_jax.evaluation import estimates, metrics, scoring, songs, statistics
 
 RATE = 1000
 SECONDS = 3
@@ -72,7 +72,7 @@ def scored(monkeypatch):
 
 
 def run(*arguments):
-    return cli.main(["evaluate", *map(str, arguments)])
+    return app.main(["evaluate", *map(str, arguments)])
 
 
 def evaluate(tmp_path, *arguments):
@@ -221,7 +221,7 @@ def test_names_with_spaces_letters_of_all_kinds_and_songs_of_one_name(tmp_path, 
     assert evaluate(tmp_path) == 0
     assert list(kept(tmp_path)["songs"]) == ["a/Élan vital & 夜に", "b/Élan vital & 夜に"]
     lines = capsys.readouterr().out.splitlines()
-    assert len({results._width(line) for line in lines[:8]}) == 1  # aligned
+    assert len({tables._width(line) for line in lines[:8]}) == 1  # aligned
 
 
 def test_names_that_are_not_utf8(tmp_path, model):
@@ -462,7 +462,7 @@ def test_estimates_of_another_tool(tmp_path, data, capsys):
 def test_csdr_is_that_of_musevals_own_command(tmp_path, use_museval, monkeypatch):
     """benchmarks/museval_command.py does the same with the command `museval`, which takes longer and needs ffmpeg."""
     museval()
-    from museval import TrackStore, cli, glob
+    from museval import TrackStore, glob
 
     rate, stems = 8000, ("vocals", "drums")
     for index, stem in enumerate(stems):
@@ -478,7 +478,7 @@ def test_csdr_is_that_of_musevals_own_command(tmp_path, use_museval, monkeypatch
     # It pairs references and estimates by the order in which the file system gives them.
     monkeypatch.setattr(glob, "glob", lambda pattern: sorted(glob_of_any_order(pattern)))
     monkeypatch.setattr(TrackStore, "__repr__", lambda store: stores.append(store.scores) or "")  # it prints 3 digits
-    cli.bsseval([str(tmp_path / "data" / "Song"), str(tmp_path / "estimates" / "Song")])
+    app.bsseval([str(tmp_path / "data" / "Song"), str(tmp_path / "estimates" / "Song")])
     assert [target["name"] for target in stores[0]["targets"]] == ["drums.wav", "vocals.wav"]
     for target in stores[0]["targets"]:
         frames = [float(frame["metrics"]["SDR"]) for frame in target["frames"]]

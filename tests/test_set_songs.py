@@ -9,8 +9,8 @@ from fake_bucket import fake_storage
 from separation_models import GainModel
 from tiny_set import RATE, make_set, noise
 
-from wroformer_jax import cli
 from wroformer_jax.checkpoints import loading
+from wroformer_jax.cli import app
 from wroformer_jax.errors import InputError
 from wroformer_jax.evaluation.set_songs import find_set_songs
 
@@ -21,7 +21,7 @@ def write(path, audio):
 
 
 def evaluate(*arguments):
-    return cli.main(["evaluate", *map(str, arguments)])
+    return app.main(["evaluate", *map(str, arguments)])
 
 
 def songs_of(path):
@@ -61,7 +61,7 @@ def model(monkeypatch):
 def test_scores_are_those_of_the_files(twice, model, by):
     if by == "wroformer prepare":
         options = ("--sample-rate", str(RATE), "--segment-seconds", "1", "--workers", "1", "--overwrite")
-        assert cli.main(["prepare", str(twice / "files"), "--output", str(twice / "set"), *options]) == 0
+        assert app.main(["prepare", str(twice / "files"), "--output", str(twice / "set"), *options]) == 0
     model_options = ("--checkpoint", "model.ckpt", "--chunk-seconds", 0.25)
     for data in ("set", "files"):
         options = ("--output", twice / f"{data}.json", "--save-stems", twice / f"stems of {data}")

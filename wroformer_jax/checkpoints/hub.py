@@ -64,16 +64,6 @@ KNOWN = {
 }
 
 
-def models_table() -> str:
-    """The known checkpoints as an aligned table, one line each below a line of headings."""
-    rows = [("NAME", "WHAT IT IS", "SIZE", "LICENCE", "FROM")]
-    rows += [(name, k.about, k.size, k.licence, f"{PREFIX}{k.repo}/{k.file}") for name, k in KNOWN.items()]
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    return "\n".join(
-        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows
-    )
-
-
 def fetch(source: str) -> tuple[Path, ModelConfig | None]:
     """Downloads a checkpoint, or finds it in the cache.
 

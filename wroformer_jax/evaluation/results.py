@@ -12,7 +12,6 @@ import dataclasses
 import json
 import math
 import os
-import unicodedata
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -24,7 +23,6 @@ from wroformer_jax.io.files import disk_errors_named, replacing
 Scores = dict[str, dict[str, float]]  # stem, metric
 
 FORMAT = 1
-LEGEND = "uSDR, SI-SDR, cSDR and leakage in dB, bleedless and fullness from 0 to 100; '-' is undefined"
 
 
 @dataclasses.dataclass
@@ -182,45 +180,6 @@ def differences(first: Results, second: Results) -> dict[str, dict[str, dict[str
     if not paired:
         raise InputError("the two results have no song and stem in common: there is nothing to compare")
     return paired
-
-
-def table(stem: str, rows: Mapping[str, Mapping[str, float]], *, signed: bool = False) -> str:
-    """The scores of a stem as aligned text: a song a line, then means and medians with their intervals.
-
-    Args:
-      stem: its name.
-      rows: of `Results.by_stem` or `differences`.
-      signed: writes the sign of positive numbers too, for differences.
-    """
-    sign = "+" if signed else ""
-    summary = summarise(rows)
-
-    def number(value: float | None) -> str:
-        return "-" if value is None or math.isnan(value) else format(value, f"{sign}.2f")
-
-    def interval(bounds: list[float] | None) -> str:
-        return "-" if bounds is None else f"{number(bounds[0])}..{number(bounds[1])}"
-
-    lines = [[stem, *METRICS.values()]]
-    lines += [[song, *(number(value) for value in row.values())] for song, row in rows.items()]
-    for statistic in ("mean", "median"):
-        lines.append([statistic, *(number(summary[metric][statistic]) for metric in METRICS)])
-        lines.append(["  95 % interval", *(interval(summary[metric][f"{statistic}_interval"]) for metric in METRICS)])
-    lines.append(["songs", *(str(summary[metric]["songs"]) for metric in METRICS)])
-    widths = [max(_width(line[column]) for line in lines) for column in range(len(lines[0]))]
-    texts = [_aligned(line, widths) for line in lines]
-    rule = "-" * _width(texts[0])
-    return "\n".join([texts[0], rule, *texts[1:-5], rule, *texts[-5:]])
-
-
-def _aligned(cells: Sequence[str], widths: Sequence[int]) -> str:
-    padding = [" " * (width - _width(cell)) for cell, width in zip(cells, widths, strict=True)]
-    return "  ".join([cells[0] + padding[0], *(p + cell for p, cell in zip(padding[1:], cells[1:], strict=True))])
-
-
-def _width(text: str) -> int:
-    """Columns of a terminal: letters of East Asia take two, combining marks none."""
-    return sum(0 if unicodedata.combining(c) else 1 + (unicodedata.east_asian_width(c) in "WF") for c in text)
 
 
 def _to_json(value: float) -> float | None:

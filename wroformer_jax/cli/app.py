@@ -11,17 +11,10 @@ import sys
 from collections.abc import Sequence
 
 from wroformer_jax import __version__
-from wroformer_jax.arguments import ArgumentParser
-from wroformer_jax.commands import evaluate, inspect, plan, prepare, separate
-from wroformer_jax.commands.shared import (
-    EXIT_INTERRUPTED,
-    EXIT_OK,
-    EXIT_UNUSABLE,
-    add_verbose,
-    print_out,
-    report,
-    say,
-)
+from wroformer_jax.cli import evaluate, inspect, plan, prepare, separate
+from wroformer_jax.cli.arguments import add_verbose
+from wroformer_jax.cli.output import EXIT_INTERRUPTED, EXIT_OK, EXIT_UNUSABLE, print_out, report, say
+from wroformer_jax.cli.parser import ArgumentParser
 from wroformer_jax.errors import InputError
 
 
@@ -60,7 +53,7 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _models(args: argparse.Namespace) -> int:
-    from wroformer_jax.checkpoints.hub import models_table
+    from wroformer_jax.cli.tables import models_table
 
     print_out(models_table())
     return EXIT_OK

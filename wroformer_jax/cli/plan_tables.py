@@ -6,7 +6,7 @@ import math
 import re
 from typing import TYPE_CHECKING
 
-from wroformer_jax.commands.shared import Row, aligned
+from wroformer_jax.cli.tables import Row, aligned
 
 if TYPE_CHECKING:
     from wroformer_jax.planning.longest_fit import Limits

@@ -10,18 +10,8 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from wroformer_jax.commands.shared import (
-    EXIT_OK,
-    EXIT_SOME_FAILED,
-    EXIT_UNUSABLE,
-    add_model_options,
-    add_verbose,
-    chosen_stems,
-    names,
-    print_out,
-    report,
-    say,
-)
+from wroformer_jax.cli.arguments import add_model_options, add_verbose, chosen_stems, names
+from wroformer_jax.cli.output import EXIT_OK, EXIT_SOME_FAILED, EXIT_UNUSABLE, print_out, report, say
 from wroformer_jax.errors import InputError
 
 if TYPE_CHECKING:

@@ -1,13 +1,8 @@
-"""What the subcommands of `wroformer` have in common: options, exit statuses, and how they speak to people.
-
-Only the standard library is imported up here, so that `--help` and mistakes on the command line answer at once.
-"""
+"""Options that several commands have, and their types."""
 
 from __future__ import annotations
 
 import argparse
-import sys
-import traceback
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -16,10 +11,6 @@ from wroformer_jax.errors import InputError
 
 if TYPE_CHECKING:
     from wroformer_jax.config.model import ModelConfig
-
-Row = Sequence[str]  # of a table
-
-EXIT_OK, EXIT_SOME_FAILED, EXIT_UNUSABLE, EXIT_INTERRUPTED = 0, 1, 2, 130
 
 
 def add_model_options(parser: argparse.ArgumentParser) -> None:
@@ -78,40 +69,3 @@ def names(text: str) -> tuple[str, ...]:
     if not all(names) or len(set(names)) < len(names):
         raise argparse.ArgumentTypeError(f"{text!r} is not a list of different names with commas between them")
     return names
-
-
-def report(error: InputError, *, verbose: bool, about: Sequence[Path] = ()) -> None:
-    """One line on stderr; the first of `about` stands in front of an error that names none of these files."""
-    if verbose:
-        traceback.print_exception(error)
-    named = not about or any(str(path) in str(error) for path in about)
-    say(f"wroformer: error: {error}" if named else f"wroformer: error: {about[0]}: {error}")
-
-
-def print_out(text: str) -> None:
-    """Prints on stdout, which refuses characters that its encoding lacks: they become escapes, as on stderr."""
-    encoding = sys.stdout.encoding or "utf-8"
-    print(text.encode(encoding, errors="backslashreplace").decode(encoding), flush=True)
-
-
-def say(message: str) -> None:
-    print(message, file=sys.stderr, flush=True)
-
-
-def aligned(rows: Sequence[Row], *, left: int = 1, last_left: bool = False) -> str:
-    """Columns with two spaces between them; numbers stand right.
-
-    Args:
-      rows: of equal length, the headings first.
-      left: how many of the first columns stand left.
-      last_left: whether the last one does, too.
-    """
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    stand_left = [i < left or (last_left and i == len(widths) - 1) for i in range(len(widths))]
-    return "\n".join(
-        "  ".join(
-            cell.ljust(width) if is_left else cell.rjust(width)
-            for cell, width, is_left in zip(row, widths, stand_left, strict=True)
-        ).rstrip()
-        for row in rows
-    )

@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import argparse
-import contextlib
-import logging
 import sys
 import traceback
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
-from wroformer_jax.arguments import ArgumentParser
 from wroformer_jax.checkpoints.loading import read, write_torch
 from wroformer_jax.checkpoints.torch_weights import CHECKPOINT_SUFFIXES
+from wroformer_jax.cli.output import log_to_stdout
+from wroformer_jax.cli.parser import ArgumentParser
 from wroformer_jax.config.model import ModelConfig
 from wroformer_jax.errors import InputError
 from wroformer_jax.io.files import refuse_existing
@@ -30,7 +29,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     arguments = _parser().parse_args(argv)
     try:
-        with _log_to_stdout():
+        with log_to_stdout():
             arguments.run(arguments)
     except InputError as error:
         if arguments.verbose:
@@ -147,18 +146,3 @@ def _report(
 def _size_on_disk(path: Path) -> int:
     files = path.rglob("*") if path.is_dir() else [path]
     return sum(file.stat().st_size for file in files if file.is_file())
-
-
-@contextlib.contextmanager
-def _log_to_stdout() -> Iterator[None]:
-    """Shows what the package logs (which settings it found, what it assumed) among the lines printed here."""
-    logger = logging.getLogger("wroformer")
-    handler = logging.StreamHandler(sys.stdout)
-    level = logger.level
-    logger.addHandler(handler)
-    logger.setLevel(logging.INFO)
-    try:
-        yield
-    finally:
-        logger.removeHandler(handler)
-        logger.setLevel(level)

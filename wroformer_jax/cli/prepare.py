@@ -6,7 +6,8 @@ import argparse
 import os
 from typing import Any
 
-from wroformer_jax.commands.shared import EXIT_OK, EXIT_SOME_FAILED, add_verbose, count, print_out, say
+from wroformer_jax.cli.arguments import add_verbose, count
+from wroformer_jax.cli.output import EXIT_OK, EXIT_SOME_FAILED, print_out, say
 from wroformer_jax.errors import InputError
 
 # As in data/stem_sources.py and data/segments.py, which it would take numpy to look up.

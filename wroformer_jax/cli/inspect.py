@@ -8,7 +8,9 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from wroformer_jax.commands.shared import EXIT_OK, Row, add_verbose, aligned, print_out
+from wroformer_jax.cli.arguments import add_verbose
+from wroformer_jax.cli.output import EXIT_OK, print_out
+from wroformer_jax.cli.tables import Row, aligned
 
 if TYPE_CHECKING:
     from wroformer_jax.config.model import ModelConfig

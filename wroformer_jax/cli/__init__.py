@@ -1,0 +1,1 @@
+"""The commands of `wroformer`: words, options and exit statuses."""
