@@ -34,7 +34,7 @@ def peak_memory_of(*arguments: str) -> float:
 def reference_on(folder: Path, audio: np.ndarray) -> np.ndarray:
     """Writes the PyTorch model's weights; what it makes of the audio."""
     import torch
-    from reference import make_reference
+    from support.reference import make_reference
 
     from wroformer_jax.config.model import ModelConfig
 

@@ -21,9 +21,9 @@ import numpy as np
 import pytest
 import torch
 from bs_roformer import BSRoformer, MelBandRoformer
-from helpers import relative_error
-from reference import patch
-from tiny_training import fields_of
+from support.helpers import relative_error
+from support.reference import patch
+from support.tiny_training import fields_of
 
 from wroformer_jax.checkpoints.torch_weights import load_torch, to_state_dict
 from wroformer_jax.config.training import TrainingConfig

@@ -10,12 +10,12 @@ _HOME = {
     "InputError": "errors",
     "ModelConfig": "config",
     "RoFormer": "model",
-    "full_attention": "attention",
+    "full_attention": "model",
     "init_params": "model",
-    "load": "sources",
-    "save": "sources",
+    "load": "checkpoints",
+    "save": "checkpoints",
     "separate": "separation",
-    "windowed_sink_attention": "attention",
+    "windowed_sink_attention": "model",
 }
 
 __all__ = sorted(_HOME)

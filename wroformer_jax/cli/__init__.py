@@ -1,1 +1,5 @@
-"""The commands of `wroformer`: words, options and exit statuses."""
+"""The `wroformer` command: words, options and exit statuses."""
+
+from wroformer_jax.cli.app import main
+
+__all__ = ["main"]

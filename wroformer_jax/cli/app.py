@@ -57,7 +57,3 @@ def _models(args: argparse.Namespace) -> int:
 
     print_out(models_table())
     return EXIT_OK
-
-
-if __name__ == "__main__":
-    sys.exit(main())

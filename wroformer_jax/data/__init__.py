@@ -1,1 +1,6 @@
-"""Songs: where they come from and how they become batches."""
+"""Sets of songs, and batches made of them, as NumPy arrays. This room knows neither models nor JAX."""
+
+from wroformer_jax.data.loading import Batches, Share, batches
+from wroformer_jax.data.record_set import RecordSet
+
+__all__ = ["Batches", "RecordSet", "Share", "batches"]

@@ -1,1 +1,7 @@
-"""All that a run keeps and shows. Never trains."""
+"""What a training run keeps and shows. This room never trains."""
+
+from wroformer_jax.workdir.checkpoints import TrainingCheckpoints
+from wroformer_jax.workdir.claim import claim
+from wroformer_jax.workdir.log import TrainingLog
+
+__all__ = ["TrainingCheckpoints", "TrainingLog", "claim"]

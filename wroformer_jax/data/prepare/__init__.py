@@ -1,1 +1,5 @@
-"""From stems on disk to a prepared set of songs."""
+"""From stems on disk, or from synthetic songs, to a prepared set."""
+
+from wroformer_jax.data.prepare.write import prepare, prepare_synthetic
+
+__all__ = ["prepare", "prepare_synthetic"]

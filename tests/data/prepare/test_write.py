@@ -1,0 +1,634 @@
+"""From stems on disk to a set: what is stored, what is reported, and that nothing is lost on the way."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+import time
+
+import numpy as np
+import pytest
+import soundfile
+from support.fake_bucket import fake_storage
+from support.separation_models import limited_file_size, tone
+from support.stems_on_disk import RATE, damage, files_of, make_song, sound, write
+
+from wroformer_jax.data.prepare import shards, staging
+from wroformer_jax.data.prepare.write import BadFiles, prepare, prepare_synthetic
+from wroformer_jax.data.record_set import RecordSet, is_set
+from wroformer_jax.data.synthetic.song import synthesise_song
+from wroformer_jax.errors import InputError
+from wroformer_jax.io.audio import resample_blocks
+
+SECOND = RATE
+
+
+@pytest.fixture
+def data(tmp_path):
+    """Five songs, one of them to test on."""
+    for index in range(4):
+        make_song(tmp_path / "data" / "train" / f"Song {index}", index)
+    make_song(tmp_path / "data" / "test" / "Song 4", 4, stems=("vocals", "drums", "mixture"))
+    return tmp_path / "data"
+
+
+@pytest.fixture
+def shard_a_song(monkeypatch):
+    """Every song has a shard of its own."""
+    monkeypatch.setattr(shards, "_UNIT_SECONDS", 0.0)
+
+
+def run(source, directory, **settings):
+    """(what is prepared, what was said)"""
+    said = []
+    usual = {"sample_rate": RATE, "segment_seconds": 1, "say": said.append}
+    return prepare(source, directory, **(usual | settings)), "\n".join(said)
+
+
+def read(record_set, split, name, stem):
+    (song,) = (song for song in record_set.songs(split) if song.name == name)
+    return record_set.read(song, stem, 0, song.samples)
+
+
+# --- what is stored
+
+
+def test_a_set_has_the_samples_of_its_files(tmp_path, data):
+    prepared, said = run(data, tmp_path / "set")
+    record_set = RecordSet.open(tmp_path / "set")
+    assert record_set.splits == ("train", "test")
+    assert record_set.stems == ("drums", "vocals")
+    assert [song.name for song in record_set.songs("train")] == [f"Song {index}" for index in range(4)]
+    for split, index in [("train", 0), ("train", 3), ("test", 4)]:
+        for stem in ("vocals", "drums"):
+            expected = soundfile.read(data / split / f"Song {index}" / f"{stem}.wav", dtype="float32")[0].T
+            np.testing.assert_array_equal(read(record_set, split, f"Song {index}", stem), expected)
+    assert np.any(read(record_set, "test", "Song 4", "mixture"))
+    assert prepared.skipped == ()
+    assert "inspecting 11 files of 5 songs (layout 'songs')" in said
+    assert not (tmp_path / "set" / staging.FOLDER).exists()
+
+
+def test_the_set_does_not_depend_on_who_wrote_it(tmp_path, data, shard_a_song):
+    run(data, tmp_path / "one", workers=1)
+    run(data, tmp_path / "two", workers=2)
+    names = files_of(tmp_path / "one")
+    assert sum("array_record" in name for name in names) == 5
+    assert files_of(tmp_path / "two") == names
+    for name in names:
+        assert (tmp_path / "one" / name).read_bytes() == (tmp_path / "two" / name).read_bytes()
+
+
+@pytest.mark.parametrize("suffix", [".wav", ".flac", ".mp3", ".ogg", ".aiff"])
+def test_every_kind_of_file(tmp_path, suffix):
+    write(tmp_path / "data" / "a" / f"vocals{suffix}", tone(2, 30_000, 44100), 44100)
+    run(tmp_path / "data", tmp_path / "set", sample_rate=44100)
+    stored = read(RecordSet.open(tmp_path / "set"), "train", "a", "vocals")
+    expected = soundfile.read(tmp_path / "data" / "a" / f"vocals{suffix}", dtype="float32", always_2d=True)[0].T
+    np.testing.assert_allclose(stored, expected, atol=2.0**-23)
+
+
+def test_mono_becomes_stereo(tmp_path):
+    audio = write(tmp_path / "data" / "a" / "vocals.wav", sound(3000, channels=1))
+    run(tmp_path / "data", tmp_path / "set")
+    stored = read(RecordSet.open(tmp_path / "set"), "train", "a", "vocals")
+    np.testing.assert_array_equal(stored, np.repeat(audio, 2, axis=0))
+
+
+def test_a_missing_stem_is_silence(tmp_path):
+    make_song(tmp_path / "data" / "a", stems=("vocals",))
+    make_song(tmp_path / "data" / "b", stems=("vocals", "bass"))
+    run(tmp_path / "data", tmp_path / "set")
+    record_set = RecordSet.open(tmp_path / "set")
+    assert record_set.stems == ("bass", "vocals")
+    assert not np.any(read(record_set, "train", "a", "bass"))
+
+
+def test_stems_of_different_lengths_are_padded_and_reported(tmp_path):
+    short = write(tmp_path / "data" / "a" / "vocals.wav", sound(1234))
+    write(tmp_path / "data" / "a" / "drums.wav", sound(2000))
+    prepared, _ = run(tmp_path / "data", tmp_path / "set")
+    stored = read(RecordSet.open(tmp_path / "set"), "train", "a", "vocals")
+    np.testing.assert_array_equal(stored, np.pad(short, ((0, 0), (0, 766))))
+    (song,) = RecordSet.open(tmp_path / "set").songs("train")
+    assert song.notes == ("padded: vocals by 766 samples",)
+    assert "1 song had stems of different lengths: the shorter are padded with silence" in prepared.table()
+
+
+def test_stems_of_different_rates_are_resampled_and_reported(tmp_path):
+    original = write(tmp_path / "data" / "a" / "vocals.wav", tone(2, 22_050, 22_050), 22_050, subtype="FLOAT")
+    write(tmp_path / "data" / "a" / "drums.wav", sound(SECOND))
+    prepared, _ = run(tmp_path / "data", tmp_path / "set")
+    stored = read(RecordSet.open(tmp_path / "set"), "train", "a", "vocals")
+    expected = np.concatenate(list(resample_blocks([original], 22_050, RATE)), axis=1)
+    np.testing.assert_allclose(stored, expected, atol=2.0**-23)
+    assert np.abs(stored - tone(2, SECOND, RATE)).max() < 1e-3
+    (song,) = RecordSet.open(tmp_path / "set").songs("train")
+    assert song.notes == ("resampled: vocals from 22050 Hz",)
+    assert "1 song had files of another sample rate: they are resampled" in prepared.table()
+
+
+def test_names_with_spaces_and_other_letters(tmp_path):
+    name = "Mötley & 「夜」 (live) #1"
+    audio = make_song(tmp_path / "my däta" / "train" / name)
+    run(tmp_path / "my däta", tmp_path / "mein Sätz")
+    np.testing.assert_array_equal(
+        read(RecordSet.open(tmp_path / "mein Sätz"), "train", name, "vocals"), audio["vocals"]
+    )
+
+
+def test_a_table_of_files(tmp_path):
+    audio = make_song(tmp_path / "stems")
+    (tmp_path / "stems.csv").write_text("instrum,path\nvocals,stems/vocals.wav\ndrums,stems/drums.wav\n")
+    run(tmp_path / "stems.csv", tmp_path / "set")
+    np.testing.assert_array_equal(
+        read(RecordSet.open(tmp_path / "set"), "train", "stems/drums", "drums"), audio["drums"]
+    )
+
+
+@pytest.mark.parametrize("encoding", ["int16", "float32"])
+def test_the_other_encodings(tmp_path, encoding):
+    audio = make_song(tmp_path / "data" / "a")
+    run(tmp_path / "data", tmp_path / "set", encoding=encoding)
+    record_set = RecordSet.open(tmp_path / "set")
+    assert record_set.encoding == encoding
+    np.testing.assert_array_equal(read(record_set, "train", "a", "vocals"), audio["vocals"])
+
+
+def test_songs_are_held_in_shards_of_some_minutes(tmp_path):
+    for index in range(40):
+        write(tmp_path / "data" / "vocals" / f"{index:02}.wav", np.zeros((1, 10 * RATE), np.float32))
+    prepared, _ = run(tmp_path / "data", tmp_path / "set", layout="stems")
+    assert [len(part["songs"]) for part in prepared.splits["train"]] == [6] * 6 + [4]  # a minute each
+
+
+def test_the_table(tmp_path):
+    half = np.concatenate([sound(10 * SECOND), np.zeros((2, 10 * SECOND), np.float32)], axis=1)
+    write(tmp_path / "data" / "train" / "a" / "vocals.wav", half)
+    write(tmp_path / "data" / "train" / "a" / "drums.wav", sound(20 * SECOND))
+    write(tmp_path / "data" / "train" / "b" / "drums.wav", sound(16 * SECOND))
+    make_song(tmp_path / "data" / "test" / "c", stems=("vocals", "mixture"))
+    prepared, _ = run(tmp_path / "data", tmp_path / "set")
+    lines = prepared.table().splitlines()
+    assert lines[:8] == [
+        "split  stem     songs  hours  silent",
+        "------------------------------------",
+        "train               2   0.01",
+        "       drums        2   0.01    0.0%",
+        "       vocals       1   0.01   50.0%",
+        "test                1   0.00",
+        "       vocals       1   0.00    0.0%",
+        "       mixture      1   0.00    0.0%",
+    ]
+    assert lines[9].startswith(f"{tmp_path / 'set'}: ")
+    assert lines[9].endswith(" MB in 2 shards; lossless, 8000 Hz, segments of 1 s")
+
+
+# --- bad files
+
+
+def test_every_bad_file_is_named_before_anything_is_written(tmp_path, data):
+    (data / "train" / "Song 1" / "vocals.wav").write_text("text")
+    whole = (data / "train" / "Song 3" / "drums.wav").read_bytes()
+    (data / "train" / "Song 3" / "drums.wav").write_bytes(whole[: len(whole) // 2])
+    (data / "test" / "Song 4" / "mixture.wav").write_bytes(b"")
+    with pytest.raises(BadFiles, match="3 files of 3 songs cannot be used; nothing was written to") as caught:
+        run(data, tmp_path / "out" / "set")
+    assert [reason.split(": ")[0].removeprefix(f"{data}/") for reason in caught.value.reasons] == [
+        "train/Song 1/vocals.wav is not audio that can be read",
+        "train/Song 3/drums.wav is truncated",
+        "test/Song 4/mixture.wav is empty (0 bytes)",
+    ]
+    assert not (tmp_path / "out").exists()
+
+
+def test_songs_with_bad_files_are_left_out_whole(tmp_path, data):
+    (data / "train" / "Song 1" / "vocals.wav").write_text("text")
+    prepared, _ = run(data, tmp_path / "set", skip_bad=True)
+    assert [song.name for song in RecordSet.open(tmp_path / "set").songs("train")] == ["Song 0", "Song 2", "Song 3"]
+    ((name, reason),) = prepared.skipped
+    assert name == "Song 1"
+    assert "vocals.wav is not audio" in reason
+    assert prepared.table().splitlines()[-1] == "1 song skipped for bad files: Song 1"
+
+
+@pytest.fixture
+def damaged(tmp_path):
+    """Two of four songs have a file that breaks off on the way."""
+    for index in range(4):
+        make_song(tmp_path / "data" / f"Song {index}", index, suffix=".flac", samples=20 * RATE)
+    for name in ("Song 1/drums", "Song 3/vocals"):
+        damage(tmp_path / "data" / f"{name}.flac")
+    return tmp_path / "data"
+
+
+def test_files_that_decode_half_way_are_named(tmp_path, damaged):
+    with pytest.raises(BadFiles, match="2 files of 2 songs cannot be used; the rest is written") as caught:
+        run(damaged, tmp_path / "set")
+    first, second = caught.value.reasons
+    assert "Song 1/drums.flac is damaged at " in first
+    assert "Song 3/vocals.flac is damaged at " in second
+    assert not is_set(tmp_path / "set")
+
+
+def test_songs_that_decode_half_way_are_left_out_whole(tmp_path, damaged):
+    prepared, _ = run(damaged, tmp_path / "set", skip_bad=True)
+    record_set = RecordSet.open(tmp_path / "set")
+    assert [song.name for song in record_set.songs("train")] == ["Song 0", "Song 2"]
+    assert [name for name, _ in prepared.skipped] == ["Song 1", "Song 3"]
+    expected = soundfile.read(damaged / "Song 2" / "drums.flac", dtype="float32")[0].T
+    np.testing.assert_array_equal(read(record_set, "train", "Song 2", "drums"), expected)
+
+
+def test_samples_that_are_no_audio(tmp_path, data):
+    for index, value in ((1, np.nan), (2, 1e30)):
+        audio = sound(3 * SECOND)
+        audio[1, 2 * SECOND] = value
+        write(data / "train" / f"Song {index}" / "vocals.wav", audio, subtype="FLOAT")
+    prepared, _ = run(data, tmp_path / "set", skip_bad=True)
+    (first, nan), (second, loud) = prepared.skipped
+    assert (first, second) == ("Song 1", "Song 2")
+    assert "vocals.wav has NaN or infinite samples" in nan
+    assert "vocals.wav has samples above 1.84467e+19 times full scale" in loud
+
+
+def test_what_was_finished_before_a_bad_file_is_kept(tmp_path, damaged, shard_a_song):
+    with pytest.raises(BadFiles, match=r"the rest is written \(2 of 4 shards\)"):
+        run(damaged, tmp_path / "set")
+    for name in ("Song 1/drums", "Song 3/vocals"):
+        write(damaged / f"{name}.flac", sound(20 * RATE))
+    prepared, said = run(damaged, tmp_path / "set")
+    assert "goes on with 2 of 4 shards" in said
+    assert len(list(prepared.songs("train"))) == 4
+
+
+def test_songs_that_were_skipped_once_are_not_forgotten(tmp_path, damaged, shard_a_song, monkeypatch):
+    with monkeypatch.context() as patch:
+        patch.setattr(staging.Staging, "publish", interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            run(damaged, tmp_path / "set", skip_bad=True)
+    with pytest.raises(BadFiles, match=r"2 files of 2 songs"):
+        run(damaged, tmp_path / "set")
+    prepared, said = run(damaged, tmp_path / "set", skip_bad=True)
+    assert "goes on with 4 of 4 shards" in said
+    assert [name for name, _ in prepared.skipped] == ["Song 1", "Song 3"]
+    assert len(prepared.splits["train"]) == 2
+
+
+def test_no_song_is_left(tmp_path, damaged):
+    make_song(tmp_path / "bad" / "a", suffix=".flac", stems=("vocals",), samples=20 * RATE)
+    damage(tmp_path / "bad" / "a" / "vocals.flac")
+    with pytest.raises(BadFiles, match="no song is left"):
+        run(tmp_path / "bad", tmp_path / "set", skip_bad=True)
+    (tmp_path / "bad" / "a" / "vocals.flac").write_text("")
+    with pytest.raises(BadFiles, match="no song is left"):
+        run(tmp_path / "bad", tmp_path / "other", skip_bad=True)
+    assert not (tmp_path / "other").exists()
+
+
+def test_a_file_that_changes_while_it_is_prepared(tmp_path, data, monkeypatch):
+    """It is shorter by the time that it is read."""
+    plan = shards.plan
+    path = data / "train" / "Song 0" / "vocals.wav"
+
+    def shorten(*arguments):
+        write(path, sound(100))
+        return plan(*arguments)
+
+    monkeypatch.setattr("wroformer_jax.data.prepare.write.plan", shorten)
+    prepared, _ = run(data, tmp_path / "set")
+    song = next(iter(prepared.songs("train")))
+    assert song["notes"] == ["padded: vocals by 15900 samples"]
+
+
+# --- where it is written
+
+
+def test_a_set_is_not_overwritten_unless_asked_to(tmp_path, data):
+    run(data, tmp_path / "set")
+    before = (tmp_path / "set" / "index.json").read_bytes()
+    with pytest.raises(InputError, match=r"set is a prepared set already: use --overwrite to replace it"):
+        run(data, tmp_path / "set")
+    assert (tmp_path / "set" / "index.json").read_bytes() == before
+    run(data / "test", tmp_path / "set", overwrite=True)
+    record_set = RecordSet.open(tmp_path / "set")
+    assert record_set.splits == ("train",)
+    assert len(files_of(tmp_path / "set")) == 4  # no shard of the old one
+
+
+def test_a_set_of_another_version_is_replaced_only_when_asked_to(tmp_path, data):
+    (tmp_path / "set").mkdir()
+    (tmp_path / "set" / "index.json").write_text(json.dumps({"format": 99}))
+    (tmp_path / "set" / "dataset_info.json").write_text("{}")
+    with pytest.raises(InputError, match="is a prepared set already"):
+        run(data, tmp_path / "set")
+    run(data, tmp_path / "set", overwrite=True)
+    assert len(RecordSet.open(tmp_path / "set").songs("train")) == 4
+
+
+def test_units_of_another_version_are_not_used(tmp_path, data, shard_a_song, monkeypatch):
+    with monkeypatch.context() as patch:
+        patch.setattr(shards, "__version__", "0.0.0")
+        patch.setattr(staging.Staging, "publish", interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            run(data, tmp_path / "set")
+    _, said = run(data, tmp_path / "set")
+    assert "goes on" not in said
+
+
+def test_a_folder_with_something_else_in_it(tmp_path, data):
+    (tmp_path / "set").mkdir()
+    (tmp_path / "set" / "thesis.tex").write_text("all of it")
+    for overwrite in (False, True):
+        with pytest.raises(InputError, match=r"set is not empty \(thesis\.tex\) and no prepared set: choose another"):
+            run(data, tmp_path / "set", overwrite=overwrite)
+    assert files_of(tmp_path / "set") == ["thesis.tex"]
+    with pytest.raises(InputError, match=r"thesis\.tex is not a folder"):
+        run(data, tmp_path / "set" / "thesis.tex")
+    with pytest.raises(InputError, match="data is not empty"):
+        run(data, data)
+
+
+def test_an_empty_folder_is_used(tmp_path, data):
+    (tmp_path / "set").mkdir()
+    run(data, tmp_path / "set")
+    assert is_set(tmp_path / "set")
+
+
+@pytest.mark.parametrize("name", ["x" * 300, "file/set"])
+def test_a_place_that_cannot_be_written(tmp_path, data, name):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(InputError, match=r"cannot (use|write) .*: (File name too long|Not a directory)"):
+        run(data, tmp_path / name)
+
+
+def test_two_at_a_time_are_refused(tmp_path, data):
+    first = staging.Staging(tmp_path / "set")
+    with first.claimed(overwrite=False), pytest.raises(InputError, match="set is in use by another run"):
+        run(data, tmp_path / "set")
+    run(data, tmp_path / "set")
+
+
+@pytest.mark.parametrize("encoding", ["lossless", "float32"])
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_disk_that_fills_up(tmp_path, data, shard_a_song, encoding, workers):
+    make_song(data / "train" / "Song 2", samples=100 * RATE)
+    with limited_file_size(400_000), pytest.raises(InputError, match=r"the disk is full|File too large"):
+        run(data, tmp_path / "set", encoding=encoding, workers=workers)
+    assert not is_set(tmp_path / "set")
+    assert all(name.endswith((".json", ".array_record")) for name in files_of(tmp_path / "set"))
+    _, said = run(data, tmp_path / "set", encoding=encoding)
+    assert "goes on with" in said
+    assert is_set(tmp_path / "set")
+
+
+def test_a_disk_without_room_is_found_at_once(tmp_path, data, monkeypatch):
+    monkeypatch.setattr("shutil.disk_usage", lambda path: type("Usage", (), {"free": 1000}))
+    with pytest.raises(InputError, match=r"set.*disk is full.*1\.4 MB are needed, 0\.0 MB are free"):
+        run(data, tmp_path / "set", encoding="float32")
+    assert not (tmp_path / "set").exists()
+
+
+# --- interrupted
+
+
+def interrupt(*_, **__):
+    raise KeyboardInterrupt
+
+
+def test_files_whose_owner_has_no_name(tmp_path, data, shard_a_song, monkeypatch):
+    """As in a container that runs as any user: etils asks for the name."""
+
+    def unknown(uid):
+        raise KeyError(uid)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(staging.Staging, "publish", interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            run(data, tmp_path / "set")
+    monkeypatch.setattr("pwd.getpwuid", unknown)
+    _, said = run(data, tmp_path / "set")
+    assert "goes on with 5 of 5 shards" in said
+
+
+def test_an_interrupted_run_goes_on(tmp_path, data, shard_a_song, monkeypatch):
+    run(data, tmp_path / "at once")
+    keep, kept = staging.Staging.keep, []
+
+    def interrupted(self, key, written):
+        keep(self, key, written)
+        kept.append(key)
+        if len(kept) == 2:
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(staging.Staging, "keep", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            run(data, tmp_path / "set")
+    assert files_of(tmp_path / "set") == sorted(
+        f".preparing/{key}.{suffix}" for key in kept for suffix in ("json", "array_record")
+    )
+    _, said = run(data, tmp_path / "set")
+    assert "goes on with 2 of 5 shards" in said
+    assert_same(tmp_path / "set", tmp_path / "at once")
+
+
+def assert_same(one, other):
+    assert files_of(one) == files_of(other)
+    for name in files_of(one):
+        assert (one / name).read_bytes() == (other / name).read_bytes()
+
+
+# Kills the process itself, in the state that the test asks for.
+_KILLED = """
+    import os, signal, sys
+    from wroformer_jax.data import prepare, segments, staging, units
+    units._UNIT_SECONDS = 0.0
+    source, directory, what, number = sys.argv[1:]
+    calls = 0
+    def killed(original):
+        def call(*arguments, **keywords):
+            global calls
+            calls += 1
+            if calls > int(number):
+                os.kill(os.getpid(), signal.SIGKILL)
+            return original(*arguments, **keywords)
+        return call
+    owner, name = {
+        "record": (segments, "encode"),
+        "shard": (staging.Staging, "keep"),
+        "rename": (staging.PATH, "replace"),
+        "write": (staging, "write_whole"),
+        "finish": (staging, "finish_set"),
+        "tidy": (staging.PATH, "rmtree"),
+        "unlink": (staging.PATH, "unlink"),
+    }[what]
+    setattr(owner, name, killed(getattr(owner, name)))
+    prepare.prepare(source, directory, sample_rate=8000, segment_seconds=1, overwrite=True)
+"""
+
+
+@pytest.mark.parametrize(
+    ("what", "number", "earlier"),
+    [
+        ("record", 5, False),
+        ("record", 5, True),
+        ("shard", 3, True),
+        ("write", 4, False),
+        ("write", 5, True),
+        ("rename", 0, True),
+        ("rename", 3, False),
+        ("rename", 3, True),
+        ("finish", 0, False),
+        ("finish", 0, True),
+        ("tidy", 0, True),
+        ("unlink", 1, True),
+    ],
+)
+def test_killed_at_any_moment(tmp_path, data, shard_a_song, what, number, earlier):
+    run(data, tmp_path / "at once")
+    if earlier:  # a set that is there and is to be replaced
+        make_song(tmp_path / "old" / "a", 7)
+        run(tmp_path / "old", tmp_path / "set")
+    code = textwrap.dedent(_KILLED).replace("staging.PATH", "type(staging.Staging('.').directory)")
+    process = subprocess.run(
+        [sys.executable, "-c", code, str(data), str(tmp_path / "set"), what, str(number)], capture_output=True
+    )
+    assert process.returncode == -signal.SIGKILL, process.stderr
+    if is_set(tmp_path / "set"):  # whole, the old one or the new
+        record_set = RecordSet.open(tmp_path / "set")
+        assert len(record_set.songs("train")) == (4 if what == "tidy" else 1)
+        assert what != "unlink"
+    _, said = run(data, tmp_path / "set", overwrite=True)
+    assert what in ("record", "tidy") or "goes on with" in said
+    assert_same(tmp_path / "set", tmp_path / "at once")
+
+
+def test_workers_end_with_their_parent(tmp_path):
+    """Nobody would ever stop them, and they would write on beside the next run."""
+    for index in range(4):
+        make_song(tmp_path / "data" / f"Song {index}", index, samples=200 * RATE)
+    code = textwrap.dedent(
+        """
+        import sys, threading, time, os, signal, multiprocessing
+        from wroformer_jax.data import parallel, prepare, units
+        def kill(self, seconds):
+            if seconds > 0:
+                print(*(child.pid for child in multiprocessing.active_children()), flush=True)
+                os.kill(os.getpid(), signal.SIGKILL)
+        if __name__ == "__main__":
+            prepare.Progress.advance = kill
+            prepare.prepare(sys.argv[1], sys.argv[2], sample_rate=8000, segment_seconds=1, workers=2)
+        """
+    )
+    (tmp_path / "run.py").write_text(code)
+    arguments = [sys.executable, tmp_path / "run.py", tmp_path / "data", tmp_path / "set"]
+    with (tmp_path / "pids").open("w") as pids:  # a pipe would stay open as long as the workers live
+        assert subprocess.run(arguments, stdout=pids).returncode == -signal.SIGKILL
+    workers = [int(pid) for pid in (tmp_path / "pids").read_text().split()]
+    assert len(workers) >= 1
+    deadline = time.monotonic() + 10
+    while running := [pid for pid in workers if is_running(pid)]:
+        if time.monotonic() > deadline:
+            for pid in running:
+                os.kill(pid, signal.SIGKILL)
+            pytest.fail(f"still there: {running}")
+        time.sleep(0.05)
+
+
+def is_running(pid):
+    try:
+        os.kill(pid, 0)
+        return True
+    except ProcessLookupError:
+        return False
+
+
+# --- in a bucket
+
+
+@pytest.fixture
+def bucket(monkeypatch):
+    with fake_storage(monkeypatch, "bucket") as storage:
+        yield storage
+
+
+def objects_of(bucket):
+    return {name.removeprefix("sets/one/"): content for (_, name), content in bucket.objects.items()}
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_set_in_a_bucket(tmp_path, data, shard_a_song, bucket, workers):
+    run(data, tmp_path / "local")
+    run(data, "gs://bucket/sets/one", workers=workers)
+    assert objects_of(bucket) == {
+        name: (tmp_path / "local" / name).read_bytes() for name in files_of(tmp_path / "local")
+    }
+    with pytest.raises(InputError, match="gs://bucket/sets/one is a prepared set already"):
+        run(data, "gs://bucket/sets/one")
+
+
+@pytest.mark.parametrize(("what", "number"), [("shard", 3), ("rename", 3), ("finish", 0)])
+def test_killed_while_it_writes_to_a_bucket(tmp_path, data, shard_a_song, bucket, what, number):
+    run(data, tmp_path / "local")
+    make_song(tmp_path / "old" / "a", 7)
+    run(tmp_path / "old", "gs://bucket/sets/one")
+    code = textwrap.dedent(_KILLED).replace("staging.PATH", "type(staging.Staging('.').directory)")
+    process = subprocess.run(
+        [sys.executable, "-c", code, str(data), "gs://bucket/sets/one", what, str(number)], capture_output=True
+    )
+    assert process.returncode == -signal.SIGKILL, process.stderr
+    _, said = run(data, "gs://bucket/sets/one", overwrite=True)
+    assert "goes on with" in said
+    assert objects_of(bucket) == {
+        name: (tmp_path / "local" / name).read_bytes() for name in files_of(tmp_path / "local")
+    }
+
+
+def test_something_else_in_a_bucket(data, bucket):
+    bucket.objects["bucket", "sets/one/thesis.tex"] = b"all of it"
+    with pytest.raises(InputError, match=r"gs://bucket/sets/one is not empty \(thesis\.tex\) and no prepared set"):
+        run(data, "gs://bucket/sets/one")
+
+
+def test_a_bucket_that_refuses(data, bucket):
+    bucket.refusal = 403
+    with pytest.raises(InputError, match="cannot use gs://bucket/sets/one"):
+        run(data, "gs://bucket/sets/one")
+
+
+# --- synthetic songs
+
+
+def test_synthetic_songs(tmp_path):
+    prepare_synthetic(
+        tmp_path / "set", train_songs=2, test_songs=1, seconds=1.5, sample_rate=16000, seed=3, segment_seconds=1
+    )
+    record_set = RecordSet.open(tmp_path / "set")
+    assert [song.name for song in record_set.songs("train")] == [f"synthetic-3-train-0000{index}" for index in range(2)]
+    for split, number, index in (("train", 0, 1), ("test", 1, 0)):
+        expected = synthesise_song((3, number, index), 1.5, 16000)
+        for stem, audio in expected.items():
+            stored = read(record_set, split, f"synthetic-3-{split}-0000{index}", stem)
+            np.testing.assert_allclose(stored, audio, atol=2.0**-24)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"sample_rate": 8000}, "sample_rate is 8000, expected at least 16000 Hz"),
+        ({"seconds": 0.0}, "seconds is 0.0, expected a length above zero"),
+        ({"seconds": float("inf")}, "seconds is inf"),
+        ({"train_songs": 0, "test_songs": 0}, "expected at least one song"),
+        ({"seed": -1}, "seed -1: expected"),
+        ({"encoding": "mp3"}, "encoding is 'mp3'"),
+        ({"segment_seconds": 0}, "segment_seconds is 0"),
+    ],
+)
+def test_synthetic_songs_that_cannot_be(tmp_path, settings, message):
+    usual = {"train_songs": 1, "test_songs": 1, "seconds": 1.0, "sample_rate": 16000}
+    with pytest.raises(InputError, match=message):
+        prepare_synthetic(tmp_path / "set", **(usual | settings))
+    assert not (tmp_path / "set").exists()

@@ -1,0 +1,1 @@
+"""Helpers and programs of the tests."""

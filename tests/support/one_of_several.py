@@ -1,0 +1,61 @@
+"""One process of a training run in tests: python one_of_several.py SETTINGS, a JSON object.
+
+`workdir`, `config` (fields of a TrainingConfig), `devices` of this process, `port`, `process` and `processes` say which
+run. What is to happen on the way, each at a step that is counted from the start of the process: `sigkill`, `sigterm`,
+this process gets the signal as that step starts; `nan`, [first, last] batches that are no numbers.
+"""
+
+import itertools
+import json
+import os
+import signal
+import sys
+
+import jax
+
+SETTINGS = json.loads(sys.argv[1])
+jax.config.update("jax_num_cpu_devices", SETTINGS.get("devices", 1))
+
+import numpy as np
+
+from wroformer_jax.config.training import TrainingConfig
+from wroformer_jax.errors import InputError
+from wroformer_jax.parallel.processes import connect
+from wroformer_jax.training import loop, trainer
+
+make = loop.make_train_step
+
+
+def make_eventful(*args):
+    step, numbers = make(*args), itertools.count(1)
+    first_bad, last_bad = SETTINGS.get("nan", (0, 0))
+
+    def eventful(state, batch):
+        number = next(numbers)
+        for name in ("sigkill", "sigterm"):
+            if SETTINGS.get(name) == number:
+                os.kill(os.getpid(), getattr(signal, name.upper()))
+        if first_bad <= number <= last_bad:
+            batch = {name: audio * np.float32(np.nan) for name, audio in batch.items()}
+        return step(state, batch)
+
+    return eventful
+
+
+def main():
+    if SETTINGS.get("processes"):
+        connect(f"localhost:{SETTINGS['port']}", SETTINGS["processes"], SETTINGS["process"])
+    loop.make_train_step = make_eventful
+    try:
+        trainer.train(TrainingConfig.from_dict(SETTINGS["config"]), SETTINGS["workdir"])
+    except InputError as error:
+        print(error, file=sys.stderr)
+        return 2
+    except loop.PreemptedError as error:
+        print(error, file=sys.stderr)
+        return 143
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,391 @@
+"""Runs whose workdir is in a bucket, against a server on this machine that speaks as Google's does."""
+
+import itertools
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+from support.fake_bucket import fake_storage
+from support.tiny_training import compiled_once, tiny_run
+
+import wroformer_jax
+from wroformer_jax.checkpoints.model_dir import load_model
+from wroformer_jax.cli.app import main
+from wroformer_jax.errors import InputError
+from wroformer_jax.io.buckets import place
+from wroformer_jax.training import loop, trainer
+from wroformer_jax.training.initialisation import starting_params
+from wroformer_jax.workdir.inspection import inspect_directory
+from wroformer_jax.workdir.mirror import Mirror
+
+pytest.importorskip("gcsfs")
+
+ROOT = Path(__file__).parents[2]
+RUN = "gs://bucket/some runs/a"
+LEFT = {
+    "checkpoints", "config.json", "curve.png", "events", "example", "metrics.jsonl", "model.json", "songs",
+    "spectrogram.png",
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _compiled_once():
+    with compiled_once():
+        yield
+
+
+def tiny(**fields):
+    return tiny_run({"depth": 1}, steps=8, validate_every=4, keep_checkpoints=2, **fields)
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """A local run that nothing interrupted, and its scores."""
+    workdir = tmp_path_factory.mktemp("whole")
+    return workdir, trainer.train(tiny(), workdir)
+
+
+@pytest.fixture(scope="module")
+def ended(tmp_path_factory):
+    """What a run leaves in the bucket, and its scores."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("WROFORMER_CACHE", str(tmp_path_factory.mktemp("cache")))
+        with fake_storage(patch, "bucket") as server:
+            scores = trainer.train(tiny(), RUN)
+            return dict(server.objects), scores
+
+
+@pytest.fixture
+def bucket(monkeypatch, tmp_path):
+    monkeypatch.setenv("WROFORMER_CACHE", str(tmp_path / "cache"))
+    with fake_storage(monkeypatch, "bucket") as server:
+        yield server
+
+
+@pytest.fixture
+def ended_bucket(bucket, ended):
+    """The bucket with a run that has ended in it, of which this machine knows nothing."""
+    fill(bucket, ended[0])
+    return bucket
+
+
+def fill(bucket, objects):
+    for key, content in objects.items():
+        bucket.objects[key] = content
+
+
+def left_by(objects):
+    """By the path in the workdir; the songs, which a run only reads, are left out."""
+    return {name.removeprefix("some runs/a/"): content for (_, name), content in objects.items()}
+
+
+def saved_steps(bucket):
+    return {name.split("/")[1] for name in left_by(bucket.objects) if name.startswith("checkpoints/")}
+
+
+def another_machine(monkeypatch, tmp_path):
+    monkeypatch.setenv("WROFORMER_CACHE", str(tmp_path / "cache of another machine"))
+
+
+def assert_same_params(one, other):
+    jax.tree.map(np.testing.assert_array_equal, load_model(one)[1], load_model(other)[1])
+
+
+def assert_ended_as(whole, bucket):
+    assert left_by(bucket.objects)["metrics.jsonl"] == (whole[0] / "metrics.jsonl").read_bytes()
+    assert_same_params(RUN, whole[0])
+
+
+def with_batches(change):
+    """A stand-in for `loop.make_train_step`; `change` is called with each batch's number in this run, from 1."""
+    make = loop.make_train_step
+
+    def make_changed(*args):
+        step, numbers = make(*args), itertools.count(1)
+
+        def changed(state, batch):
+            change(next(numbers))
+            return step(state, batch)
+
+        return changed
+
+    return make_changed
+
+
+def test_a_run_in_a_bucket_is_one_on_a_disk(whole, ended_bucket, ended):
+    assert ended[1] == whole[1]
+    assert_ended_as(whole, ended_bucket)
+    assert {name.split("/")[0] for name in left_by(ended[0])} == LEFT
+    assert saved_steps(ended_bucket) == {"6", "8"}
+    assert not [name for name in left_by(ended[0]) if "/." in f"/{name}"]
+    for name in ("config.json", "model.json"):
+        assert left_by(ended[0])[name] == (whole[0] / name).read_bytes()
+
+
+def test_an_ended_run_writes_its_report_again(ended_bucket, ended, capsys):
+    del ended_bucket.objects["bucket", "some runs/a/curve.png"]
+    assert trainer.train(tiny(), f"{RUN}/") == ended[1]
+    assert ended_bucket.objects["bucket", "some runs/a/curve.png"].startswith(b"\x89PNG")
+    assert left_by(ended_bucket.objects)["metrics.jsonl"] == left_by(ended[0])["metrics.jsonl"]
+    said = capsys.readouterr().out
+    assert "going on from step 8" in said
+    assert f"wroformer separate song.wav --checkpoint {RUN} --output separated" in said
+
+
+def test_killed_it_goes_on_on_another_machine(whole, bucket, monkeypatch, tmp_path):
+    settings = {"workdir": RUN, "config": tiny().to_dict(), "sigkill": 7}
+    command = [sys.executable, str(ROOT / "tests" / "one_of_several.py"), json.dumps(settings)]
+    killed = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert killed.returncode == -signal.SIGKILL, killed.stderr
+    assert "4" in saved_steps(bucket)  # that of step 6 may have been under way
+    assert "8" not in saved_steps(bucket)
+    another_machine(monkeypatch, tmp_path)
+    assert trainer.train(tiny(), RUN) == whole[1]
+    assert_ended_as(whole, bucket)
+
+
+def test_preempted_it_goes_on_on_another_machine(whole, bucket, monkeypatch, tmp_path, capsys):
+    def notice(number):
+        if number == 5:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(loop, "make_train_step", with_batches(notice))
+        with pytest.raises(loop.PreemptedError, match=f"step 5 of 8 is saved in {RUN}"):
+            trainer.train(tiny(), RUN)
+    another_machine(monkeypatch, tmp_path)
+    capsys.readouterr()
+    trainer.train(tiny(), RUN)
+    assert "going on from step 5" in capsys.readouterr().out
+    assert_ended_as(whole, bucket)
+
+
+def test_a_damaged_step_is_passed_over(whole, ended_bucket, caplog, capsys):
+    for key, content in list(ended_bucket.objects.items()):
+        if re.search("/checkpoints/8/params/.*d/", key[1]):
+            ended_bucket.objects[key] = content[: len(content) // 2]
+    wroformer_jax.load(RUN)
+    assert "8 is damaged and passed over" in caplog.text
+    trainer.train(tiny(), RUN)
+    assert "8 is damaged, passed over and renamed to 8.damaged" in caplog.text
+    assert "going on from step 6" in capsys.readouterr().out
+    assert_ended_as(whole, ended_bucket)
+    trainer.train(tiny(), RUN)
+    assert saved_steps(ended_bucket) == {"6", "8", "8.damaged"}
+
+
+def test_a_step_whose_save_was_cut_off_is_none(whole, ended_bucket, caplog, capsys):
+    del ended_bucket.objects["bucket", "some runs/a/checkpoints/8/commit_success.txt"]
+    before = dict(ended_bucket.objects)
+    wroformer_jax.load(RUN)
+    assert ended_bucket.objects == before
+    trainer.train(tiny(), RUN)
+    assert "going on from step 6" in capsys.readouterr().out
+    assert caplog.text == ""
+    assert_ended_as(whole, ended_bucket)
+
+
+def test_a_bucket_that_refuses_for_a_while_ends_no_run(whole, bucket, monkeypatch, tmp_path, caplog):
+    def refuse(number):
+        bucket.refusal = 403 if 3 <= number <= 6 else None
+
+    with monkeypatch.context() as patch:
+        patch.setattr(loop, "make_train_step", with_batches(refuse))
+        # Else the save of step 2, which is under way, may be refused or not.
+        patch.setattr(trainer.TrainingCheckpoints, "save", save_and_wait(trainer.TrainingCheckpoints.save))
+        assert trainer.train(tiny(), RUN) == whole[1]
+    failed = re.findall(r"checkpoint (\d) is not saved, the next one is the next attempt: .*no access", caplog.text)
+    assert failed == ["4", "6"]
+    assert caplog.text.count("the log is not copied") == 1
+    assert saved_steps(bucket) == {"2", "8"}
+    assert_ended_as(whole, bucket)
+
+
+def save_and_wait(save):
+    def saved(checkpoints, *args, **kwargs):
+        save(checkpoints, *args, **kwargs)
+        checkpoints._settle()
+
+    return saved
+
+
+def test_a_bucket_that_is_too_busy_for_a_moment_is_asked_again(whole, bucket, monkeypatch, caplog):
+    def refuse(number):
+        if number == 4:
+            bucket.refusal, bucket.refusals_left = 503, 6
+
+    monkeypatch.setattr(loop, "make_train_step", with_batches(refuse))
+    assert trainer.train(tiny(), RUN) == whole[1]
+    assert bucket.refusals_left == 0
+    assert caplog.text == ""
+    assert_ended_as(whole, bucket)
+
+
+def test_a_last_state_that_cannot_be_saved_is_an_error(whole, bucket, monkeypatch, caplog):
+    def refuse(number):
+        if number == 8:
+            bucket.refusal, bucket.refused = 403, "^(POST|DELETE)"
+
+    with monkeypatch.context() as patch:
+        patch.setattr(loop, "make_train_step", with_batches(refuse))
+        patch.setattr(trainer.TrainingCheckpoints, "save", save_and_wait(trainer.TrainingCheckpoints.save))
+        with pytest.raises(InputError, match=r"the last state could not be saved: .*no access"):
+            trainer.train(tiny(), RUN)
+    assert re.search(r"the log is not copied to \S+ runs/a yet, it stays in \S+: cannot use", caplog.text)
+    bucket.refusal = None
+    trainer.train(tiny(), RUN)
+    assert_ended_as(whole, bucket)
+
+
+@pytest.mark.parametrize(
+    "requests", ["/o$", "checkpoints/8/params/_METADATA", "checkpoints/8/params/ocdbt", "checkpoints/8/training/d/"]
+)
+def test_what_cannot_be_reached_is_not_taken_for_damaged(ended_bucket, requests):
+    before = dict(ended_bucket.objects)
+    ended_bucket.refusal, ended_bucket.refused = 403, f"^GET.*{requests}"
+    with pytest.raises(InputError, match=r"^cannot use gs://bucket/some runs/a.*(PERMISSION_DENIED|Forbidden): "):
+        trainer.train(tiny(), RUN)
+    assert saved_steps(ended_bucket) == {"6", "8"}
+    assert ended_bucket.objects.items() >= {key: before[key] for key in before if "/checkpoints/" in key[1]}.items()
+
+
+@pytest.mark.parametrize(
+    ("changed", "sentence"),
+    [
+        ({"learning_rate": 1e-3}, r"a holds a run with learning_rate = \S+, not 0.001: set it back"),
+        ({"steps": 9}, "a holds a run with steps = 8, not 9"),
+    ],
+)
+def test_another_run_is_refused(ended_bucket, changed, sentence):
+    before = dict(ended_bucket.objects)
+    with pytest.raises(InputError, match=sentence):
+        trainer.train(tiny_run({"depth": 1}, **{"steps": 8, "validate_every": 4, **changed}), RUN)
+    assert ended_bucket.objects == before
+
+
+def test_another_model_is_refused(ended_bucket):
+    key = ("bucket", "some runs/a/model.json")
+    ended_bucket.objects[key] = ended_bucket.objects[key].replace(b'"dim_mask": 8', b'"dim_mask": 16')
+    with pytest.raises(InputError, match=f"{RUN} holds the training of another model: its dim_mask is 16, not 8"):
+        trainer.train(tiny(), RUN)
+    del ended_bucket.objects["bucket", "some runs/a/config.json"]
+    with pytest.raises(InputError, match=f"{RUN} holds a model but no config.json of a training"):
+        trainer.train(tiny(), RUN)
+
+
+def test_places_that_cannot_be_used(bucket, capfd):
+    with pytest.raises(InputError, match=r"^cannot use gs://nowhere/a/config.json: there is no such bucket$"):
+        trainer.train(tiny(), "gs://nowhere/a")
+    with pytest.raises(InputError, match="s3://bucket/a: expected a local path, or one in a bucket of Google"):
+        trainer.train(tiny(), "s3://bucket/a")
+    bucket.refusal = 403
+    with pytest.raises(InputError, match=f"^cannot use {RUN}/config.json: Forbidden: .*no access to storage.objects$"):
+        trainer.train(tiny(), RUN)
+    assert bucket.objects == {}
+    assert capfd.readouterr() == ("", "")
+
+
+def test_without_gcsfs():
+    code = """if True:
+        import sys
+        sys.modules["gcsfs"] = None
+        import wroformer_jax
+        wroformer_jax.load("gs://bucket/run")
+    """
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    last = done.stderr.splitlines()[-1]
+    assert last.endswith("gs://bucket/run is in a bucket, which needs gcsfs: pip install 'wroformer-jax[gcs]'")
+
+
+def test_a_run_is_inspected(ended_bucket, whole, capsys):
+    found, local = inspect_directory(RUN), inspect_directory(whole[0])
+    assert (found.newest, found.best) == (local.newest, local.best)
+    assert found.records == local.records
+    assert not any(step.problem for step in found.checkpoints)
+    del ended_bucket.objects["bucket", "some runs/a/checkpoints/8/commit_success.txt"]
+    assert inspect_directory(RUN).newest == "6"
+    assert main(["inspect", RUN]) == 0
+    assert "being written, or left by a crash" in capsys.readouterr().out
+
+
+def test_the_model_of_a_run_is_loaded(ended_bucket, whole):
+    model, params = wroformer_jax.load(RUN)
+    assert model.config == tiny().model
+    jax.tree.map(np.testing.assert_array_equal, params, load_model(whole[0])[1])
+    with pytest.raises(InputError, match="carries its own settings"):
+        wroformer_jax.load(RUN, config=tiny().model)
+    with pytest.raises(InputError, match=r"gs://bucket/b has no model\.json"):
+        wroformer_jax.load("gs://bucket/b")
+    with pytest.raises(InputError, match=r"copy it with `gcloud storage cp gs://bucket/b.ckpt .`"):
+        wroformer_jax.load("gs://bucket/b.ckpt")
+    ended_bucket.refusal = 403
+    with pytest.raises(InputError, match=f"cannot use {RUN}/model.json: Forbidden"):
+        wroformer_jax.load(RUN)
+
+
+def test_a_model_directory_is_loaded(bucket, whole, tmp_path):
+    model, params = wroformer_jax.load(whole[0])
+    wroformer_jax.save(tmp_path / "model", model, params)
+    for path in (tmp_path / "model").rglob("*"):
+        if path.is_file():
+            bucket.objects["bucket", f"b/{path.relative_to(tmp_path)}"] = path.read_bytes()
+    jax.tree.map(np.testing.assert_array_equal, wroformer_jax.load("gs://bucket/b/model")[1], params)
+
+
+def test_a_run_starts_from_one_in_a_bucket(ended_bucket, whole):
+    params = starting_params(tiny(init=RUN))
+    jax.tree.map(np.testing.assert_array_equal, params, load_model(whole[0])[1])
+
+
+def test_two_runs_on_a_machine_do_not_share_a_place(bucket):
+    with (
+        Mirror(place(RUN), 0),
+        Mirror(place(RUN), 1),
+        Mirror(place("gs://bucket/b"), 0),
+        pytest.raises(InputError, match="in use by another run"),
+        Mirror(place(RUN), 0),
+    ):
+        pass
+
+
+def test_only_what_has_changed_is_copied(bucket):
+    with Mirror(place(RUN), 0) as mirror:
+        mirror.bring("a")
+        (mirror.folder / "folder").mkdir()
+        (mirror.folder / "a").write_text("1")
+        (mirror.folder / "folder" / "ä").write_text("2")
+        (mirror.folder / ".b-being written").write_text("3")
+        mirror.copy()
+        assert left_by(bucket.objects) == {"a": b"1", "folder/ä": b"2"}
+        bucket.requests.clear()
+        mirror.copy()
+        assert bucket.requests == []
+        with (mirror.folder / "a").open("a") as file:
+            file.write("4")
+        mirror.copy()
+        assert {request for request in bucket.requests if "folder" in request} == set()
+        assert bucket.objects["bucket", "some runs/a/a"] == b"14"
+        (mirror.folder / "c").write_text("5")
+    assert left_by(bucket.objects) == {"a": b"14", "folder/ä": b"2", "c": b"5"}
+    with Mirror(place(RUN), 0) as mirror:
+        assert list(mirror.folder.iterdir()) == []
+        mirror.bring("a")
+        assert (mirror.folder / "a").read_text() == "14"
+
+
+def test_what_grows_is_copied_now_and_then(bucket, monkeypatch):
+    monkeypatch.setattr("wroformer_jax.workdir.mirror._INTERVAL", 0.01)
+    with Mirror(place(RUN), 0) as mirror:
+        (mirror.folder / "a").write_text("1")
+        for _ in range(1000):
+            if bucket.objects:
+                break
+            mirror._over.wait(0.01)
+        assert left_by(bucket.objects) == {"a": b"1"}
