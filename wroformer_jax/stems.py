@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-MIXTURE = "mixture"
+MIXTURE = "mixture"  # stored like a stem, but none
 
 
 VOCALS = "vocals"
 
 
-INSTRUMENTAL = "instrumental"  # all but the vocals
+INSTRUMENTAL = "instrumental"  # all but the vocals; their sum where no stem has this name
 
 
 SUMS = (INSTRUMENTAL, "accompaniment")  # names of files that are the sum of other stems

@@ -16,8 +16,8 @@ from wroformer_jax.errors import InputError
 from wroformer_jax.model.params import abstract_params
 from wroformer_jax.model.roformer import RoFormer
 from wroformer_jax.parallel.mesh import arrange_devices, check_batch, make_mesh
-from wroformer_jax.parallel.sharding import param_shardings, part_of
-from wroformer_jax.training.state import abstract_state
+from wroformer_jax.parallel.sharding import part_of
+from wroformer_jax.training.state import abstract_state, model_shardings
 
 # One device, then what has to agree with it: (data, fsdp, seq), and parts that a batch is cut into.
 MESHES = (((1, 1, 1), 1), ((2, 2, 1), 1), ((1, 4, 1), 1), ((4, 1, 1), 1), ((1, 1, 4), 1), ((2, 1, 1), 2))
@@ -95,7 +95,7 @@ def test_the_published_size_falls_as_one_over_fsdp(fsdp):
     from wroformer_jax.config.model import ModelConfig
 
     model = RoFormer(ModelConfig())
-    shardings = param_shardings(model, fake_mesh(1, fsdp))
+    shardings = model_shardings(model, fake_mesh(1, fsdp))
     sizes = jax.tree.map(lambda leaf: leaf.size, abstract_params(model))
     parts = jax.tree.map(
         lambda leaf, sharding: int(np.prod(sharding.shard_shape(leaf.shape))), abstract_params(model), shardings

@@ -10,7 +10,7 @@ from support.separation_models import GainModel, noise, tiny_real_model, tone
 
 from wroformer_jax.config.model import ModelConfig
 from wroformer_jax.errors import InputError
-from wroformer_jax.separation import forward, stream
+from wroformer_jax.separation import forward, progress, stream
 from wroformer_jax.separation.arrays import separate
 from wroformer_jax.separation.forward import WHOLE_PLACES, in_pieces
 from wroformer_jax.separation.progress import real_time_factor, with_progress

@@ -23,10 +23,10 @@ from wroformer_jax.config.training import TrainingConfig
 from wroformer_jax.model.params import init_params
 from wroformer_jax.model.roformer import RoFormer
 from wroformer_jax.parallel.mesh import SAMPLES, make_mesh
-from wroformer_jax.parallel.sharding import param_shardings, replicated, to_global
+from wroformer_jax.parallel.sharding import replicated, to_global
 from wroformer_jax.planning.hlo import collectives
 from wroformer_jax.separation.arrays import separate
-from wroformer_jax.training.state import batch_shapes, time_of
+from wroformer_jax.training.state import batch_shapes, model_shardings, time_of
 from wroformer_jax.training.step import loss_and_gradients
 
 PADDING = 7.0
@@ -76,7 +76,7 @@ def run(config):
     sizes = list(config.mesh.values())
     mesh = make_mesh(config.mesh, jax.devices()[: int(np.prod(sizes))])
     model, given, teacher, teacher_params = RoFormer(config.model), batch(config, mesh), None, None
-    params = jax.device_put(init_params(model, 0), param_shardings(model, mesh))
+    params = jax.device_put(init_params(model, 0), model_shardings(model, mesh))
     if config.teacher:
         teacher = RoFormer(dataclasses.replace(config.model, time_mixer="full", num_sinks=0))
         teacher_params = init_params(teacher, 1)

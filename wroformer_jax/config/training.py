@@ -10,9 +10,8 @@ from typing import Any
 from wroformer_jax.config.augmentation import Augmentation
 from wroformer_jax.config.checks import FrozenMapping
 from wroformer_jax.config.model import ModelConfig
-from wroformer_jax.data.examples import INSTRUMENTAL
 from wroformer_jax.errors import InputError, suggestion
-from wroformer_jax.stems import SYNTHETIC_STEMS
+from wroformer_jax.stems import INSTRUMENTAL, SYNTHETIC_STEMS
 
 SCHEDULES = ("cosine", "constant")
 LOSSES = ("l1", "stft", "masks")

@@ -17,10 +17,7 @@ from wroformer_jax.config.augmentation import Augmentation
 from wroformer_jax.data.augment import Change, apply_change, draw_changes
 from wroformer_jax.data.record_set import RecordSet, StoredSong
 from wroformer_jax.errors import InputError
-
-INSTRUMENTAL = "instrumental"  # the sum of all stems but VOCALS, where no stem has this name
-VOCALS = "vocals"
-MIXTURE = "mixture"  # stored like a stem for songs whose mixture is not the sum of its stems
+from wroformer_jax.stems import INSTRUMENTAL, MIXTURE, VOCALS
 
 _MOST_DRAWS = 10  # more of a place, until something sounds there
 

@@ -27,12 +27,12 @@ from wroformer_jax.data.tf_example import pack
 from wroformer_jax.errors import InputError
 from wroformer_jax.io.buckets import write_whole
 from wroformer_jax.io.files import disk_errors_named, replacing
+from wroformer_jax.stems import MIXTURE
 
 DATASET = "stems"  # the name of every set, for TFDS
 FORMAT = 1  # of records and index.json; sets of other formats are not read
 INDEX = "index.json"
 INFO = "dataset_info.json"  # TFDS's
-MIXTURE = "mixture"  # stored like a stem, but none
 SPLITS = ("train", "validation", "test")
 
 LOUDEST = 2.0**64  # full scales; more comes from damage, and float32 is to hold all scales

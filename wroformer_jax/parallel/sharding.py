@@ -17,10 +17,9 @@ import numpy as np
 from jax.sharding import AbstractMesh, Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Shaped
 
-from wroformer_jax.model.layers import Params
-from wroformer_jax.model.params import abstract_params, logical_axes
-from wroformer_jax.model.roformer import RoFormer
 from wroformer_jax.parallel.mesh import EXAMPLES, SAMPLES
+
+Params = dict[str, Any]  # nested, a leaf for each parameter
 
 # Which axis of a parameter is cut over `fsdp`: the first of these that it has and that divides. The long axes of the
 # large matrices come first; what has none that divides (gains, biases, gates) is small and stays whole.
@@ -29,13 +28,22 @@ _CUT_FIRST = ("mlp", "qkv", "mask_out", "mask_in", "heads", "embed", "band_featu
 _STATE = ("fsdp", "seq")  # what parameters and the optimiser's state are cut over
 
 
-def param_shardings(model: RoFormer, mesh: Mesh | AbstractMesh) -> Params:
-    """How each parameter lies on the mesh, as a nested dict of `NamedSharding`."""
+def param_shardings(shapes: Params, axes: Params, mesh: Mesh | AbstractMesh) -> Params:
+    """Shardings of a model's parameters.
+
+    Args:
+      shapes: nested dict of `jax.ShapeDtypeStruct`, as `model.abstract_params` returns it.
+      axes: the names of each parameter's axes, as `model.logical_axes` returns them.
+      mesh: the devices.
+
+    Returns:
+      A nested dict of `NamedSharding`.
+    """
     parts = math.prod(mesh.shape[axis] for axis in _STATE)
     return jax.tree.map(
-        lambda leaf, axes: NamedSharding(mesh, _spec(leaf.shape, tuple(axes), parts)),
-        abstract_params(model),
-        logical_axes(model),
+        lambda leaf, names: NamedSharding(mesh, _spec(leaf.shape, tuple(names), parts)),
+        shapes,
+        axes,
     )
 
 

@@ -26,14 +26,14 @@ from wroformer_jax.model.roformer import RoFormer
 from wroformer_jax.parallel.context_parallel import padded_samples
 from wroformer_jax.parallel.hardware import hardware
 from wroformer_jax.parallel.mesh import check_batch, make_mesh, num_example_shards, num_time_parts
-from wroformer_jax.parallel.sharding import batch_shardings, bytes_per_device, param_shardings, replicated
+from wroformer_jax.parallel.sharding import batch_shardings, bytes_per_device, replicated
 from wroformer_jax.planning.compiler_memory import CompilationError, layout
 from wroformer_jax.planning.hlo import Collective, collectives
 from wroformer_jax.planning.roofline import Roofline, Work, forward_work, roofline, training_passes
 from wroformer_jax.planning.topology import Target, out_of_memory
 from wroformer_jax.separation.forward import in_pieces
 from wroformer_jax.separation.over_devices import over_devices
-from wroformer_jax.training.state import abstract_batch, abstract_state, state_shardings
+from wroformer_jax.training.state import abstract_batch, abstract_state, model_shardings, state_shardings
 from wroformer_jax.training.step import build_train_step
 from wroformer_jax.training.throughput import step_flops
 
@@ -290,7 +290,7 @@ def _abstract_params(model: RoFormer, mesh: Mesh) -> Params:
     return jax.tree.map(
         lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
         abstract_params(model),
-        param_shardings(model, mesh),
+        model_shardings(model, mesh),
     )
 
 

@@ -15,9 +15,9 @@ from wroformer_jax.errors import InputError
 from wroformer_jax.model.layers import Params
 from wroformer_jax.model.params import add_windowed_sinks
 from wroformer_jax.model.roformer import RoFormer
-from wroformer_jax.parallel.sharding import param_shardings, spread
+from wroformer_jax.parallel.sharding import spread
 from wroformer_jax.training.distillation import check_teacher
-from wroformer_jax.training.state import Teacher
+from wroformer_jax.training.state import Teacher, model_shardings
 
 # How a model is computed, not what its parameters are.
 _FREE = ("dtype", "zero_dc", *MEMORY_FIELDS)
@@ -73,7 +73,7 @@ def frozen_teacher(config: TrainingConfig, mesh: Mesh) -> Teacher | None:
     check_teacher(there, config.model)
     there = dataclasses.replace(there, dtype=config.model.dtype, stream_dtype="float32")
     model = RoFormer(forward_only(there, config.model.places_at_once))
-    return Teacher(model, jax.tree.map(spread, params, param_shardings(model, mesh)))
+    return Teacher(model, jax.tree.map(spread, params, model_shardings(model, mesh)))
 
 
 def _read(field: str, source: str) -> Any:

@@ -14,7 +14,7 @@ from jaxtyping import Array, Float, Int
 from wroformer_jax.config.training import TrainingConfig
 from wroformer_jax.errors import InputError
 from wroformer_jax.model.layers import Params
-from wroformer_jax.model.params import abstract_params, init_params
+from wroformer_jax.model.params import abstract_params, init_params, logical_axes
 from wroformer_jax.model.roformer import RoFormer
 from wroformer_jax.parallel.context_parallel import cut_time, padded_samples
 from wroformer_jax.parallel.mesh import num_time_parts
@@ -49,10 +49,15 @@ class Teacher(NamedTuple):
     params: Params
 
 
+def model_shardings(model: RoFormer, mesh: Mesh | AbstractMesh) -> Params:
+    """Shardings of a model's parameters: a nested dict of `NamedSharding`."""
+    return param_shardings(abstract_params(model), logical_axes(model), mesh)
+
+
 def state_shardings(config: TrainingConfig, mesh: Mesh) -> TrainState:
     """How the state lies on the mesh: a TrainState of shardings."""
     model = RoFormer(config.model)
-    params, whole = param_shardings(model, mesh), replicated(mesh)
+    params, whole = model_shardings(model, mesh), replicated(mesh)
     shapes = abstract_params(model)
     opt_state = mirrored_shardings(jax.eval_shape(make_optimizer(config, shapes).init, shapes), params, mesh)
     return TrainState(whole, params, params if config.ema else None, opt_state, whole, whole)

@@ -20,11 +20,11 @@ from pathlib import Path, PurePath
 from typing import NamedTuple, NoReturn
 
 from wroformer_jax.data.record_set import is_set
-from wroformer_jax.data.record_writer import MIXTURE, SPLITS
+from wroformer_jax.data.record_writer import SPLITS
 from wroformer_jax.errors import InputError
 from wroformer_jax.io.audio import AUDIO_SUFFIXES
 from wroformer_jax.io.folders import audio_files
-from wroformer_jax.stems import STEM_NAMES, SUMS, VOCALS
+from wroformer_jax.stems import MIXTURE, STEM_NAMES, SUMS, VOCALS
 
 LAYOUTS = ("songs", "stems", "csv")
 

@@ -8,7 +8,8 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from wroformer_jax.data.prepare.find_stems import counted
-from wroformer_jax.data.record_writer import MIXTURE, Storage
+from wroformer_jax.data.record_writer import Storage
+from wroformer_jax.stems import MIXTURE
 
 # What notes on songs begin with, and what is told of the songs that have one.
 _NOTES = {

@@ -1,0 +1,88 @@
+"""The house: who may import whom. The table is that of docs/architecture.md; every import counts, lazy ones too."""
+
+import ast
+from pathlib import Path
+
+import pytest
+
+PACKAGE = Path(__file__).parents[1] / "wroformer_jax"
+
+# What each room may import besides itself, errors and stems. Nobody imports cli.
+MAY_IMPORT = {
+    "errors": "",
+    "stems": "",
+    "config": "",
+    "io": "",
+    "parallel": "config",
+    "model": "config parallel",
+    "data": "config io",
+    "checkpoints": "config io model",
+    "separation": "config io model parallel",
+    "evaluation": "config io data model separation",
+    "workdir": "config io parallel model checkpoints separation evaluation",
+    "training": "config io parallel model data checkpoints separation evaluation workdir",
+    "planning": "config io parallel model separation evaluation workdir training",
+    "cli": "config io parallel model data checkpoints separation evaluation workdir training planning",
+}
+ROOTS = {"errors", "stems"}
+
+
+def room_of(module):
+    """'model' of 'wroformer_jax.model.layers'; '' of the package itself."""
+    return ([*module.split("."), ""])[1]
+
+
+def modules():
+    for path in sorted(PACKAGE.rglob("*.py")):
+        parts = path.relative_to(PACKAGE.parent).with_suffix("").parts
+        yield ".".join(parts[:-1] if parts[-1] == "__init__" else parts), ast.parse(path.read_text())
+
+
+def imports_of(tree):
+    """Modules and names that are imported from the package, wherever in the file."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+
+
+TREES = dict(modules())
+
+
+@pytest.mark.parametrize("room", MAY_IMPORT)
+def test_a_room_imports_what_the_table_allows(room):
+    allowed = {room, *MAY_IMPORT[room].split(), *(ROOTS if room not in ROOTS else ())}
+    for module, tree in TREES.items():
+        if room_of(module) == room:
+            for imported in imports_of(tree):
+                if imported.startswith("wroformer_jax.") and imported != "wroformer_jax.__version__":
+                    assert room_of(imported) in allowed, f"{module} imports {imported}"
+
+
+def test_every_room_is_in_the_table():
+    rooms = {room_of(module) for module in TREES} - {"", "attention"}  # the re-export that README names
+    assert rooms == set(MAY_IMPORT)
+
+
+def test_no_circle_of_modules():
+    """Each module can be put behind all that it imports."""
+    needs = {
+        module: {
+            next((name for name in (imported, imported.rpartition(".")[0]) if name in TREES), module)
+            for imported in imports_of(tree)
+            if imported.startswith("wroformer_jax")
+        }
+        - {module}
+        for module, tree in TREES.items()
+        if module.count(".")
+    }
+    placed = {"wroformer_jax"}
+    while ready := {module for module in needs if module not in placed and needs[module] <= placed}:
+        placed |= ready
+    assert set(needs) <= placed, sorted(set(needs) - placed)
+
+
+@pytest.mark.parametrize("module", [name for name in TREES if name.count(".") and name != "wroformer_jax.attention"])
+def test_modules_say_what_they_are_for(module):
+    assert ast.get_docstring(TREES[module])
