@@ -19,9 +19,9 @@ from wroformer_jax.config.model import ModelConfig
 from wroformer_jax.model.params import abstract_params
 from wroformer_jax.model.roformer import RoFormer
 from wroformer_jax.workdir.checkpoints import TrainingCheckpoints
-from wroformer_jax.workdir.claim import claim
 from wroformer_jax.workdir.inspection import inspect_directory, parameters, thinned
 from wroformer_jax.workdir.log import TrainingLog
+from wroformer_jax.workdir.ownership import claim
 
 CONFIG = tiny_run(steps=60, keep_checkpoints=4)
 

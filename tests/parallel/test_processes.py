@@ -17,8 +17,8 @@ from support.tiny_training import tiny_run
 from wroformer_jax.checkpoints.model_dir import load_model
 from wroformer_jax.errors import InputError
 from wroformer_jax.parallel import processes as hosts
-from wroformer_jax.workdir import claim as workdir_module
-from wroformer_jax.workdir.claim import check_shared, claim
+from wroformer_jax.workdir import ownership as workdir_module
+from wroformer_jax.workdir.ownership import check_shared, claim
 
 ROOT = Path(__file__).parents[2]
 MESH = {"data": 4, "fsdp": 2, "seq": 1}

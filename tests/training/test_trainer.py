@@ -21,13 +21,13 @@ from wroformer_jax.checkpoints.model_dir import load_model, save_model
 from wroformer_jax.config.training import TrainingConfig
 from wroformer_jax.data.loading import Batches
 from wroformer_jax.errors import InputError
-from wroformer_jax.evaluation import whole_songs
+from wroformer_jax.evaluation import validation_songs
 from wroformer_jax.io import files
 from wroformer_jax.model.params import init_params
 from wroformer_jax.model.roformer import RoFormer
-from wroformer_jax.training import data, loop, trainer
+from wroformer_jax.training import loop, trainer, validation
 from wroformer_jax.workdir import checkpoints, report
-from wroformer_jax.workdir.claim import claim
+from wroformer_jax.workdir.ownership import claim
 
 
 def assert_same_weights(one, other):
@@ -267,7 +267,7 @@ def test_it_is_refused_before_anything_is_compiled_or_written(whole, tmp_path, m
 
 
 def test_a_notice_during_a_validation_saves_the_step_at_once(whole, tmp_path, monkeypatch):
-    score, numbers = data.score_song, itertools.count(1)
+    score, numbers = validation.separate_and_score, itertools.count(1)
 
     def notice(*args, **kwargs):
         if (number := next(numbers)) == 3:  # the first of the two songs after step 4
@@ -276,7 +276,7 @@ def test_a_notice_during_a_validation_saves_the_step_at_once(whole, tmp_path, mo
         return score(*args, **kwargs)
 
     with monkeypatch.context() as patch:
-        patch.setattr(data, "score_song", notice)
+        patch.setattr(validation, "separate_and_score", notice)
         with pytest.raises(loop.PreemptedError, match="step 4 of 8 is saved"):
             trainer.train(tiny(), tmp_path)
     assert (tmp_path / "checkpoints" / "4").is_dir()
@@ -518,17 +518,17 @@ def test_validation_scores_each_stem(monkeypatch):
     config = tiny(model={"stems": ["vocals", "drums"]}).model
     rng = np.random.default_rng(0)
     songs = [
-        whole_songs.WholeSong(*np.split(0.1 * rng.standard_normal((3, 2, 7999), dtype=np.float32), [1]))
+        validation_songs.ValidationSong(*np.split(0.1 * rng.standard_normal((3, 2, 7999), dtype=np.float32), [1]))
         for _ in range(2)
     ]
-    songs = [whole_songs.WholeSong(song.mixture[0], song.targets) for song in songs]
+    songs = [validation_songs.ValidationSong(song.mixture[0], song.targets) for song in songs]
     songs[1].targets[1] = 0
     halved = lambda *args, **kwargs: 0.5 * next(targets)  # noqa: E731
     targets = (song.targets for song in songs)
-    monkeypatch.setattr(whole_songs, "separate_song", halved)
+    monkeypatch.setattr(validation_songs, "separate_song", halved)
     model = RoFormer(config)
-    each = [whole_songs.score_song(model, None, song, chunk_seconds=None) for song in songs]
-    scores = whole_songs.mean_scores(config.stems, each)
+    each = [validation_songs.separate_and_score(model, None, song, chunk_seconds=None) for song in songs]
+    scores = validation_songs.mean_scores(config.stems, each)
     assert scores.keys() == {"vocals_usdr", "drums_usdr", "usdr", "mixture_usdr", "improvement"}
     for name in ("vocals_usdr", "drums_usdr", "usdr"):
         assert scores[name] == pytest.approx(20 * np.log10(2), abs=1e-4)
@@ -539,4 +539,4 @@ def test_validation_scores_each_stem(monkeypatch):
 def test_validation_separates_songs_of_any_length(chunk_seconds):
     model, params = RoFormer(tiny().model), init_params(RoFormer(tiny().model), 0)
     mixture = 0.1 * np.random.default_rng(0).standard_normal((2, 7999), dtype=np.float32)
-    assert whole_songs.separate_song(model, params, mixture, chunk_seconds=chunk_seconds).shape == (1, 2, 7999)
+    assert validation_songs.separate_song(model, params, mixture, chunk_seconds=chunk_seconds).shape == (1, 2, 7999)

@@ -9,8 +9,8 @@ import pytest
 from support.event_files import events_in, picture_of, sound_of, steps_by_tag
 from support.tiny_training import tiny_run
 
-from wroformer_jax.evaluation import whole_songs
-from wroformer_jax.evaluation.whole_songs import WholeSong
+from wroformer_jax.evaluation import validation_songs
+from wroformer_jax.evaluation.validation_songs import ValidationSong
 from wroformer_jax.model.roformer import RoFormer
 from wroformer_jax.training.throughput import Work, memory_in_use, speed
 from wroformer_jax.workdir import log as training_log
@@ -133,7 +133,7 @@ def test_an_excerpt_is_the_same_part_of_all():
     mixture, *stems = rng.standard_normal((5, 2, 12 * 16000), dtype=np.float32)
     targets, estimates = np.stack(stems[:2]), np.stack(stems[2:])
     targets[..., : 3 * 16000] = 0
-    excerpt = excerpt_of(config, WholeSong(mixture, targets), estimates)
+    excerpt = excerpt_of(config, ValidationSong(mixture, targets), estimates)
     [start] = np.flatnonzero(mixture[0] == excerpt.mixture[0, 0])
     assert start >= 3 * 16000
     part = slice(start, start + 8 * 16000)
@@ -141,13 +141,13 @@ def test_an_excerpt_is_the_same_part_of_all():
     for i, stem in enumerate(("vocals", "drums")):
         np.testing.assert_array_equal(excerpt.references[stem], targets[i, :, part])
         np.testing.assert_array_equal(excerpt.estimates[stem], estimates[i, :, part])
-    other = excerpt_of(config, WholeSong(mixture, targets), 0 * estimates)
+    other = excerpt_of(config, ValidationSong(mixture, targets), 0 * estimates)
     np.testing.assert_array_equal(other.mixture, excerpt.mixture)  # whatever the model makes of it
 
 
 def test_a_short_song_is_its_own_excerpt():
     config = tiny_run().model
-    song = WholeSong(tones(300, 300), tones(200, 200)[None])
+    song = ValidationSong(tones(300, 300), tones(200, 200)[None])
     assert excerpt_of(config, song, song.targets).mixture.shape == (2, 16000)
 
 
@@ -158,11 +158,13 @@ def test_validation_shows_what_it_separated(monkeypatch):
         made.append(0.5 * mixture[None])
         return made[-1]
 
-    monkeypatch.setattr(whole_songs, "separate_song", separate_song)
-    songs = [WholeSong(tones(300, 300), tones(200 * i, 200 * i)[None]) for i in (1, 2, 3)]
+    monkeypatch.setattr(validation_songs, "separate_song", separate_song)
+    songs = [ValidationSong(tones(300, 300), tones(200 * i, 200 * i)[None]) for i in (1, 2, 3)]
     heard = []
     for song in songs:
-        whole_songs.score_song(RoFormer(config), None, song, chunk_seconds=None, heard=lambda *pair: heard.append(pair))
+        validation_songs.separate_and_score(
+            RoFormer(config), None, song, chunk_seconds=None, on_separated=lambda *pair: heard.append(pair)
+        )
     assert len(made) == 3  # once each
     for (song, estimates), one, other in zip(heard, songs, made, strict=True):
         assert song is one

@@ -17,7 +17,7 @@ from wroformer_jax.checkpoints.torch_weights import num_parameters
 from wroformer_jax.config.training import TrainingConfig
 from wroformer_jax.data.loading import Batches
 from wroformer_jax.errors import InputError
-from wroformer_jax.evaluation.whole_songs import Estimates, WholeSong
+from wroformer_jax.evaluation.validation_songs import Estimates, ValidationSong
 from wroformer_jax.io.buckets import Place
 from wroformer_jax.model.layers import Params
 from wroformer_jax.model.roformer import RoFormer
@@ -131,7 +131,7 @@ class Run(NamedTuple):
         """
         excerpts: list[Excerpt] = []  # of the first songs, which are the first process's
 
-        def keep(song: WholeSong, estimates: Estimates) -> None:
+        def keep(song: ValidationSong, estimates: Estimates) -> None:
             if len(excerpts) < SONGS:
                 excerpts.append(excerpt_of(self.config.model, song, estimates))
 

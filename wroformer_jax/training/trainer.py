@@ -39,9 +39,9 @@ from wroformer_jax.training.optimizer import make_optimizer
 from wroformer_jax.training.state import TrainState, abstract_state, batch_shapes, initial_state
 from wroformer_jax.training.validation import Validation
 from wroformer_jax.workdir.checkpoints import TrainingCheckpoints
-from wroformer_jax.workdir.claim import check_shared, claim, refuse_other
-from wroformer_jax.workdir.log import METRICS, TrainingLog
+from wroformer_jax.workdir.log import METRICS_FILE, TrainingLog
 from wroformer_jax.workdir.mirror import Mirror
+from wroformer_jax.workdir.ownership import check_shared, claim, refuse_other
 
 
 def train(config: TrainingConfig, workdir: str | Path) -> dict[str, float]:
@@ -86,7 +86,7 @@ def train(config: TrainingConfig, workdir: str | Path) -> dict[str, float]:
         mirror = None
         if is_remote(workdir):
             mirror = together(lambda: stack.enter_context(Mirror(workdir, jax.process_index())))
-            in_first(lambda: mirror.bring(METRICS))
+            in_first(lambda: mirror.bring(METRICS_FILE))
         folder = mirror.folder if mirror else workdir
         stack.enter_context(disk_errors_named(folder))
         if not mirror:

@@ -10,7 +10,13 @@ import numpy as np
 from wroformer_jax.config.training import TrainingConfig
 from wroformer_jax.data.examples import whole_song
 from wroformer_jax.data.record_set import RecordSet
-from wroformer_jax.evaluation.whole_songs import Heard, SongScores, WholeSong, mean_scores, score_song
+from wroformer_jax.evaluation.validation_songs import (
+    OnSeparated,
+    SongScores,
+    ValidationSong,
+    mean_scores,
+    separate_and_score,
+)
 from wroformer_jax.model.layers import Params
 from wroformer_jax.model.roformer import RoFormer
 from wroformer_jax.parallel.processes import gather, together
@@ -30,11 +36,11 @@ class Validation:
     def __bool__(self) -> bool:
         return bool(self._songs)
 
-    def __iter__(self) -> Iterator[WholeSong]:
+    def __iter__(self) -> Iterator[ValidationSong]:
         return self._read(range(len(self._songs)))
 
     def score(
-        self, params: Params, heard: Heard | None = None, stop: Callable[[], bool] = lambda: False
+        self, params: Params, heard: OnSeparated | None = None, stop: Callable[[], bool] = lambda: False
     ) -> dict[str, float] | None:
         """As `evaluate.mean_scores`, on these songs; each process separates its share of them.
 
@@ -50,17 +56,17 @@ class Validation:
         return mean_scores(self._config.model.stems, [SongScores(*song) for part in parts for song in part])
 
     def _score(
-        self, params: Params, numbers: Iterable[int], heard: Heard | None, stop: Callable[[], bool]
+        self, params: Params, numbers: Iterable[int], heard: OnSeparated | None, stop: Callable[[], bool]
     ) -> list[SongScores] | None:
         model, scores = RoFormer(self._config.model), []
         for song in self._read(numbers):
             if stop():
                 return None
-            scores.append(score_song(model, params, song, chunk_seconds=self.chunk_seconds, heard=heard))
+            scores.append(separate_and_score(model, params, song, chunk_seconds=self.chunk_seconds, on_separated=heard))
         return scores
 
-    def _read(self, numbers: Iterable[int]) -> Iterator[WholeSong]:
+    def _read(self, numbers: Iterable[int]) -> Iterator[ValidationSong]:
         model = self._config.model
         for number in numbers:
             song = self._songs[number]
-            yield WholeSong(*whole_song(self._set, song, model.stems, model.channels, self._config.stems))
+            yield ValidationSong(*whole_song(self._set, song, model.stems, model.channels, self._config.stems))

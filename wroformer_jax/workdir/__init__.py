@@ -1,7 +1,7 @@
 """What a training run keeps and shows. This room never trains."""
 
 from wroformer_jax.workdir.checkpoints import TrainingCheckpoints
-from wroformer_jax.workdir.claim import claim
 from wroformer_jax.workdir.log import TrainingLog
+from wroformer_jax.workdir.ownership import claim
 
 __all__ = ["TrainingCheckpoints", "TrainingLog", "claim"]

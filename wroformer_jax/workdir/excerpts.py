@@ -8,7 +8,7 @@ import numpy as np
 from jaxtyping import Float32
 
 from wroformer_jax.config.model import ModelConfig
-from wroformer_jax.evaluation.whole_songs import Estimates, WholeSong
+from wroformer_jax.evaluation.validation_songs import Estimates, ValidationSong
 
 SONGS = 2  # the first so many songs have an excerpt
 SECONDS = 8.0
@@ -26,7 +26,7 @@ class Excerpt(NamedTuple):
     estimates: dict[str, Sound]
 
 
-def excerpt_of(config: ModelConfig, song: WholeSong, estimates: Estimates) -> Excerpt:
+def excerpt_of(config: ModelConfig, song: ValidationSong, estimates: Estimates) -> Excerpt:
     """The part of a song where the model's stems are loudest, which depends on the true stems alone.
 
     Args:

@@ -18,7 +18,7 @@ from wroformer_jax.workdir.excerpts import Excerpt
 from wroformer_jax.workdir.plots import spectrogram_image
 from wroformer_jax.workdir.tensorboard import EventFile
 
-METRICS = "metrics.jsonl"
+METRICS_FILE = "metrics.jsonl"
 
 _log = logging.getLogger("wroformer")
 
@@ -38,7 +38,7 @@ class TrainingLog:
     def __init__(self, workdir: Path, first_step: int, steps: int) -> None:
         from tqdm import tqdm
 
-        path = workdir / METRICS
+        path = workdir / METRICS_FILE
         self.records = read_records(path, first_step)
         with replacing(path) as temporary:
             temporary.write_text("".join(map(_line, self.records)), encoding="utf-8")

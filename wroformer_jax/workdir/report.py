@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from wroformer_jax.evaluation.metrics import usdr
-from wroformer_jax.evaluation.whole_songs import WholeSong, separate_song
+from wroformer_jax.evaluation.validation_songs import ValidationSong, separate_song
 from wroformer_jax.io.files import replacing
 from wroformer_jax.model.layers import Params
 from wroformer_jax.model.roformer import RoFormer
@@ -24,7 +24,9 @@ def write_curves(workdir: Path, log: TrainingLog) -> None:
     )
 
 
-def write_example(workdir: Path, model: RoFormer, params: Params, song: WholeSong, chunk_seconds: float | None) -> None:
+def write_example(
+    workdir: Path, model: RoFormer, params: Params, song: ValidationSong, chunk_seconds: float | None
+) -> None:
     """A song, its stems and what the model makes of them: wavs in example/, and spectrogram.png."""
     import soundfile
 

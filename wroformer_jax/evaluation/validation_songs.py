@@ -1,4 +1,4 @@
-"""Validation: whole unseen songs through the model, and their SDR."""
+"""Scores of a model on whole songs that are held in memory, as validation during training needs them."""
 
 from __future__ import annotations
 
@@ -15,38 +15,43 @@ from wroformer_jax.separation.arrays import separate
 Estimates = Float32[np.ndarray, "stem channel sample"]
 
 
-class WholeSong(NamedTuple):
-    """A song and what is to be found in it."""
+class ValidationSong(NamedTuple):
+    """A song at the model's sample rate, with the true stems."""
 
     mixture: Float32[np.ndarray, "channel sample"]
     targets: Float32[np.ndarray, "stem channel sample"]  # in the order of the model's stems
 
 
-Heard = Callable[[WholeSong, Estimates], None]
+OnSeparated = Callable[[ValidationSong, Estimates], None]
 
 
 class SongScores(NamedTuple):
-    """uSDR of a song in dB by stem, NaN where the stem is silent."""
+    """uSDR of one song in dB, one value per stem; NaN where the true stem is silent."""
 
     estimates: list[float]
-    mixture: list[float]  # taken as the estimate: what doing nothing gives
+    mixture: list[float]  # of the unprocessed mixture, taken as the estimate of each stem
 
 
-def score_song(
-    model: RoFormer, params: Any, song: WholeSong, *, chunk_seconds: float | None, heard: Heard | None = None
+def separate_and_score(
+    model: RoFormer,
+    params: Any,
+    song: ValidationSong,
+    *,
+    chunk_seconds: float | None,
+    on_separated: OnSeparated | None = None,
 ) -> SongScores:
-    """Separates a song, and scores what comes out.
+    """Separates a song and scores the estimates.
 
     Args:
       model: the model.
       params: its parameters.
-      song: at the model's rate.
-      chunk_seconds: what the model hears at once, None for the whole song.
-      heard: is given the song and the model's stems of it, so that nobody need separate it again.
+      song: the song to separate.
+      chunk_seconds: length of the chunks that the model gets; None for the whole song at once.
+      on_separated: called with the song and its estimates, so that callers need not separate it again.
     """
     estimates = separate_song(model, params, song.mixture, chunk_seconds=chunk_seconds)
-    if heard:
-        heard(song, estimates)
+    if on_separated:
+        on_separated(song, estimates)
     return SongScores(
         [usdr(target, estimate) for target, estimate in zip(song.targets, estimates, strict=True)],
         [usdr(target, song.mixture) for target in song.targets],
@@ -54,15 +59,15 @@ def score_song(
 
 
 def mean_scores(stems: Sequence[str], songs: Sequence[SongScores]) -> dict[str, float]:
-    """Mean uSDR over songs, in dB; NaN for a stem that is silent in every song.
+    """Averages uSDR over songs, in dB; NaN for a stem that is silent in every song.
 
     Args:
-      stems: of the model.
-      songs: their scores, one at least.
+      stems: names of the model's stems.
+      songs: the scores of at least one song.
 
     Returns:
-      "STEM_usdr" for each stem; "usdr", their mean; "mixture_usdr", that of the mixtures taken as estimates; and
-      "improvement", the difference of these two.
+      "STEM_usdr" for each stem; "usdr", the mean over stems; "mixture_usdr", the same mean for the unprocessed
+      mixtures; and "improvement", "usdr" minus "mixture_usdr".
     """
     means, mixtures = (
         [mean_defined(values) for values in zip(*by_song, strict=True)]
@@ -80,6 +85,6 @@ def mean_scores(stems: Sequence[str], songs: Sequence[SongScores]) -> dict[str, 
 def separate_song(
     model: RoFormer, params: Any, mixture: Float32[np.ndarray, "channel sample"], *, chunk_seconds: float | None
 ) -> Estimates:
-    """The model's stems of a song at the model's rate."""
+    """Returns the model's estimates of a mixture that has the model's sample rate."""
     stems = separate(model, params, mixture, sample_rate=model.config.sample_rate, chunk_seconds=chunk_seconds)
     return np.stack([stems[stem] for stem in model.config.stems])
