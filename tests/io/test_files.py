@@ -35,7 +35,7 @@ def test_permissions_are_those_of_anything_new(tmp_path):
     code = """if True:
         import os, pathlib, sys, tempfile
         os.umask(0o027)
-        from wroformer_jax.files import open_to_others, replacing
+        from wroformer_jax.io.files import open_to_others, replacing
         os.chdir(sys.argv[1])
         with replacing("a"):
             pass

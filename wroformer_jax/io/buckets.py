@@ -1,7 +1,4 @@
-"""What a place in a bucket (gs://) needs beside a local one: errors that name it, copies up, a cache of copies.
-
-Paths are `etils.epath.Path`s, which are ordinary ones for local places.
-"""
+"""Paths that may lie in a bucket (gs://): errors that name them, uploads, and a cache of downloaded files."""
 
 from __future__ import annotations
 
@@ -11,12 +8,19 @@ import logging
 import os
 from collections.abc import Iterator
 from pathlib import Path, PurePath
-from typing import Any
+from typing import TYPE_CHECKING, TypeAlias
 
 from wroformer_jax.errors import InputError
 from wroformer_jax.io.files import check_space, disk_errors_named, locked, replacing
 
-Place = PurePath  # what both are: a `pathlib.Path`, and an `etils.epath.Path` in a bucket
+if TYPE_CHECKING:
+    from etils import epath
+
+    # Local paths stay pathlib's. epath would take a local /s3/songs for a bucket, and its `exists` returns False where
+    # pathlib's raises because a folder is closed to us.
+    Place: TypeAlias = Path | epath.Path
+else:
+    Place = PurePath  # the base class of both: importing epath is slow, and few commands meet a bucket
 
 SCHEME = "gs://"
 
@@ -42,9 +46,10 @@ def place(path: str | os.PathLike) -> Place:
     if not os.fspath(path).startswith(SCHEME):
         raise InputError(f"{path}: expected a local path, or one in a bucket of Google Cloud Storage ({SCHEME})")
     from etils import epath
+    from etils.epath import backend
 
     with access(path):
-        client = epath.backend.fsspec_backend.fs(path)
+        client = backend.fsspec_backend.fs(path)
         client.invalidate_cache()
         client.dircache.use_listings_cache = False
     return epath.Path(path)
@@ -70,13 +75,13 @@ def access(path: str | os.PathLike) -> Iterator[None]:
         raise InputError(f"cannot use {path}: {_reason(error)}") from error
 
 
-def num_bytes(path: Any) -> int:
+def num_bytes(path: Place) -> int:
     """The size of a file."""
     # epath's stat wants the owner of a local file to have a name, which not all have in containers.
-    return path.stat().length if is_remote(path) else os.path.getsize(path)
+    return os.path.getsize(path) if isinstance(path, Path) else path.stat().length
 
 
-def write_whole(path: Any, text: str) -> None:
+def write_whole(path: Place, text: str) -> None:
     """Writes a text file that appears under its name when it is whole.
 
     Raises:
@@ -90,7 +95,7 @@ def write_whole(path: Any, text: str) -> None:
         temporary.write_text(text, encoding="utf-8")
 
 
-def upload(local: Path, remote: Any) -> None:
+def upload(local: Path, remote: Place) -> None:
     """Copies a file into a bucket, block by block.
 
     Raises:
@@ -101,7 +106,7 @@ def upload(local: Path, remote: Any) -> None:
         with remote.open("wb") as target:
             while block := source.read(_BLOCK_BYTES):
                 sent += target.write(block)
-        arrived = remote.stat().length
+        arrived = num_bytes(remote)
     if arrived != sent:
         raise InputError(f"{remote} has {arrived:,} bytes of the {sent:,} of {local}: copy it again")
 
@@ -112,7 +117,7 @@ def cache_folder(kind: str, key: str) -> Path:
     return cache / kind / hashlib.sha256(key.encode()).hexdigest()[:16]
 
 
-def fetch(remote: Any, num_bytes: int, version: str) -> Path:
+def fetch(remote: Place, num_bytes: int, version: str) -> Path:
     """A local copy of a file in a bucket, made when it is first asked for.
 
     It lies in the folder `sets` of WROFORMER_CACHE, or else of ~/.cache/wroformer_jax, and stays there. Processes
@@ -141,7 +146,7 @@ def fetch(remote: Any, num_bytes: int, version: str) -> Path:
 
 
 @contextlib.contextmanager
-def _writing(remote: Any) -> Iterator[None]:
+def _writing(remote: Place) -> Iterator[None]:
     try:
         with access(remote):
             yield
@@ -149,7 +154,7 @@ def _writing(remote: Any) -> Iterator[None]:
         raise InputError(f"cannot use {remote}: there is no such bucket") from error
 
 
-def _download(remote: Any, num_bytes: int, local: Path) -> None:
+def _download(remote: Place, num_bytes: int, local: Path) -> None:
     check_space(local.parent, num_bytes)
     _log.info("copying %s (%.0f MB) to %s", remote, num_bytes / 1e6, local)
     with replacing(local) as temporary:
@@ -165,7 +170,7 @@ def _download(remote: Any, num_bytes: int, local: Path) -> None:
             )
 
 
-def _blocks(remote: Any) -> Iterator[bytes]:
+def _blocks(remote: Place) -> Iterator[bytes]:
     with access(remote), remote.open("rb") as file:
         while block := file.read(_BLOCK_BYTES):
             yield block

@@ -24,24 +24,24 @@ def _read_umask() -> int:
 _UMASK = _read_umask()
 
 
-def exists(path: Path) -> bool:
+def exists(path: str | os.PathLike[str]) -> bool:
     """Whether there is something at `path`.
 
     Raises:
       InputError: the file system does not say, as for a name that is too long or a folder that is closed to us.
     """
     try:
-        path.stat()
+        os.stat(path)
     except (FileNotFoundError, NotADirectoryError):
         return False
     except OSError as error:
         raise InputError(f"cannot use the path {path}: {error.strerror}") from error
     except ValueError as error:  # a null character
-        raise InputError(f"cannot use the path {str(path)!r}: {error}") from error
+        raise InputError(f"cannot use the path {os.fspath(path)!r}: {error}") from error
     return True
 
 
-def refuse_existing(path: Path, *, overwrite: bool) -> None:
+def refuse_existing(path: str | os.PathLike[str], *, overwrite: bool) -> None:
     """Raises an InputError if there is something at `path` that is not to be overwritten."""
     if exists(path) and not overwrite:
         raise InputError(
@@ -107,7 +107,7 @@ def locked(path: Path, *, wait: bool = False) -> Iterator[None]:
         os.close(handle)
 
 
-def check_space(directory: Path, num_bytes: int) -> None:
+def check_space(directory: str | os.PathLike[str], num_bytes: int) -> None:
     """Raises an OSError (ENOSPC) if so much does not fit on the disk of `directory`.
 
     Asked first, a full disk is found before gigabytes are written rather than after.
