@@ -50,7 +50,7 @@ BREAK_EVERY, BREAK_JITTER = 20, 8.0  # seconds: a break begins at 0, 20, 40 s, o
 NOISE = 1e-3  # 40 dB below a voice
 SINGERS = 32  # tracks of each register to train on, and as many to test on: songs mix them anew
 TEST_SONGS = 24
-AUDIO_A_STEP = 120  # seconds
+AUDIO_PER_STEP = 120  # seconds
 CONTEXTS = (2, 8, 30, 60)  # seconds
 MODEL = {
     "band_scheme": "band_split",
@@ -149,7 +149,7 @@ def mix(
 def batch_of(tracks: Float32[np.ndarray, "register singer sample"], seconds: int, seed: int, step: int) -> dict:
     """The examples of a step: a crop of a song each."""
     rng = np.random.default_rng((TRAIN, 1, seed, step))
-    songs = [mix(tracks, rng, seconds) for _ in range(AUDIO_A_STEP // seconds)]
+    songs = [mix(tracks, rng, seconds) for _ in range(AUDIO_PER_STEP // seconds)]
     return {
         "mixture": np.stack([song.mixture for song in songs])[:, None],
         "targets": np.stack([song.target for song in songs])[:, None, None],
@@ -175,7 +175,7 @@ class Training:
         module = importlib.util.module_from_spec(spec)
         spec.loader.exec_module(module)
         base = module.get_config().to_dict()
-        sizes = {"seconds": float(self.seconds), "batch_size": AUDIO_A_STEP // self.seconds, "seed": self.seed}
+        sizes = {"seconds": float(self.seconds), "batch_size": AUDIO_PER_STEP // self.seconds, "seed": self.seed}
         model = {**base["model"], **MODEL, **ATTENTIONS[self.attention]}
         return TrainingConfig.from_dict({**base, **RUN, **sizes, "model": model})
 
@@ -457,7 +457,7 @@ Voices that are right in whole songs, by the distance to the nearest break:
 def write_document(path: Path, experiment: Experiment, songs: list[Song], limits: list[dict[str, Any]]) -> None:
     """The page: numbers of this experiment alone, and what somebody wrote below them, which stays."""
     hop, sinks = MODEL["stft_hop_length"] / RATE, ATTENTIONS["window and sinks"]["num_sinks"]
-    crops = ", ".join(f"{AUDIO_A_STEP // seconds} crops of {seconds} s" for seconds in CONTEXTS)
+    crops = ", ".join(f"{AUDIO_PER_STEP // seconds} crops of {seconds} s" for seconds in CONTEXTS)
     text = DOCUMENT.format(
         song=SECONDS,
         registers=REGISTERS,
@@ -473,7 +473,7 @@ def write_document(path: Path, experiment: Experiment, songs: list[Song], limits
         reach=MODEL["depth"] * (MODEL["window"] // 2) * hop,
         sinks=sinks,
         steps=RUN["steps"],
-        audio=AUDIO_A_STEP,
+        audio=AUDIO_PER_STEP,
         crops=crops,
         test_songs=TEST_SONGS,
         seeds=experiment.seeds,

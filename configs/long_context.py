@@ -23,7 +23,7 @@ def get_config() -> ConfigDict:
     # Memory: everything but the residual stream, which is 92 KB a frame, is worked on piece by piece.
     config.model.places_at_once = 16_384  # frames x bands at a time; an 8 s crop is 48,060
     config.model.remat = "block"  # the residual stream is kept once a block; "offload" keeps it in the host's memory
-    config.model.blocks_a_save = 1  # 2 or 3 keep it once every few blocks, and compute these again
+    config.model.blocks_per_save = 1  # 2 or 3 keep it once every few blocks, and compute these again
 
     # The teacher hears windows of 8 s whatever the length. Where time is cut, a chip has whole windows.
     config.teacher_seconds = 8.0

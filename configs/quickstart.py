@@ -34,7 +34,7 @@ def get_config() -> ConfigDict:
     model.num_sinks = 8  # learned tokens that see, and are seen by, every frame
     model.remat = "none"  # memory is no concern at this size, and recomputing costs time; "block" keeps the residual
     # stream between blocks alone, "offload" keeps that in the host's memory, "dots" keeps all products
-    model.blocks_a_save = 1  # with "block" and "offload": blocks between two places where the stream is kept
+    model.blocks_per_save = 1  # with "block" and "offload": blocks between two places where the stream is kept
     model.places_at_once = 0  # frames x bands that are worked on at a time; 0: all at once
     model.stream_dtype = "float32"  # of the residual stream between layers
 

@@ -176,7 +176,16 @@ def test_json_has_everything(config, compiled, tmp_path):
 
 
 def test_settings_are_changed(config, compiled):
-    changes = ["--set", "model.dim=32", "--set", "steps=7", "--set", "schedule=cosine"]
+    changes = [
+        "--set",
+        "model.dim=32",
+        "--set",
+        "model.blocks_a_save=1",
+        "--set",
+        "steps=7",
+        "--set",
+        "schedule=cosine",
+    ]
     assert run("--config", config, "--seconds", 20, *changes) == 0
     [asked] = compiled
     assert (asked.model.dim, asked.steps, asked.schedule, asked.seconds) == (32, 7, "cosine", 20.0)

@@ -26,6 +26,14 @@ def test_it_survives_json_and_is_hashable(config):
     assert hash(again) == hash(config)
 
 
+def test_a_field_may_have_its_former_name():
+    saved = {**ModelConfig().to_dict(), "remat": "block"}
+    del saved["blocks_per_save"]
+    assert ModelConfig.from_dict({**saved, "blocks_a_save": 3}).blocks_per_save == 3
+    with pytest.raises(InputError, match="both 'blocks_per_save' and 'blocks_a_save'"):
+        ModelConfig.from_dict({"blocks_per_save": 3, "blocks_a_save": 3})
+
+
 def test_it_is_frozen():
     with pytest.raises(dataclasses.FrozenInstanceError):
         ModelConfig().dim = 1

@@ -45,11 +45,11 @@ def plain():
 @pytest.mark.parametrize(
     ("config", "memory"),
     [
-        (MEL, {"places_at_once": 300, "remat": "block", "blocks_a_save": 2}),
+        (MEL, {"places_at_once": 300, "remat": "block", "blocks_per_save": 2}),
         (MEL, {"places_at_once": 1, "remat": "offload"}),
         (MEL, {"places_at_once": 300, "remat": "none"}),
         (BS, {"places_at_once": 200, "remat": "block"}),
-        (BS, {"places_at_once": 200, "remat": "offload", "blocks_a_save": 2}),
+        (BS, {"places_at_once": 200, "remat": "offload", "blocks_per_save": 2}),
     ],
     ids=str,
 )
@@ -107,10 +107,10 @@ def test_the_naive_attention_is_the_full_one():
     ("fields", "sentence"),
     [
         ({"remat": "disk"}, "remat is 'disk', expected one of 'none', 'block', 'dots', 'offload'"),
-        ({"blocks_a_save": 2, "remat": "none"}, "blocks_a_save is 2, which goes with remat 'block' or 'offload'"),
+        ({"blocks_per_save": 2, "remat": "none"}, "blocks_per_save is 2, which goes with remat 'block' or 'offload'"),
         ({"places_at_once": 9, "remat": "dots"}, "places_at_once computes products again"),
-        ({"blocks_a_save": 4}, "blocks_a_save is 4, which does not divide depth = 6"),
-        ({"blocks_a_save": 0}, "blocks_a_save is 0, expected a whole number of at least 1"),
+        ({"blocks_per_save": 4}, "blocks_per_save is 4, which does not divide depth = 6"),
+        ({"blocks_per_save": 0}, "blocks_per_save is 0, expected a whole number of at least 1"),
         ({"places_at_once": -1}, "places_at_once is -1, expected a whole number of at least 0"),
         ({"stream_dtype": "float16"}, "stream_dtype is 'float16', expected one of"),
     ],

@@ -23,7 +23,7 @@ PROGRAM = Path(__file__).parents[1] / "support" / "time_parts.py"
 
 TEACHER = {"teacher": "not read", "loss_weights": {"masks": 1.0}}
 EVERYTHING = {  # at the same time
-    "model": {"depth": 2, "skip_connection": True, "remat": "block", "blocks_a_save": 2, "places_at_once": 60},
+    "model": {"depth": 2, "skip_connection": True, "remat": "block", "blocks_per_save": 2, "places_at_once": 60},
     "accumulate": 2,
     "batch_size": 4,
 }

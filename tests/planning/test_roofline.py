@@ -47,8 +47,8 @@ def test_works_add_up():
         ({"remat": "none", "places_at_once": 1000}, 4, 4, 4),
         ({"remat": "none", "places_at_once": 60_000}, 3, 3, 3),  # a single piece
         ({"remat": "block", "places_at_once": 1000}, 4, 5, 4),
-        ({"remat": "block", "blocks_a_save": 2}, 3, 5, 5),
-        ({"remat": "offload", "blocks_a_save": 2, "places_at_once": 1000}, 4, 6, 5),
+        ({"remat": "block", "blocks_per_save": 2}, 3, 5, 5),
+        ({"remat": "offload", "blocks_per_save": 2, "places_at_once": 1000}, 4, 6, 5),
     ],
     ids=str,
 )

@@ -110,8 +110,8 @@ def test_one_pass_takes_a_model_of_any_memory_settings():
         trained = type(model)(dataclasses.replace(model.config, **memory))
         found = separate(trained, params, mixture, sample_rate=8000, chunk_seconds=None)["vocals"]
         np.testing.assert_allclose(found, expected, atol=1e-6)
-    deep = dataclasses.replace(model.config, depth=2, remat="block", blocks_a_save=2)
-    assert dataclasses.replace(deep, remat="none", blocks_a_save=1, places_at_once=WHOLE_PLACES) == in_pieces(deep)
+    deep = dataclasses.replace(model.config, depth=2, remat="block", blocks_per_save=2)
+    assert dataclasses.replace(deep, remat="none", blocks_per_save=1, places_at_once=WHOLE_PLACES) == in_pieces(deep)
 
 
 @pytest.mark.parametrize("sample_rate", [8000, 22050, 44100, 48000, 96000])

@@ -62,9 +62,9 @@ def features(config, mesh, params, mixture):
     )
     stems, x = jax.jit(cut)(params, mixture)
     parts = np.split(np.asarray(x), mesh.shape[SAMPLES], axis=1)
-    sinks, steps = config.model.num_sinks, parts[0].shape[1] - config.model.num_sinks - 1
+    sinks, num_hops = config.model.num_sinks, parts[0].shape[1] - config.model.num_sinks - 1
     # The last frame of a part is the first of the next.
-    frames = [part[:, sinks : sinks + steps] for part in parts[:-1]] + [parts[-1][:, sinks:]]
+    frames = [part[:, sinks : sinks + num_hops] for part in parts[:-1]] + [parts[-1][:, sinks:]]
     return {
         "stems": np.asarray(stems)[..., : config.crop_samples],
         "sinks": np.stack([part[:, :sinks] for part in parts]),

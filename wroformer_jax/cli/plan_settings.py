@@ -72,6 +72,8 @@ def _assign(fields: dict[str, Any], assignment: str) -> None:
     """Carries FIELD=VALUE out; unknown names are left to the config to refuse, which knows similar ones."""
     import ast
 
+    from wroformer_jax.config.model import FORMER_NAMES
+
     name, equals, text = assignment.partition("=")
     if not equals or not name:
         raise InputError(f"--set {assignment}: expected FIELD=VALUE, as in model.window=20")
@@ -84,7 +86,7 @@ def _assign(fields: dict[str, Any], assignment: str) -> None:
         fields = fields.setdefault(parent, {})
         if not isinstance(fields, dict):
             raise InputError(f"--set {assignment}: {parent} has no fields")
-    fields[last] = value
+    fields[FORMER_NAMES.get(last, last) if parents == ["model"] else last] = value
 
 
 def planned_target(args: argparse.Namespace) -> Target:

@@ -67,7 +67,7 @@ def _about(found: Plan, limits: Limits | None) -> str:
     at_once = f"{model.places_at_once:,} frames x bands" if model.places_at_once else "everything"
     memory = f"{at_once} worked on at a time (model.places_at_once)"
     if not found.inference:
-        kept = "" if model.blocks_a_save == 1 else f", blocks_a_save {model.blocks_a_save}"
+        kept = "" if model.blocks_per_save == 1 else f", blocks_per_save {model.blocks_per_save}"
         rows.append(("memory", f"remat {model.remat}{kept}; {memory}"))
         rows.append(("teacher", "full attention, of the model's sizes" if found.teacher else "none"))
     else:

@@ -13,8 +13,10 @@ BAND_SCHEMES = ("mel", "band_split")
 TIME_MIXERS = ("windowed_sink", "full", "naive")
 DTYPES = ("float32", "bfloat16")
 # Fields that say how a model is computed, not what it is; all but the last change no number beyond rounding.
-MEMORY_FIELDS = ("remat", "blocks_a_save", "places_at_once", "stream_dtype")
+MEMORY_FIELDS = ("remat", "blocks_per_save", "places_at_once", "stream_dtype")
 REMATS = ("none", "block", "dots", "offload")
+# Names that fields had when earlier models and runs were saved.
+FORMER_NAMES = {"blocks_a_save": "blocks_per_save"}
 
 # BS-RoFormer (arXiv 2309.02612), table 1 as the public implementations have it: 62 bands, 1,025 bins.
 DEFAULT_FREQS_PER_BANDS = (2,) * 24 + (4,) * 12 + (12,) * 8 + (24,) * 8 + (48,) * 8 + (128, 129)
@@ -60,7 +62,7 @@ class ModelConfig:
     # residual stream between blocks is kept), "dots" (the results of matrix products, too), or "offload" (the residual
     # stream, in the host's memory).
     remat: str = "block"
-    blocks_a_save: int = 1  # blocks between two places where the residual stream is kept; divides `depth`
+    blocks_per_save: int = 1  # blocks between two places where the residual stream is kept; divides `depth`
     # Frames x bands of an example that are worked on at a time; everything else but the residual stream is then as
     # small as that. 0 for all of them. Tokens of a band are not cut, so that a band is the least.
     places_at_once: int = 0
@@ -99,11 +101,12 @@ class ModelConfig:
         for name in ("skip_connection", "zero_dc"):
             if not isinstance(value := getattr(self, name), bool):
                 raise InputError(f"{name} is {value!r}, expected true or false")
-        if self.depth % self.blocks_a_save:
-            raise InputError(f"blocks_a_save is {self.blocks_a_save}, which does not divide depth = {self.depth}")
-        if self.blocks_a_save > 1 and self.remat not in ("block", "offload"):
+        if self.depth % self.blocks_per_save:
+            raise InputError(f"blocks_per_save is {self.blocks_per_save}, which does not divide depth = {self.depth}")
+        if self.blocks_per_save > 1 and self.remat not in ("block", "offload"):
             raise InputError(
-                f"blocks_a_save is {self.blocks_a_save}, which goes with remat 'block' or 'offload', not {self.remat!r}"
+                f"blocks_per_save is {self.blocks_per_save}, which goes with remat 'block' or 'offload', "
+                f"not {self.remat!r}"
             )
         if self.places_at_once and self.remat == "dots":
             raise InputError(
@@ -151,12 +154,17 @@ class ModelConfig:
 
     @classmethod
     def from_dict(cls, fields: Mapping[str, Any]) -> ModelConfig:
-        """Builds a config from plain values.
+        """Builds a config from plain values. A field may have its former name (FORMER_NAMES).
 
         Raises:
-          InputError: a field is unknown (the nearest known name is suggested) or has an impossible value.
+          InputError: a field is unknown (the nearest known name is suggested), has an impossible value, or is given
+            under its present and its former name.
         """
         known = [f.name for f in dataclasses.fields(cls)]
+        for former, name in FORMER_NAMES.items():
+            if former in fields and name in fields:
+                raise InputError(f"model has both {name!r} and {former!r}, its former name: give {name!r} only")
+        fields = {FORMER_NAMES.get(name, name): value for name, value in fields.items()}
         for name in fields:
             if name not in known:
                 raise InputError(f"unknown model field {name!r}{suggestion(name, known)}")
@@ -173,7 +181,7 @@ _POSITIVE = (
     "stft_win_length",
     "dim",
     "depth",
-    "blocks_a_save",
+    "blocks_per_save",
     "time_transformer_depth",
     "freq_transformer_depth",
     "heads",
@@ -205,4 +213,4 @@ def forward_only(config: ModelConfig, places_at_once: int) -> ModelConfig:
       config: of the model, as it was trained.
       places_at_once: frames x bands that are to be worked on at a time, 0 for all.
     """
-    return dataclasses.replace(config, places_at_once=places_at_once, remat="none", blocks_a_save=1)
+    return dataclasses.replace(config, places_at_once=places_at_once, remat="none", blocks_per_save=1)

@@ -22,7 +22,7 @@ from wroformer_jax.model.precision import product
 from wroformer_jax.parallel.time_axis import MAX_REACH, WHOLE, Count, TimeAxis
 
 QUERY_BLOCK = 64  # frames: the queries of a windowed block, who share one slice of keys
-FRAMES_A_STEP = 512  # frames: queries of one scan step of the windowed attention
+FRAMES_PER_ROUND = 512  # frames: queries of one scan step of the windowed attention
 FULL_BLOCK = 512  # tokens: queries and keys of one scan step of the full attention
 
 # Scores of keys that a query may not see. Finite, so that a row without any visible key stays finite.
@@ -36,7 +36,7 @@ def windowed_sink_attention(
     *,
     window: int,
     num_sinks: int,
-    steps: int | None = None,
+    num_hops: int | None = None,
     time: TimeAxis = WHOLE,
 ) -> Float[Array, "batch token head head_dim"]:
     """Attention within a window around each token, and from and to the sinks in front.
@@ -50,8 +50,8 @@ def windowed_sink_attention(
       v: values.
       window: tokens around a token that it sees, window // 2 on each side; any size, 0 is itself alone.
       num_sinks: tokens at the start that see and are seen by all; may exceed the number of tokens.
-      steps: hops of the audio at hand; tokens behind its steps + 1 frames are padding. All tokens count by default.
-      time: what lies beyond the frames at hand. If that is not all, window // 2 must be at most `steps` and MAX_REACH.
+      num_hops: hops of the audio; tokens after the sinks and num_hops + 1 frames are padding. All tokens by default.
+      time: the time axis. If it is cut into parts, window // 2 must be at most num_hops and MAX_REACH.
 
     Raises:
       InputError: window or num_sinks is negative.
@@ -59,22 +59,24 @@ def windowed_sink_attention(
     if window < 0 or num_sinks < 0:
         raise InputError(f"window is {window} and num_sinks {num_sinks}, expected neither to be negative")
     num_tokens, reach = q.shape[1], window // 2
-    steps = num_tokens - num_sinks - 1 if steps is None else steps
-    if time.is_whole and (reach >= steps or num_sinks >= num_tokens):
-        return full_attention(q, k, v, num_keys=min(num_tokens, num_sinks + steps + 1))
+    num_hops = num_tokens - num_sinks - 1 if num_hops is None else num_hops
+    if time.is_whole and (reach >= num_hops or num_sinks >= num_tokens):
+        return full_attention(q, k, v, num_keys=min(num_tokens, num_sinks + num_hops + 1))
     (q_sinks, k_sinks, v_sinks), frames = (
         tuple(x[:, part] for x in (q, k, v)) for part in (slice(num_sinks), slice(num_sinks, None))
     )
     if reach <= MAX_REACH:
-        out = _frame_attention(*frames, k_sinks, v_sinks, reach=reach, steps=steps, time=time)
+        out = _frame_attention(*frames, k_sinks, v_sinks, reach=reach, num_hops=num_hops, time=time)
     else:
-        out = _online_attention(frames[0], k, v, reach=reach, num_sinks=num_sinks, num_keys=num_sinks + steps + 1)
+        out = _online_attention(frames[0], k, v, reach=reach, num_sinks=num_sinks, num_keys=num_sinks + num_hops + 1)
     if not num_sinks:
         return out
     if time.is_whole:
-        sinks = full_attention(q_sinks, k, v, num_keys=num_sinks + steps + 1)
+        sinks = full_attention(q_sinks, k, v, num_keys=num_sinks + num_hops + 1)
     else:
-        sinks = _sink_attention(q_sinks, k_sinks, v_sinks, *frames[1:], num_frames=time.own_end(steps), time=time)
+        sinks = _sink_attention(
+            q_sinks, k_sinks, v_sinks, *frames[1:], num_frames=time.owned_end_frame(num_hops), time=time
+        )
     return jnp.concatenate([sinks, out], axis=1)
 
 
@@ -213,12 +215,12 @@ def _sink_attention(
     keys, values = (_blocks(x.swapaxes(1, 2), FULL_BLOCK) for x in (k, v))
     maximum, total, weighted = _over_keys(q, 0, keys, values, num_frames, None, 0)
     scores = _scores(q, k_sinks)
-    greatest = time.greatest(jax.lax.stop_gradient(maximum))
+    greatest = time.max(jax.lax.stop_gradient(maximum))
     greatest = jax.lax.stop_gradient(jnp.maximum(greatest, scores.max(-1)))
     shrink = jnp.exp(maximum - greatest)
     weights = jnp.exp(scores - greatest[..., None])
-    total = time.total(total * shrink) + weights.sum(-1)
-    weighted = time.total(weighted * shrink[..., None]) + _mix(weights, v_sinks)
+    total = time.sum(total * shrink) + weights.sum(-1)
+    weighted = time.sum(weighted * shrink[..., None]) + _mix(weights, v_sinks)
     return (weighted / total[..., None]).astype(q.dtype).swapaxes(1, 2)
 
 
@@ -230,7 +232,7 @@ def _frame_attention(
     v_sinks: Float[Array, "batch sink head head_dim"],
     *,
     reach: int,
-    steps: int,
+    num_hops: int,
     time: TimeAxis,
 ) -> Float[Array, "batch frame head head_dim"]:
     """Frames see `reach` frames on each side and all sinks, in one softmax.
@@ -241,23 +243,25 @@ def _frame_attention(
     num_frames = q.shape[1]
     block = max(reach, min(QUERY_BLOCK, num_frames))
     num_blocks = -(-num_frames // block)
-    rounds = -(-num_blocks * block // max(FRAMES_A_STEP, block))
-    blocks_a_round = -(-num_blocks // rounds)
+    rounds = -(-num_blocks * block // max(FRAMES_PER_ROUND, block))
+    blocks_per_round = -(-num_blocks // rounds)
 
-    # (block, batch, head, frame, head_dim), padded to whole scan steps.
-    q = _blocks(q.swapaxes(1, 2), block, multiple=blocks_a_round)
-    k, v = (_between_halos(time.with_neighbours(x.swapaxes(1, 2), reach, steps), reach, q) for x in (k, v))
+    # (block, batch, head, frame, head_dim), padded to whole rounds.
+    q = _blocks(q.swapaxes(1, 2), block, multiple=blocks_per_round)
+    k, v = (_between_halos(time.pad_with_neighbours(x.swapaxes(1, 2), reach, num_hops), reach, q) for x in (k, v))
     sinks = tuple(x.swapaxes(1, 2) for x in (k_sinks, v_sinks))
     firsts = jnp.arange(len(q)) * block
-    there = time.first(steps), time.end(steps)
-    rounds = len(q) // blocks_a_round
+    there = time.first_frame(num_hops), time.end_frame(num_hops)
+    rounds = len(q) // blocks_per_round
 
     @jax.checkpoint
     def step(_, blocks):
         return None, jax.vmap(functools.partial(_attend_block, sinks, reach, there))(*blocks)
 
     scanned = (q, k, v, firsts)
-    _, out = jax.lax.scan(step, None, jax.tree.map(lambda x: x.reshape(rounds, blocks_a_round, *x.shape[1:]), scanned))
+    _, out = jax.lax.scan(
+        step, None, jax.tree.map(lambda x: x.reshape(rounds, blocks_per_round, *x.shape[1:]), scanned)
+    )
     return _unblock(out.reshape(q.shape), num_frames).swapaxes(1, 2)
 
 

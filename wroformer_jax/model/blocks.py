@@ -19,7 +19,7 @@ MakeMixer = Callable[..., nn.Module]
 Stream = Float[Array, "batch band token dim"]
 
 
-def time_mixer(config: ModelConfig, steps: int | None = None, time: TimeAxis = WHOLE) -> MakeMixer:
+def time_mixer(config: ModelConfig, num_hops: int | None = None, time: TimeAxis = WHOLE) -> MakeMixer:
     """The module that mixes along time, chosen by `config.time_mixer`.
 
     A mixer is called with (batch, token, dim) and rotary tables and returns what is added to the residual stream.
@@ -27,13 +27,13 @@ def time_mixer(config: ModelConfig, steps: int | None = None, time: TimeAxis = W
 
     Args:
       config: the settings of the model.
-      steps: hops of the audio at hand; tokens behind its frames are padding. None: there are no others.
+      num_hops: hops of the audio at hand; tokens behind its frames are padding. None: there are no others.
       time: what lies beyond it.
     """
-    num_keys = None if steps is None else config.num_sinks + steps + 1
+    num_keys = None if num_hops is None else config.num_sinks + num_hops + 1
     attend = {
         "windowed_sink": functools.partial(
-            windowed_sink_attention, window=config.window, num_sinks=config.num_sinks, steps=steps, time=time
+            windowed_sink_attention, window=config.window, num_sinks=config.num_sinks, num_hops=num_hops, time=time
         ),
         "full": functools.partial(full_attention, num_keys=num_keys),
         "naive": functools.partial(naive_attention, num_keys=num_keys),
@@ -49,13 +49,15 @@ class Block(nn.Module):
     """
 
     config: ModelConfig
-    steps: int | None = None
+    num_hops: int | None = None
     time_axis: TimeAxis = WHOLE
 
     def setup(self) -> None:
         config = self.config
         freq_mixer = functools.partial(Attention, config=config, attend=full_attention)
-        self.time = Transformer(config, config.time_transformer_depth, time_mixer(config, self.steps, self.time_axis))
+        self.time = Transformer(
+            config, config.time_transformer_depth, time_mixer(config, self.num_hops, self.time_axis)
+        )
         self.freq = Transformer(config, config.freq_transformer_depth, freq_mixer)
 
     def __call__(

@@ -161,20 +161,20 @@ class RoFormer(nn.Module):
 
         params = {name: self._params(name) for name in ("mask_estimator", "final_norm") if name in self._params()}
         row = sizes.frames * jnp.arange(sizes.count)[:, None] + jnp.arange(sizes.frames)
-        counts = (row < time.own_end(sizes.steps)).astype(jnp.float32)
+        counts = (row < time.owned_end_frame(sizes.num_hops)).astype(jnp.float32)
         _, (signals, masks) = walk(work, sizes.frame_cut(sizes.num_sinks), params, x, (pieces, counts))
 
         hop, margin = config.stft_hop_length, config.stft_n_fft // 2
         signal = overlap_add(jnp.moveaxis(signals, 0, -2), sizes.frames * hop)
         signal = signal[..., : signal.shape[-1] // hop * hop]
-        samples = sizes.steps * hop
-        there = time.first(sizes.steps), time.end(sizes.steps)
+        samples = sizes.num_hops * hop
+        there = time.first_frame(sizes.num_hops), time.end_frame(sizes.num_hops)
         envelope = window_envelope(-(-(margin + samples) // hop), *there, **_stft_sizes(config))
         envelope = envelope[margin : margin + samples]
-        stems = time.folded(signal, margin, samples) / jnp.where(envelope > 0, envelope, 1)
+        stems = time.fold_margins(signal, margin, samples) / jnp.where(envelope > 0, envelope, 1)
         if with_masks:  # (piece, batch, stem, channel, frame, bin)
             masks = tuple(
-                jnp.moveaxis(mask, 0, 3).reshape(*mask.shape[1:4], -1, mask.shape[-1])[..., : sizes.steps + 1, :]
+                jnp.moveaxis(mask, 0, 3).reshape(*mask.shape[1:4], -1, mask.shape[-1])[..., : sizes.num_hops + 1, :]
                 for mask in masks
             )
         return stems, masks
@@ -183,8 +183,8 @@ class RoFormer(nn.Module):
         """The residual stream before the first block, its sizes, and the samples of the frames of each piece."""
         config = self.config
         self._check(audio)
-        steps = audio.shape[-1] // config.stft_hop_length
-        sizes = _Sizes.of(config, steps)
+        num_hops = audio.shape[-1] // config.stft_hop_length
+        sizes = _Sizes.of(config, num_hops)
         pieces = self._pieces(audio, sizes)
 
         def work(params: Params, part: Array, piece: Array) -> tuple[Array, None]:
@@ -205,13 +205,13 @@ class RoFormer(nn.Module):
         """The samples that the frames of each piece need."""
         config = self.config
         hop, n_fft = config.stft_hop_length, config.stft_n_fft
-        surrounded = self.time_axis.surrounded(jnp.asarray(audio), n_fft // 2)
-        return jnp.moveaxis(pieces_of_frames(surrounded, sizes.count, sizes.frames, n_fft, hop), -2, 0)
+        padded = self.time_axis.pad_audio(jnp.asarray(audio), n_fft // 2)
+        return jnp.moveaxis(pieces_of_frames(padded, sizes.count, sizes.frames, n_fft, hop), -2, 0)
 
     def _transform(self, x: Stream, sizes: _Sizes) -> Stream:
         """All blocks. What each keeps for the backward pass is `config.remat`'s choice."""
         config, time = self.config, self.time_axis
-        first_frame = -time.first(sizes.steps)
+        first_frame = -time.first_frame(sizes.num_hops)
         tables = (
             self.time_rotary(x.shape[2], num_sinks=config.num_sinks, first_frame=first_frame),
             self.freq_rotary(x.shape[1]),
@@ -221,16 +221,16 @@ class RoFormer(nn.Module):
         def run(carry: tuple[Stream, Stream | None], params: Params) -> tuple[Any, None]:
             """A few blocks, of which only the input is kept."""
             x, earlier = jax.tree.map(lambda stream: checkpoint_name(stream, _RESIDUAL), carry)
-            for i in range(config.blocks_a_save):
+            for i in range(config.blocks_per_save):
                 own = jax.tree.map(lambda leaf, i=i: leaf[i], params)
-                one = jax.checkpoint(block, prevent_cse=False) if config.blocks_a_save > 1 else block
+                one = jax.checkpoint(block, prevent_cse=False) if config.blocks_per_save > 1 else block
                 x, earlier = one(x, earlier, own, *tables)
             return (x, earlier), None
 
         if config.remat != "none":
             run = jax.checkpoint(run, prevent_cse=False, policy=_REMAT_POLICIES[config.remat])
         grouped = jax.tree.map(
-            lambda leaf: leaf.reshape(-1, config.blocks_a_save, *leaf.shape[1:]), self._params("blocks")
+            lambda leaf: leaf.reshape(-1, config.blocks_per_save, *leaf.shape[1:]), self._params("blocks")
         )
         earlier = jnp.zeros_like(x) if config.skip_connection else None
         (x, _), _ = jax.lax.scan(run, (x, earlier), grouped)
@@ -256,7 +256,7 @@ class RoFormer(nn.Module):
 class _Sizes(NamedTuple):
     """How the residual stream is cut: pieces of frames, and groups of bands."""
 
-    steps: int  # hops of the audio; it has steps + 1 frames
+    num_hops: int  # hops of the audio; it has num_hops + 1 frames
     num_sinks: int
     count: int  # of pieces
     frames: int  # of a piece, where frames are what is worked on; the last piece's may be padding
@@ -265,21 +265,21 @@ class _Sizes(NamedTuple):
     groups: int
 
     @classmethod
-    def of(cls, config: ModelConfig, steps: int) -> _Sizes:
-        at_once = config.places_at_once or (steps + 1 + config.num_sinks) * config.num_bands
+    def of(cls, config: ModelConfig, num_hops: int) -> _Sizes:
+        at_once = config.places_at_once or (num_hops + 1 + config.num_sinks) * config.num_bands
         # A piece of fewer frames than overlap would be mostly overlap.
         least = -(-config.stft_n_fft // config.stft_hop_length)
-        count = -(-(steps + 1) // max(least, at_once // config.num_bands))
-        frames = -(-(steps + 1) // count)
+        count = -(-(num_hops + 1) // max(least, at_once // config.num_bands))
+        frames = -(-(num_hops + 1) // count)
         tokens = frames + -(-config.num_sinks // count)
         fitting = max(1, at_once // (count * tokens))
         bands = max(size for size in range(1, config.num_bands + 1) if config.num_bands % size == 0 and size <= fitting)
-        return cls(steps, config.num_sinks, count, frames, tokens, bands, config.num_bands // bands)
+        return cls(num_hops, config.num_sinks, count, frames, tokens, bands, config.num_bands // bands)
 
     @property
     def num_tokens(self) -> int:
         """Sinks and frames."""
-        return self.num_sinks + self.steps + 1
+        return self.num_sinks + self.num_hops + 1
 
     @property
     def padded_tokens(self) -> int:
@@ -302,7 +302,7 @@ def _block(
     freq_tables: tuple[Float[Array, "band 1 head_dim"], Float[Array, "band 1 head_dim"]],
 ) -> tuple[Stream, Stream | None]:
     """One block, piece by piece; `earlier` is the sum of the outputs of the blocks before, with skip connections."""
-    module = Block(config, sizes.steps, time, parent=None)
+    module = Block(config, sizes.num_hops, time, parent=None)
 
     def half(name: str) -> Callable:
         def work(given: tuple[Params, Tables], part: Array, _: None) -> tuple[Array, None]:

@@ -33,15 +33,15 @@ def stft(
     Returns:
       The real and the imaginary part, 1 + samples // hop_length frames each.
     """
-    surrounded = WHOLE.surrounded(jnp.asarray(audio), n_fft // 2)
-    return spectrum(surrounded, n_fft=n_fft, hop_length=hop_length, win_length=win_length)
+    padded = WHOLE.pad_audio(jnp.asarray(audio), n_fft // 2)
+    return spectrum(padded, n_fft=n_fft, hop_length=hop_length, win_length=win_length)
 
 
 def spectrum(
-    surrounded: Float[Array, "*batch sample"], *, n_fft: int, hop_length: int, win_length: int
+    padded: Float[Array, "*batch sample"], *, n_fft: int, hop_length: int, win_length: int
 ) -> tuple[Float[Array, "*batch frame bin"], Float[Array, "*batch frame bin"]]:
     """`stft` of audio that has half a frame more on each side already: of every whole frame in it."""
-    frames = frame(surrounded, n_fft, hop_length)
+    frames = frame(padded, n_fft, hop_length)
     bins = jnp.fft.rfft(frames * jnp.asarray(hann_window(win_length, n_fft)))
     return bins.real, bins.imag
 
@@ -112,13 +112,13 @@ def frame(signal: Float[Array, "*batch sample"], n_fft: int, hop: int) -> Float[
 
 
 def pieces_of_frames(
-    surrounded: Float[Array, "*batch sample"], count: int, frames: int, n_fft: int, hop: int
+    padded: Float[Array, "*batch sample"], count: int, frames: int, n_fft: int, hop: int
 ) -> Float[Array, "*batch piece piece_sample"]:
     """The samples that `count` pieces of `frames` frames each need; behind the end of the audio they are zero."""
     size, step = (frames - 1) * hop + n_fft, frames * hop
-    missing = size + (count - 1) * step - surrounded.shape[-1]
-    surrounded = jnp.pad(surrounded, [(0, 0)] * (surrounded.ndim - 1) + [(0, max(0, missing))])
-    return frame(surrounded, size, step)[..., :count, :]
+    missing = size + (count - 1) * step - padded.shape[-1]
+    padded = jnp.pad(padded, [(0, 0)] * (padded.ndim - 1) + [(0, max(0, missing))])
+    return frame(padded, size, step)[..., :count, :]
 
 
 def overlap_add(frames: Float[Array, "*batch frame n_fft"], hop: int) -> Float[Array, "*batch sample"]:

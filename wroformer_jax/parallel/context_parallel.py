@@ -41,24 +41,24 @@ class TimeParts(TimeAxis):
 
     is_whole = False
 
-    def first(self, steps: int) -> Count:
-        return -self._number() * steps
+    def first_frame(self, num_hops: int) -> Count:
+        return -self._number() * num_hops
 
-    def end(self, steps: int) -> Count:
-        return self.samples // (self.part_samples // steps) + 1 + self.first(steps)
+    def end_frame(self, num_hops: int) -> Count:
+        return self.samples // (self.part_samples // num_hops) + 1 + self.first_frame(num_hops)
 
-    def own_end(self, steps: int) -> Count:
+    def owned_end_frame(self, num_hops: int) -> Count:
         # The frame that is centred at a border is the next part's, unless the recording ends there.
-        own = jnp.minimum(self.end(steps), steps + self._is_last())
+        own = jnp.minimum(self.end_frame(num_hops), num_hops + self._is_last())
         return jnp.where(self._number() > self._last, 0, own)
 
-    def samples_left(self, samples: int) -> Count:
+    def samples_to_end(self, samples: int) -> Count:
         return self.samples - self._number() * self.part_samples
 
-    def num_samples(self, samples: int) -> int:
+    def total_samples(self, samples: int) -> int:
         return self.samples
 
-    def surrounded(self, audio: Float[Array, "*batch sample"], margin: int) -> Float[Array, "*batch surrounded"]:
+    def pad_audio(self, audio: Float[Array, "*batch sample"], margin: int) -> Float[Array, "*batch padded"]:
         before = self._from_previous(audio[..., -margin:])
         before = jnp.where(self._number() == 0, audio[..., margin:0:-1], before)
         between = jnp.concatenate([before, audio, self._from_next(audio[..., :margin])], axis=-1)
@@ -69,8 +69,8 @@ class TimeParts(TimeAxis):
         last = jnp.pad(last, [(0, 0)] * (audio.ndim - 1) + [(0, missing)])
         return jnp.where(self._is_last(), last, between)
 
-    def folded(
-        self, signal: Float[Array, "*batch surrounded"], margin: int, samples: int
+    def fold_margins(
+        self, signal: Float[Array, "*batch padded"], margin: int, samples: int
     ) -> Float[Array, "*batch sample"]:
         mine = signal[..., margin : margin + samples]
         behind = signal[..., margin + samples :][..., :margin]
@@ -79,21 +79,21 @@ class TimeParts(TimeAxis):
         from_next = jnp.pad(self._from_next(signal[..., :margin]), [*lead, (samples - margin, 0)])
         return mine + from_previous + from_next
 
-    def with_neighbours(
-        self, frames: Float[Array, "*batch frame head_dim"], reach: int, steps: int
+    def pad_with_neighbours(
+        self, frames: Float[Array, "*batch frame head_dim"], reach: int, num_hops: int
     ) -> Float[Array, "*batch wider head_dim"]:
         if not reach:
             return frames
-        before = self._from_previous(frames[..., steps - reach : steps, :])
+        before = self._from_previous(frames[..., num_hops - reach : num_hops, :])
         after = self._from_next(frames[..., :reach, :])
         wide = jnp.concatenate([before, frames, jnp.zeros_like(after)], axis=-2)
-        place = slice(reach + steps, 2 * reach + steps)
+        place = slice(reach + num_hops, 2 * reach + num_hops)
         return wide.at[..., place, :].set(jnp.where(self._is_last(), wide[..., place, :], after))
 
-    def total(self, x: Float[Array, ...]) -> Float[Array, ...]:
+    def sum(self, x: Float[Array, ...]) -> Float[Array, ...]:
         return jax.lax.psum(x, self.axis)
 
-    def greatest(self, x: Float[Array, ...]) -> Float[Array, ...]:
+    def max(self, x: Float[Array, ...]) -> Float[Array, ...]:
         return jax.lax.pmax(x, self.axis)
 
     def _number(self) -> Array:

@@ -4,8 +4,8 @@ The model, its attention and the losses ask a `TimeAxis` for whatever lies beyon
 front of its first sample and behind its last one, which of its frames are frames of the recording, and sums over all
 of time. They know nothing of devices.
 
-`steps` is the number of whole hops of the audio at hand. Frame 0 is centred at its first sample, so that there are
-steps + 1 of them; arrays of frames may be longer, the rest of them is padding.
+`num_hops` is the number of whole hops of the audio at hand. Frame 0 is centred at its first sample, so that there are
+num_hops + 1 of them; arrays of frames may be longer, the rest of them is padding.
 """
 
 from __future__ import annotations
@@ -24,33 +24,33 @@ class TimeAxis:
 
     is_whole = True
 
-    def first(self, steps: int) -> Count:
+    def first_frame(self, num_hops: int) -> Count:
         """Number of the recording's first frame, counted from the first one at hand: 0 or less."""
         return 0
 
-    def end(self, steps: int) -> Count:
+    def end_frame(self, num_hops: int) -> Count:
         """Number behind the recording's last frame, counted from the first one at hand."""
-        return steps + 1
+        return num_hops + 1
 
-    def own_end(self, steps: int) -> Count:
+    def owned_end_frame(self, num_hops: int) -> Count:
         """Number behind the last frame that no other device counts."""
-        return steps + 1
+        return num_hops + 1
 
-    def samples_left(self, samples: int) -> Count:
+    def samples_to_end(self, samples: int) -> Count:
         """Samples of the recording from the first one at hand to its end; may be more than are at hand."""
         return samples
 
-    def num_samples(self, samples: int) -> int:
+    def total_samples(self, samples: int) -> int:
         """Samples of the recording, of which so many are at hand, padding included."""
         return samples
 
-    def surrounded(self, audio: Float[Array, "*batch sample"], margin: int) -> Float[Array, "*batch surrounded"]:
+    def pad_audio(self, audio: Float[Array, "*batch sample"], margin: int) -> Float[Array, "*batch padded"]:
         """Audio with `margin` more samples on each side: the recording's own, or its reflection at its ends."""
         padding = [(0, 0)] * (audio.ndim - 1) + [(margin, margin)]
         return jnp.pad(audio, padding, mode="reflect")
 
-    def folded(
-        self, signal: Float[Array, "*batch surrounded"], margin: int, samples: int
+    def fold_margins(
+        self, signal: Float[Array, "*batch padded"], margin: int, samples: int
     ) -> Float[Array, "*batch sample"]:
         """The part of an overlap-added signal that is at hand, with what the frames of others add to it.
 
@@ -61,17 +61,17 @@ class TimeAxis:
         """
         return signal[..., margin : margin + samples]
 
-    def with_neighbours(
-        self, frames: Float[Array, "*batch frame head_dim"], reach: int, steps: int
+    def pad_with_neighbours(
+        self, frames: Float[Array, "*batch frame head_dim"], reach: int, num_hops: int
     ) -> Float[Array, "*batch wider head_dim"]:
         """`reach` more frames on each side, zeros where the recording ends."""
         return jnp.pad(frames, [*[(0, 0)] * (frames.ndim - 2), (reach, reach), (0, 0)])
 
-    def total(self, x: Float[Array, ...]) -> Float[Array, ...]:
+    def sum(self, x: Float[Array, ...]) -> Float[Array, ...]:
         """Sum over the parts of time."""
         return x
 
-    def greatest(self, x: Float[Array, ...]) -> Float[Array, ...]:
+    def max(self, x: Float[Array, ...]) -> Float[Array, ...]:
         """The greatest value of all parts of time."""
         return x
 

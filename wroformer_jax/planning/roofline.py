@@ -121,7 +121,7 @@ def training_passes(config: ModelConfig, samples: int) -> dict[str, int]:
     places = (num_frames(config, samples) + config.num_sinks) * config.num_bands
     in_pieces = 0 < config.places_at_once < places
     by_blocks = config.remat in ("block", "offload")
-    kept_rarely = config.blocks_a_save > 1
+    kept_rarely = config.blocks_per_save > 1
     attention = ("time_projections", "time_scores")
     passes = dict.fromkeys(forward_flops(config, 1), 3 + (by_blocks or in_pieces) + kept_rarely)
     passes |= dict.fromkeys(attention, 3 + by_blocks + in_pieces + kept_rarely)

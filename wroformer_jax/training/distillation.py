@@ -97,7 +97,7 @@ def mask_distance(
     differences = (ours[..., :frames, :] - theirs for ours, theirs in zip(student, teacher, strict=True))
     moduli = modulus(*differences)
     values = float(math.prod(moduli.shape) // frames)  # of a frame
-    return time.total(jnp.sum(moduli * counts[:, None])) / (values * time.total(jnp.sum(jnp.asarray(counts))))
+    return time.sum(jnp.sum(moduli * counts[:, None])) / (values * time.sum(jnp.sum(jnp.asarray(counts))))
 
 
 def compared_frames(
@@ -126,6 +126,6 @@ def compared_frames(
         counts[1:, :reach] = False
         return counts.reshape(-1)
     windows = jnp.arange(count)[:, None]
-    is_first = (time.first(samples // hop) == 0) & (windows == 0)
-    is_there = (windows + 1) * window_samples <= time.samples_left(samples)
+    is_first = (time.first_frame(samples // hop) == 0) & (windows == 0)
+    is_there = (windows + 1) * window_samples <= time.samples_to_end(samples)
     return (is_there & interior & (is_first | (np.arange(frames) >= reach))).reshape(-1)

@@ -33,8 +33,8 @@ def l1(
     difference = _difference(estimate, target, time)
     # JAX gives |x| the slope 1 at 0, which would push at samples of digital silence; torch gives 0, as this does.
     modulus = difference * jax.lax.stop_gradient(jnp.sign(difference))
-    count = float(math.prod(modulus.shape[:-1]) * time.num_samples(modulus.shape[-1]))
-    return time.total(jnp.sum(modulus)) / count
+    count = float(math.prod(modulus.shape[:-1]) * time.total_samples(modulus.shape[-1]))
+    return time.sum(jnp.sum(modulus)) / count
 
 
 def multi_resolution_stft_loss(
@@ -89,7 +89,7 @@ def _difference(estimate: Array, target: Array, time: TimeAxis) -> Array:
     """Zero behind the end of the recording."""
     samples = estimate.shape[-1]
     difference = estimate - target
-    return difference if time.is_whole else difference * (jnp.arange(samples) < time.samples_left(samples))
+    return difference if time.is_whole else difference * (jnp.arange(samples) < time.samples_to_end(samples))
 
 
 def _mean_spectrum(
@@ -104,20 +104,20 @@ def _mean_spectrum(
     """Mean modulus of the spectrum of waveforms."""
     sizes = {"n_fft": n_fft, "hop_length": hop_length, "win_length": win_length}
     samples, batch = signal.shape[-1], math.prod(signal.shape[:-1])
-    surrounded, steps = time.surrounded(signal, n_fft // 2), samples // hop_length
-    at_once = max(1, values_at_once // n_fft) if values_at_once else steps + 1
-    count = -(-(steps + 1) // at_once)
-    frames = -(-(steps + 1) // count)
-    own = jnp.arange(count * frames).reshape(count, frames) < time.own_end(steps)
+    padded, num_hops = time.pad_audio(signal, n_fft // 2), samples // hop_length
+    at_once = max(1, values_at_once // n_fft) if values_at_once else num_hops + 1
+    count = -(-(num_hops + 1) // at_once)
+    frames = -(-(num_hops + 1) // count)
+    own = jnp.arange(count * frames).reshape(count, frames) < time.owned_end_frame(num_hops)
 
     def sum_of(part: Array, counts: Array) -> Array:
         return jnp.sum(modulus(*spectrum(part, **sizes)) * counts[:, None])
 
     if count == 1:
-        total = sum_of(surrounded, own[0])
+        total = sum_of(padded, own[0])
     else:
-        pieces = jnp.moveaxis(pieces_of_frames(surrounded, count, frames, n_fft, hop_length), -2, 0)
+        pieces = jnp.moveaxis(pieces_of_frames(padded, count, frames, n_fft, hop_length), -2, 0)
         total = jnp.sum(jax.lax.map(lambda piece: jax.checkpoint(sum_of)(*piece), (pieces, own)))
-    num_frames = 1 + time.num_samples(samples) // hop_length
+    num_frames = 1 + time.total_samples(samples) // hop_length
     # Of an hour there are more values than an int32 counts.
-    return time.total(total) / float(batch * num_frames * (n_fft // 2 + 1))
+    return time.sum(total) / float(batch * num_frames * (n_fft // 2 + 1))

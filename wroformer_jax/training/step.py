@@ -218,9 +218,9 @@ def _decibels(
     A silent target has no SDR, and what stands for one would drown the others in the mean.
     """
     samples = target.shape[-1]
-    there = 1.0 if time.is_whole else jnp.arange(samples) < time.samples_left(samples)
-    signal = time.total(jnp.sum(target * target * there, axis=(-2, -1)))
-    noise = time.total(jnp.sum(jnp.square(target - estimate) * there, axis=(-2, -1))) + _TINY
-    heard = signal > _SILENT * target.shape[-2] * time.num_samples(samples)
+    there = 1.0 if time.is_whole else jnp.arange(samples) < time.samples_to_end(samples)
+    signal = time.sum(jnp.sum(target * target * there, axis=(-2, -1)))
+    noise = time.sum(jnp.sum(jnp.square(target - estimate) * there, axis=(-2, -1))) + _TINY
+    heard = signal > _SILENT * target.shape[-2] * time.total_samples(samples)
     decibels = jnp.where(heard, 10.0 * jnp.log10(jnp.where(heard, signal, 1.0) / noise), 0.0)
     return {"decibels": jnp.mean(decibels), "heard": jnp.mean(heard.astype(jnp.float32))}

@@ -35,7 +35,7 @@ def data(tmp_path):
 
 
 @pytest.fixture
-def shard_a_song(monkeypatch):
+def shard_per_song(monkeypatch):
     """Every song has a shard of its own."""
     monkeypatch.setattr(shards, "_UNIT_SECONDS", 0.0)
 
@@ -71,7 +71,7 @@ def test_a_set_has_the_samples_of_its_files(tmp_path, data):
     assert not (tmp_path / "set" / staging.FOLDER).exists()
 
 
-def test_the_set_does_not_depend_on_who_wrote_it(tmp_path, data, shard_a_song):
+def test_the_set_does_not_depend_on_who_wrote_it(tmp_path, data, shard_per_song):
     run(data, tmp_path / "one", workers=1)
     run(data, tmp_path / "two", workers=2)
     names = files_of(tmp_path / "one")
@@ -254,7 +254,7 @@ def test_samples_that_are_no_audio(tmp_path, data):
     assert "vocals.wav has samples above 1.84467e+19 times full scale" in loud
 
 
-def test_what_was_finished_before_a_bad_file_is_kept(tmp_path, damaged, shard_a_song):
+def test_what_was_finished_before_a_bad_file_is_kept(tmp_path, damaged, shard_per_song):
     with pytest.raises(BadFiles, match=r"the rest is written \(2 of 4 shards\)"):
         run(damaged, tmp_path / "set")
     for name in ("Song 1/drums", "Song 3/vocals"):
@@ -264,7 +264,7 @@ def test_what_was_finished_before_a_bad_file_is_kept(tmp_path, damaged, shard_a_
     assert len(list(prepared.songs("train"))) == 4
 
 
-def test_songs_that_were_skipped_once_are_not_forgotten(tmp_path, damaged, shard_a_song, monkeypatch):
+def test_songs_that_were_skipped_once_are_not_forgotten(tmp_path, damaged, shard_per_song, monkeypatch):
     with monkeypatch.context() as patch:
         patch.setattr(staging.Staging, "publish", interrupt)
         with pytest.raises(KeyboardInterrupt):
@@ -328,7 +328,7 @@ def test_a_set_of_another_version_is_replaced_only_when_asked_to(tmp_path, data)
     assert len(RecordSet.open(tmp_path / "set").songs("train")) == 4
 
 
-def test_units_of_another_version_are_not_used(tmp_path, data, shard_a_song, monkeypatch):
+def test_units_of_another_version_are_not_used(tmp_path, data, shard_per_song, monkeypatch):
     with monkeypatch.context() as patch:
         patch.setattr(shards, "__version__", "0.0.0")
         patch.setattr(staging.Staging, "publish", interrupt)
@@ -373,7 +373,7 @@ def test_two_at_a_time_are_refused(tmp_path, data):
 
 @pytest.mark.parametrize("encoding", ["lossless", "float32"])
 @pytest.mark.parametrize("workers", [1, 2])
-def test_a_disk_that_fills_up(tmp_path, data, shard_a_song, encoding, workers):
+def test_a_disk_that_fills_up(tmp_path, data, shard_per_song, encoding, workers):
     make_song(data / "train" / "Song 2", samples=100 * RATE)
     with limited_file_size(400_000), pytest.raises(InputError, match=r"the disk is full|File too large"):
         run(data, tmp_path / "set", encoding=encoding, workers=workers)
@@ -398,7 +398,7 @@ def interrupt(*_, **__):
     raise KeyboardInterrupt
 
 
-def test_files_whose_owner_has_no_name(tmp_path, data, shard_a_song, monkeypatch):
+def test_files_whose_owner_has_no_name(tmp_path, data, shard_per_song, monkeypatch):
     """As in a container that runs as any user: etils asks for the name."""
 
     def unknown(uid):
@@ -413,7 +413,7 @@ def test_files_whose_owner_has_no_name(tmp_path, data, shard_a_song, monkeypatch
     assert "goes on with 5 of 5 shards" in said
 
 
-def test_an_interrupted_run_goes_on(tmp_path, data, shard_a_song, monkeypatch):
+def test_an_interrupted_run_goes_on(tmp_path, data, shard_per_song, monkeypatch):
     run(data, tmp_path / "at once")
     keep, kept = staging.Staging.keep, []
 
@@ -487,7 +487,7 @@ _KILLED = """
         ("unlink", 1, True),
     ],
 )
-def test_killed_at_any_moment(tmp_path, data, shard_a_song, what, number, earlier):
+def test_killed_at_any_moment(tmp_path, data, shard_per_song, what, number, earlier):
     run(data, tmp_path / "at once")
     if earlier:  # a set that is there and is to be replaced
         make_song(tmp_path / "old" / "a", 7)
@@ -560,7 +560,7 @@ def objects_of(bucket):
 
 
 @pytest.mark.parametrize("workers", [1, 2])
-def test_a_set_in_a_bucket(tmp_path, data, shard_a_song, bucket, workers):
+def test_a_set_in_a_bucket(tmp_path, data, shard_per_song, bucket, workers):
     run(data, tmp_path / "local")
     run(data, "gs://bucket/sets/one", workers=workers)
     assert objects_of(bucket) == {
@@ -571,7 +571,7 @@ def test_a_set_in_a_bucket(tmp_path, data, shard_a_song, bucket, workers):
 
 
 @pytest.mark.parametrize(("what", "number"), [("shard", 3), ("rename", 3), ("finish", 0)])
-def test_killed_while_it_writes_to_a_bucket(tmp_path, data, shard_a_song, bucket, what, number):
+def test_killed_while_it_writes_to_a_bucket(tmp_path, data, shard_per_song, bucket, what, number):
     run(data, tmp_path / "local")
     make_song(tmp_path / "old" / "a", 7)
     run(tmp_path / "old", "gs://bucket/sets/one")

@@ -30,7 +30,7 @@ _PROGRESSIONS = (
     (0, 6, 5, 4),
 )
 _NOTE_BEATS = (0.5, 0.5, 1.0, 1.0, 1.0, 1.5, 2.0)
-_BEATS_A_BAR = 4
+_BEATS_PER_BAR = 4
 _TABLE = 4096  # samples of a wavetable
 
 _Audio = Float32[np.ndarray, "channel sample"]
@@ -61,7 +61,7 @@ def synthesise_song(
     beat = 60 / rng.uniform(72, 138)  # seconds
     scale = np.array(_SCALES["major" if rng.random() < 0.6 else "minor"])
     tonic = int(rng.integers(43, 55))  # MIDI note number
-    num_bars = int(np.ceil(seconds / (beat * _BEATS_A_BAR)))
+    num_bars = int(np.ceil(seconds / (beat * _BEATS_PER_BAR)))
     progression = _PROGRESSIONS[rng.integers(len(_PROGRESSIONS))]
     chords = [progression[bar % len(progression)] for bar in range(num_bars)]
     studio = _Studio(rng, num_samples, sample_rate, beat, scale, tonic, chords)
@@ -93,7 +93,7 @@ class _Studio:
 
     @property
     def num_beats(self) -> int:
-        return len(self.chords) * _BEATS_A_BAR
+        return len(self.chords) * _BEATS_PER_BAR
 
     def pitch(self, degree: int) -> int:
         """MIDI note number of a degree of the scale, 7 degrees an octave."""
@@ -126,7 +126,7 @@ def _melody(studio: _Studio) -> list[voice.SungNote]:
         while beat < end:
             beats = rng.choice(_NOTE_BEATS)
             place = int(np.clip(place + rng.choice([-2, -1, -1, 0, 1, 1, 2]), 0, len(degrees) - 1))
-            chord = studio.chords[min(int(beat) // _BEATS_A_BAR, len(studio.chords) - 1)]
+            chord = studio.chords[min(int(beat) // _BEATS_PER_BAR, len(studio.chords) - 1)]
             if beats >= 1 and (degrees[place] - chord) % 7 not in (0, 2, 4):
                 place = int(np.clip(place + rng.choice([-1, 1]), 0, len(degrees) - 1))
             notes.append(
@@ -151,15 +151,15 @@ def _chords(studio: _Studio) -> _Audio:
     rng = studio.rng
     style = rng.choice(["pad", "organ", "piano"])
     table = _wavetable(rng, {"pad": 1.3, "organ": 0.8, "piano": 1.6}[style], harmonics=12)
-    beats_a_stroke = {"pad": 4, "organ": 4, "piano": int(rng.choice([1, 2]))}[style]
+    beats_per_stroke = {"pad": 4, "organ": 4, "piano": int(rng.choice([1, 2]))}[style]
     attack = {"pad": 0.15, "organ": 0.02, "piano": 0.004}[style]
     decay = {"pad": 6.0, "organ": 20.0, "piano": 0.7}[style]
     track = studio.silence()
     for bar, degree in enumerate(studio.chords):
-        for stroke in range(0, _BEATS_A_BAR, beats_a_stroke):
+        for stroke in range(0, _BEATS_PER_BAR, beats_per_stroke):
             for k, step in enumerate((0, 2, 4, 7)[: rng.integers(3, 5)]):
-                tone = _tone(studio, table, studio.pitch(degree + step), float(beats_a_stroke), attack, decay)
-                studio.place(track, bar * _BEATS_A_BAR + stroke, _pan(tone, (k - 1.5) * 0.4))
+                tone = _tone(studio, table, studio.pitch(degree + step), float(beats_per_stroke), attack, decay)
+                studio.place(track, bar * _BEATS_PER_BAR + stroke, _pan(tone, (k - 1.5) * 0.4))
     return track
 
 
@@ -178,7 +178,7 @@ def _arpeggio(studio: _Studio) -> _Audio:
     for index in range(int(studio.num_beats / step)):
         if rng.random() < 0.15:
             continue
-        degree = studio.chords[int(index * step) // _BEATS_A_BAR] + int(figure[index % len(figure)])
+        degree = studio.chords[int(index * step) // _BEATS_PER_BAR] + int(figure[index % len(figure)])
         tone = _tone(studio, table, studio.pitch(degree), step, attack, decay)
         studio.place(track, index * step, 0.6 * _pan(tone, position))
     return track
@@ -192,7 +192,7 @@ def _bass(studio: _Studio) -> _Audio:
     decay = rng.uniform(0.3, 1.5)
     track = studio.silence()
     for index in range(int(studio.num_beats / step)):
-        degree = studio.chords[int(index * step) // _BEATS_A_BAR] + int(rng.choice([0, 0, 0, 4, 7]))
+        degree = studio.chords[int(index * step) // _BEATS_PER_BAR] + int(rng.choice([0, 0, 0, 4, 7]))
         pitch = 28 + (studio.pitch(degree) - 28) % 12  # the octave of a bass guitar's lowest string
         studio.place(track, index * step, _tone(studio, table, pitch, step, 0.005, decay))
     return track
