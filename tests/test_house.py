@@ -86,3 +86,16 @@ def test_no_circle_of_modules():
 @pytest.mark.parametrize("module", [name for name in TREES if name.count(".") and name != "wroformer_jax.attention"])
 def test_modules_say_what_they_are_for(module):
     assert ast.get_docstring(TREES[module])
+
+
+def test_the_page_has_the_same_table():
+    """docs/architecture.md shows who may import whom: names, "nothing", "all above", or "all above but ..."."""
+    page = (PACKAGE.parent / "docs" / "architecture.md").read_text()
+    rows = page.partition("| room | for | may import |\n|---|---|---|\n")[2].partition("\n\n")[0].splitlines()
+    shown: dict[str, set[str]] = {}
+    for names, _, allowed in (row.split("|")[1:4] for row in rows):
+        words = set(allowed.replace(",", " ").replace("nothing", "").split())
+        if {"all", "above"} <= words:
+            words = set(shown) - ROOTS - words
+        shown |= {name.strip(" `"): words for name in names.split(",")}
+    assert shown == {room: set(allowed.split()) for room, allowed in MAY_IMPORT.items()}
