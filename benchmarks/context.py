@@ -29,11 +29,11 @@ from jaxtyping import Float32
 from report import aligned, print_table, write_result
 
 from wroformer_jax.checkpoints.model_dir import load_model, save_model
-from wroformer_jax.checkpoints.torch_weights import num_parameters
 from wroformer_jax.config.training import TrainingConfig
 from wroformer_jax.evaluation.metrics import usdr
 from wroformer_jax.evaluation.statistics import bootstrap_interval
 from wroformer_jax.io.files import replacing
+from wroformer_jax.model.params import num_parameters
 from wroformer_jax.model.roformer import RoFormer
 from wroformer_jax.parallel.mesh import make_mesh
 from wroformer_jax.parallel.sharding import to_global

@@ -28,7 +28,6 @@ import numpy as np
 from report import aligned, print_table, write_result
 
 from wroformer_jax.checkpoints.model_dir import load_model, save_model
-from wroformer_jax.checkpoints.torch_weights import num_parameters
 from wroformer_jax.config.model import ModelConfig
 from wroformer_jax.config.training import TrainingConfig
 from wroformer_jax.data.loading import batches
@@ -37,7 +36,7 @@ from wroformer_jax.data.record_set import RecordSet, is_set
 from wroformer_jax.io.files import replacing
 from wroformer_jax.model.blocks import Transformer
 from wroformer_jax.model.layers import Params
-from wroformer_jax.model.params import add_windowed_sinks
+from wroformer_jax.model.params import add_windowed_sinks, num_parameters
 from wroformer_jax.model.roformer import Attention, RoFormer
 from wroformer_jax.model.rotary import rotary_tables
 from wroformer_jax.training.data import TRAIN, loading_of, open_songs

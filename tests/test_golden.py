@@ -25,7 +25,8 @@ from support.helpers import relative_error
 from support.reference import patch
 from support.tiny_training import fields_of
 
-from wroformer_jax.checkpoints.torch_weights import load_torch, to_state_dict
+from wroformer_jax.checkpoints.torch_files import load_torch
+from wroformer_jax.checkpoints.torch_weights import to_state_dict
 from wroformer_jax.config.training import TrainingConfig
 from wroformer_jax.model import stft as stft_module
 from wroformer_jax.model.attention import windowed_sink_attention

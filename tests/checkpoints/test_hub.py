@@ -18,6 +18,7 @@ from support import tiny_model
 from wroformer_jax.checkpoints import hub
 from wroformer_jax.checkpoints.loading import save
 from wroformer_jax.cli import tables
+from wroformer_jax.config.known_checkpoints import KNOWN_CHECKPOINTS
 from wroformer_jax.errors import InputError
 from wroformer_jax.model.roformer import RoFormer
 
@@ -31,7 +32,7 @@ YAML = b"model: {dim: 8}"
 PREPARE = """
 import sys, time
 time.sleep = lambda seconds: None  # huggingface_hub waits longer and longer between attempts to connect
-from wroformer_jax import hub
+from wroformer_jax.checkpoints import hub
 from wroformer_jax.errors import InputError
 try:
     {}
@@ -50,7 +51,7 @@ class Hub(http.server.BaseHTTPRequestHandler):
         f"/owner/repo/resolve/{COMMIT}/sub/with_yaml.ckpt": WEIGHTS,
         f"/owner/repo/resolve/{COMMIT}/sub/with_yaml.yaml": YAML,
         "/owner/repo/resolve/main/sub/with_yaml.yaml": YAML,
-        f"/{hub.KNOWN['kim-melband'].repo}/resolve/main/{hub.KNOWN['kim-melband'].file}": WEIGHTS,
+        f"/{KNOWN_CHECKPOINTS['kim-melband'].repo}/resolve/main/{KNOWN_CHECKPOINTS['kim-melband'].file}": WEIGHTS,
     }
 
     def do_HEAD(self):
@@ -151,7 +152,7 @@ def test_known_checkpoint_brings_its_settings(fetch, source):
     assert result.returncode == 0, result.stderr
     path, config = result.stdout.splitlines()
     assert path.endswith("/MelBandRoformer.ckpt")
-    assert config == str(hub.KNOWN["kim-melband"].config)
+    assert config == str(KNOWN_CHECKPOINTS["kim-melband"].config)
 
 
 def test_no_such_file(fetch):
@@ -159,7 +160,7 @@ def test_no_such_file(fetch):
 
 
 def test_no_such_repository(fetch):
-    assert_fails(fetch("hf://owner/other/weights.ckpt"), "no repository owner/other", "or it is private")
+    assert_fails(fetch("hf://owner/other/weights.ckpt"), "has no repository owner/other", "or it is private")
 
 
 def test_no_such_revision(fetch):
@@ -207,12 +208,12 @@ def test_no_yaml(fetch):
 def test_yaml_that_cannot_be_looked_for(fetch):
     result = fetch("hf://owner/repo/weights.ckpt", FETCH_YAML, HF_HUB_OFFLINE="1")
     assert (result.returncode, result.stdout) == (0, "None\n"), result.stderr
-    assert "going on without the YAML file of hf://owner/repo/weights.ckpt, if there is one" in result.stderr
+    assert "continuing without the YAML file of hf://owner/repo/weights.ckpt, if it has one" in result.stderr
     assert_fails(fetch("hf://owner/gated/weights.ckpt", FETCH_YAML), "hf://owner/gated/weights.yaml is gated")
 
 
 LOAD = PREPARE.format(
-    "from wroformer_jax import sources; config = sources.read(sys.argv[1])[0]; print(config.window, config.stems)"
+    "from wroformer_jax.checkpoints.loading import read; c = read(sys.argv[1])[0]; print(c.window, c.stems)"
 )
 
 
@@ -245,7 +246,7 @@ def test_models_table():
 
 
 def test_known_settings_are_the_published_ones():
-    kim, smule = hub.KNOWN["kim-melband"].config, hub.KNOWN["smule-wsa"].config
+    kim, smule = KNOWN_CHECKPOINTS["kim-melband"].config, KNOWN_CHECKPOINTS["smule-wsa"].config
     assert (kim.time_mixer, kim.num_sinks, kim.zero_dc) == ("full", 0, False)
     assert (smule.time_mixer, smule.window, smule.num_sinks, smule.zero_dc) == ("windowed_sink", 10, 8, True)
     for config in (kim, smule):

@@ -20,6 +20,7 @@ from support.tiny_model import CONFIG, YAML, assert_same, make_params
 import wroformer_jax
 from wroformer_jax.checkpoints import hub, loading
 from wroformer_jax.checkpoints.torch_weights import to_state_dict
+from wroformer_jax.config.known_checkpoints import KNOWN_CHECKPOINTS
 from wroformer_jax.errors import InputError
 from wroformer_jax.model.roformer import RoFormer
 from wroformer_jax.workdir.checkpoints import TrainingCheckpoints
@@ -61,8 +62,8 @@ def test_load_workdir(tmp_path, model, params):
 
 
 def test_load_from_the_hub(torch_file, model, params, monkeypatch):
-    known = dataclasses.replace(hub.KNOWN["smule-wsa"], config=CONFIG)
-    monkeypatch.setitem(hub.KNOWN, "smule-wsa", known)
+    known = dataclasses.replace(KNOWN_CHECKPOINTS["smule-wsa"], config=CONFIG)
+    monkeypatch.setitem(KNOWN_CHECKPOINTS, "smule-wsa", known)
     monkeypatch.setattr(hub, "_download", lambda place: torch_file)
     for source in ("smule-wsa", "hf://smulelabs/windowed-roformer/mbr-win10-sink8.ckpt"):
         loaded_model, loaded = wroformer_jax.load(source)
@@ -114,6 +115,7 @@ class NoTorch:
 sys.meta_path.insert(0, NoTorch())
 import wroformer_jax
 from support.tiny_model import CONFIG
+from wroformer_jax.config.known_checkpoints import KNOWN_CHECKPOINTS
 from wroformer_jax.errors import InputError
 try:
     model, params = wroformer_jax.load(sys.argv[1], config=CONFIG)
@@ -136,7 +138,7 @@ def test_without_torch(tmp_path, model, params, source, target, said):
     wroformer_jax.save(tmp_path / source, model, params)
     result = subprocess.run(
         [sys.executable, "-c", WITHOUT_TORCH, tmp_path / source, tmp_path / target],
-        env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])},
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(map(str, Path(__file__).parents[1:3]))},
         capture_output=True,
         text=True,
         check=False,

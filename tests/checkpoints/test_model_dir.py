@@ -237,7 +237,7 @@ KILLED = """
 import os, pathlib, signal, sys
 import orbax.checkpoint as ocp
 from support.tiny_model import CONFIG, make_params
-from wroformer_jax import checkpoint
+from wroformer_jax.checkpoints import model_dir as checkpoint
 
 path, when = pathlib.Path(sys.argv[1]), sys.argv[2]
 rename = pathlib.Path.rename
@@ -264,7 +264,7 @@ checkpoint.save_model(path, CONFIG, make_params(seed=1), overwrite=True)
 def run_until_killed(path, when):
     result = subprocess.run(
         [sys.executable, "-c", KILLED, str(path), when],
-        env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])},
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(map(str, Path(__file__).parents[1:3]))},
         stderr=subprocess.PIPE,
         text=True,
         check=False,

@@ -16,18 +16,16 @@ from safetensors.torch import save_file
 from support.helpers import tiny_config
 from support.reference import make_reference
 
-from wroformer_jax.checkpoints import torch_config
+from wroformer_jax.checkpoints.torch_files import load_torch, save_torch
 from wroformer_jax.checkpoints.torch_weights import (
     TorchLayout,
     from_state_dict,
-    load_torch,
-    num_parameters,
-    save_torch,
     slots,
     to_state_dict,
 )
+from wroformer_jax.checkpoints.torch_yaml import public_yaml
 from wroformer_jax.errors import InputError
-from wroformer_jax.model.params import abstract_params, add_windowed_sinks
+from wroformer_jax.model.params import abstract_params, add_windowed_sinks, num_parameters
 from wroformer_jax.model.roformer import RoFormer
 
 CONFIG = tiny_config(num_bands=12, depth=1, dim=8, heads=2, dim_head=4, dim_feed_forward=32, dim_mask=32)
@@ -195,7 +193,7 @@ def test_the_yaml_says_the_rest(tmp_path, name):
 def test_settings_written_for_pytorch_are_read_back(tmp_path, name):
     config = dataclasses.replace(CONFIGS[name], skip_connection=True, stft_hop_length=300)
     yaml_path = tmp_path / "out.yaml"
-    yaml_path.write_text(torch_config.public_yaml(config))
+    yaml_path.write_text(public_yaml(config))
     assert load_torch(saved(tmp_path, state_dict(config)), yaml_path)[0] == config
 
 

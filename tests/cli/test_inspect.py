@@ -13,10 +13,9 @@ import pytest
 from support.tiny_training import tiny_run
 
 from wroformer_jax.checkpoints.model_dir import save_model, write_model_json
-from wroformer_jax.checkpoints.torch_weights import num_parameters
 from wroformer_jax.cli import app
 from wroformer_jax.config.model import ModelConfig
-from wroformer_jax.model.params import abstract_params
+from wroformer_jax.model.params import abstract_params, num_parameters
 from wroformer_jax.model.roformer import RoFormer
 from wroformer_jax.workdir.checkpoints import TrainingCheckpoints
 from wroformer_jax.workdir.inspection import inspect_directory, parameters, thinned

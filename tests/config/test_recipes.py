@@ -3,10 +3,10 @@
 import pytest
 from support.tiny_training import CONFIGS, fields_of
 
-from wroformer_jax.checkpoints.hub import KNOWN
-from wroformer_jax.checkpoints.torch_weights import num_parameters
+from wroformer_jax.config.known_checkpoints import KNOWN_CHECKPOINTS
 from wroformer_jax.config.model import ModelConfig
 from wroformer_jax.config.training import TrainingConfig
+from wroformer_jax.model.params import num_parameters
 from wroformer_jax.training.distillation import check_teacher
 from wroformer_jax.training.initialisation import check_init
 from wroformer_jax.training.optimizer import make_optimizer
@@ -42,7 +42,7 @@ def test_patterns_of_parameters_match_some(name):
 
 def test_fine_tuning_is_the_papers_recipe():
     config = config_of("finetune_wsa")
-    published = {**KNOWN["smule-wsa"].config.to_dict(), "dtype": "bfloat16"}
+    published = {**KNOWN_CHECKPOINTS["smule-wsa"].config.to_dict(), "dtype": "bfloat16"}
     assert config.model == ModelConfig.from_dict(published)
     assert (config.model.window, config.model.num_sinks, config.seconds) == (10, 8, 8.0)
     assert num_parameters(config.model) > 220e6
@@ -53,7 +53,7 @@ def test_fine_tuning_is_the_papers_recipe():
 
 def test_fine_tuning_fits_the_checkpoint_that_it_names():
     config = config_of("finetune_wsa")
-    there = KNOWN["kim-melband"].config
+    there = KNOWN_CHECKPOINTS["kim-melband"].config
     check_init(there, config)
     check_teacher(there, config.model)
 

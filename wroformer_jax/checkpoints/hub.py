@@ -1,123 +1,93 @@
-"""Checkpoints on the Hugging Face hub: the ones known by name, and any other as hf://owner/repo/file.
+"""Downloads checkpoints from the Hugging Face hub: known ones by name, any other as hf://owner/repo/file.
 
-Downloads go through huggingface_hub, which caches them and honours HF_HOME, HF_ENDPOINT, HF_TOKEN and
-HF_HUB_OFFLINE.
+huggingface_hub does the downloads. It caches them and honours HF_HOME, HF_ENDPOINT, HF_TOKEN and HF_HUB_OFFLINE.
 """
 
 from __future__ import annotations
 
-import dataclasses
 import logging
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
+from wroformer_jax.config.known_checkpoints import HUB_PREFIX, KNOWN_CHECKPOINTS
 from wroformer_jax.config.model import ModelConfig
 from wroformer_jax.errors import InputError
-
-PREFIX = "hf://"
 
 _log = logging.getLogger("wroformer")
 
 
 class HubFile(NamedTuple):
-    """A file on the hub; the revision is a branch, tag or commit, None for the main branch."""
+    """A file on the hub."""
 
-    repo: str
-    file: str
-    revision: str | None = None
+    repo: str  # owner/name
+    file: str  # path inside the repository
+    revision: str | None = None  # a branch, tag or commit; None for the main branch
 
     def __str__(self) -> str:
-        return f"{PREFIX}{self.repo}{f'@{self.revision}' if self.revision else ''}/{self.file}"
-
-
-@dataclasses.dataclass(frozen=True)
-class KnownCheckpoint:
-    """A published checkpoint whose settings are known, so that its name is all that a user has to say."""
-
-    repo: str  # owner/name on the hub
-    file: str
-    about: str
-    size: str  # parameters and bytes to download
-    licence: str  # as its page says, "unknown" where that has not been checked
-    config: ModelConfig
-
-
-KNOWN = {
-    "kim-melband": KnownCheckpoint(
-        repo="KimberleyJSN/melbandroformer",
-        file="MelBandRoformer.ckpt",
-        about="Mel-Band RoFormer, full attention, vocals",
-        size="228 M parameters, 0.9 GB",
-        licence="unknown, see its page",
-        # Its mask estimators (mask_estimator_depth 2 in its YAML) have three Linear layers, and the code that it
-        # was trained with did not zero the DC bin.
-        config=ModelConfig(time_mixer="full", num_sinks=0, mask_layers=3, zero_dc=False),
-    ),
-    "smule-wsa": KnownCheckpoint(
-        repo="smulelabs/windowed-roformer",
-        file="mbr-win10-sink8.ckpt",
-        about="Mel-Band RoFormer, windowed sink attention 10/8, vocals",
-        size="228 M parameters, 0.9 GB",
-        licence="unknown, see its page",
-        config=ModelConfig(time_mixer="windowed_sink", window=10, num_sinks=8, mask_layers=3, zero_dc=True),
-    ),
-}
+        return f"{HUB_PREFIX}{self.repo}{f'@{self.revision}' if self.revision else ''}/{self.file}"
 
 
 def fetch(source: str) -> tuple[Path, ModelConfig | None]:
-    """Downloads a checkpoint, or finds it in the cache.
+    """Downloads a checkpoint, unless it is in the cache.
 
     Args:
-      source: a name in `KNOWN`, or `hf://owner/repo/file`, or `hf://owner/repo@revision/file`.
+      source: a name in `KNOWN_CHECKPOINTS`, `hf://owner/repo/file`, or `hf://owner/repo@revision/file`.
 
     Returns:
-      Where the file is now, and its settings if it is a known one.
+      The path of the local file, and the model's settings if the checkpoint is a known one.
 
     Raises:
-      InputError: the source is misspelt, or the hub does not have it, refuses it or cannot be reached.
+      InputError: the source is misspelt, or the hub does not have it, refuses access or cannot be reached.
     """
-    if source in KNOWN:
-        known = KNOWN[source]
+    if source in KNOWN_CHECKPOINTS:
+        known = KNOWN_CHECKPOINTS[source]
         return _download(HubFile(known.repo, known.file)), known.config
-    place = parse(source)
-    config = next((known.config for known in KNOWN.values() if (known.repo, known.file) == place[:2]), None)
-    return _download(place), config
+    wanted = parse(source)
+    config = next(
+        (
+            entry.config
+            for entry in KNOWN_CHECKPOINTS.values()
+            if (entry.repo, entry.file) == (wanted.repo, wanted.file)
+        ),
+        None,
+    )
+    return _download(wanted), config
 
 
 def fetch_yaml(source: str) -> Path | None:
-    """Downloads the settings of a checkpoint: the .yaml file of the same name in the same folder of its repository.
+    """Downloads a checkpoint's settings: the .yaml file of the same name in the same folder of its repository.
 
     Args:
-      source: as for `fetch`, but not a known name.
+      source: as for `fetch`, but not the name of a known checkpoint.
 
     Returns:
-      Where the file is now; None if the repository has none, or it is not in the cache and the hub cannot be
-      reached, which is logged.
+      The path of the local file. None if the repository has no such file. Also None, with a warning in the log,
+      if the file is not in the cache and the hub cannot be reached.
 
     Raises:
-      InputError: the source is misspelt, or the hub refuses it.
+      InputError: the source is misspelt, or the hub refuses access.
     """
     from huggingface_hub import errors
 
     weights = parse(source)
-    place = weights._replace(file=str(PurePosixPath(weights.file).with_suffix(".yaml")))
+    wanted = weights._replace(file=str(PurePosixPath(weights.file).with_suffix(".yaml")))
     try:
-        return _download(place)
+        return _download(wanted)
     except InputError as error:
         if not isinstance(error.__cause__, errors.EntryNotFoundError):
             raise
         if isinstance(error.__cause__, errors.LocalEntryNotFoundError):
-            _log.warning("going on without the YAML file of %s, if there is one: %s", source, error)
+            _log.warning("continuing without the YAML file of %s, if it has one: %s", source, error)
         return None
 
 
 def parse(source: str) -> HubFile:
-    """Takes `hf://owner/repo/file` or `hf://owner/repo@revision/file` apart.
+    """Parses `hf://owner/repo/file` or `hf://owner/repo@revision/file`.
 
     Raises:
-      InputError: it is not of this form.
+      InputError: the text has another form.
     """
-    parts = source.removeprefix(PREFIX).split("/", 2)
+    parts = source.removeprefix(HUB_PREFIX).split("/", 2)
     if len(parts) < 3 or not all(parts):
         raise InputError(f"{source} is not of the form hf://owner/repo/file (or hf://owner/repo@revision/file)")
     owner, name, file = parts
@@ -125,33 +95,33 @@ def parse(source: str) -> HubFile:
     return HubFile(f"{owner}/{name}", file, revision or None)
 
 
-def _download(place: HubFile) -> Path:
+def _download(wanted: HubFile) -> Path:
     import huggingface_hub
     from huggingface_hub import errors
 
-    # It reports each of its retries; we say once how it ended.
+    # huggingface_hub would log each of its retries. Our own error reports how they ended.
     logging.getLogger("huggingface_hub").setLevel(logging.ERROR)
     try:
-        return Path(huggingface_hub.hf_hub_download(place.repo, place.file, revision=place.revision))
+        return Path(huggingface_hub.hf_hub_download(wanted.repo, wanted.file, revision=wanted.revision))
     except errors.GatedRepoError as error:
         raise InputError(
-            f"{place} is gated: ask for access on its page on the hub, then log in with `hf auth login`"
+            f"{wanted} is gated: ask for access on its page on the hub, then log in with `hf auth login`"
         ) from error
     except errors.RepositoryNotFoundError as error:
         raise InputError(
-            f"{place}: there is no repository {place.repo} on the hub, or it is private: check its name, or log in "
+            f"{wanted}: the hub has no repository {wanted.repo}, or it is private: check its name, or log in "
             "with `hf auth login`"
         ) from error
     except errors.RevisionNotFoundError as error:
-        raise InputError(f"{place}: the repository has no revision {place.revision!r}") from error
+        raise InputError(f"{wanted}: the repository has no revision {wanted.revision!r}") from error
     except errors.LocalEntryNotFoundError as error:
         raise InputError(
-            f"{place} is not in the cache and the hub cannot be reached: {_why_unreachable(error)}"
+            f"{wanted} is not in the cache and the hub cannot be reached: {_why_unreachable(error)}"
         ) from error
     except errors.EntryNotFoundError as error:
-        raise InputError(f"{place}: the repository has no file {place.file!r}") from error
-    except Exception as error:  # also the errors of whichever HTTP library this huggingface_hub is built on
-        raise InputError(f"cannot download {place}: {_first_line(error)}") from error
+        raise InputError(f"{wanted}: the repository has no file {wanted.file!r}") from error
+    except Exception as error:  # includes the errors of the HTTP library, which differs between versions
+        raise InputError(f"cannot download {wanted}: {_first_line(error)}") from error
 
 
 def _why_unreachable(error: Exception) -> str:

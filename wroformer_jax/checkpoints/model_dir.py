@@ -1,13 +1,13 @@
-"""Model directories: weights on disk, in the form that loads fastest.
+"""Writes and reads model directories, the format that loads fastest.
 
-A model directory is what `save_model` writes and the converter makes::
+`save_model` and the converter write a model directory::
 
-    DIR/model.json   {"format": 1, "model": the ModelConfig, "torch": how the PyTorch file looked, or null}
+    DIR/model.json   {"format": 1, "model": the ModelConfig, "torch": the TorchLayout of the PyTorch file, or null}
     DIR/params/      an Orbax PyTree of the parameters
 
-A training workdir (see training_checkpoints.py) has the same model.json, and `WORKDIR/checkpoints/STEP/params/` in
-place of params/. `load_model` reads both, also in buckets (gs://). Everything local is written under a temporary name
-and renamed when it is whole.
+A training workdir (see workdir/checkpoints.py) has the same model.json, and `WORKDIR/checkpoints/STEP/params/` in
+place of params/. `load_model` reads both, also in buckets (gs://). Local files are written under a temporary name and
+renamed once they are complete.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ import shutil
 import tempfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from wroformer_jax.checkpoints.orbax_io import (
     DamagedError,
@@ -32,20 +32,20 @@ from wroformer_jax.checkpoints.orbax_io import (
     restore_tree,
     save_tree,
 )
+from wroformer_jax.checkpoints.torch_weights import TorchLayout
 from wroformer_jax.config.model import ModelConfig
 from wroformer_jax.errors import InputError
 from wroformer_jax.io.buckets import Place, access, is_remote, place, write_whole
 from wroformer_jax.io.files import check_space, disk_errors_named, exists, open_to_others, refuse_existing, replacing
-
-if TYPE_CHECKING:
-    from wroformer_jax.checkpoints.torch_weights import TorchLayout
+from wroformer_jax.model.params import abstract_params
+from wroformer_jax.model.roformer import RoFormer
 
 MODEL = "model.json"
-FORMAT = 1  # of model.json; raised when an older reader would misread what is written
-_REPLACED = ".{}-replaced-"  # how the name begins of the directory that holds what is overwritten, for a moment
-
-# A bucket renames nothing: Orbax writes a step under its own name, and this last, as a sign that all of it is there.
+FORMAT = 1  # version of model.json; to be raised when an older reader would misread what is written
+# A bucket cannot rename: Orbax writes a step under its final name, and this file last, to mark it complete.
 COMMITTED = "commit_success.txt"
+
+_REPLACED = ".{}-replaced-"  # prefix of the temporary directory that holds an overwritten model directory
 
 _log = logging.getLogger("wroformer")
 
@@ -64,12 +64,12 @@ def save_model(
       path: the directory to make; its parents are made too.
       config: the settings of the model.
       params: its parameters, a nested dict of JAX or NumPy arrays.
-      torch_layout: how the PyTorch file that the weights came from looked, for writing it back as it was.
+      torch_layout: the layout of the PyTorch file that the weights came from, so that it can be written again.
       overwrite: replace an earlier model directory of that name.
 
     Raises:
-      InputError: `path` exists (with `overwrite`: and is not a model directory), the parameters are not those
-        of a model with these settings, the path has a *, ? or [ in it, or the disk is full or refuses.
+      InputError: `path` exists (with `overwrite`: and is not a model directory), the parameters do not fit the
+        settings, the path contains *, ? or [, or the disk is full or refuses.
     """
     path = Path(path)
     check_leaves(f"the parameters to save in {path}", params, _expected_params(config))
@@ -79,14 +79,14 @@ def save_model(
 
 
 def load_model(path: str | os.PathLike) -> tuple[ModelConfig, dict[str, Any], TorchLayout | None]:
-    """Reads a model directory, or the newest whole checkpoint of a training workdir, local or in a bucket (gs://).
+    """Reads a model directory, or the newest complete checkpoint of a training workdir, local or in a bucket (gs://).
 
     Returns:
-      The settings, the parameters as a nested dict of NumPy float32 arrays, and how the PyTorch file that
-      they came from looked (None if they came from none).
+      The settings, the parameters as a nested dict of float32 NumPy arrays, and the layout of the PyTorch file that
+      they came from (None if they came from none).
 
     Raises:
-      InputError: there is no such directory, it is of another kind, it is damaged, or the bucket cannot be reached.
+      InputError: the directory does not exist, is of another kind or is damaged, or the bucket cannot be reached.
     """
     path = place(path)
     config, torch_layout = read_model_json(path)
@@ -109,21 +109,21 @@ def load_model(path: str | os.PathLike) -> tuple[ModelConfig, dict[str, Any], To
 
 
 def saved_steps(workdir: Place) -> list[Place]:
-    """The directories of the steps of a workdir, local or in a bucket, that were saved to their end, newest first.
+    """Returns the directories of a workdir's complete steps, newest first. The workdir may be in a bucket.
 
     Raises:
-      InputError: the place cannot be reached.
+      InputError: the directory or the bucket cannot be read.
     """
     checkpoints = workdir / "checkpoints"
     with access(checkpoints):
         names = [entry.name for entry in checkpoints.iterdir()] if _is_directory(checkpoints) else []
         steps = [checkpoints / name for name in sorted(filter(str.isdigit, names), key=int, reverse=True)]
-        # A local step gets its name when it is whole.
+        # A local step is renamed into place once it is complete.
         return [step for step in steps if (step / COMMITTED).exists()] if is_remote(workdir) else steps
 
 
 def is_model_directory(path: str | os.PathLike) -> bool:
-    """Whether `path`, local or in a bucket, is a model directory or a training workdir, whole or not.
+    """Returns whether `path`, local or in a bucket, is a model directory or a training workdir, complete or not.
 
     Raises:
       InputError: the bucket cannot be reached.
@@ -133,7 +133,7 @@ def is_model_directory(path: str | os.PathLike) -> bool:
 
 
 def write_model_json(directory: Place, config: ModelConfig, torch_layout: TorchLayout | None = None) -> None:
-    """Writes model.json into a directory, or to a bucket."""
+    """Writes model.json into a directory, which may be in a bucket."""
     fields = {
         "format": FORMAT,
         "model": config.to_dict(),
@@ -148,15 +148,15 @@ def write_model_json(directory: Place, config: ModelConfig, torch_layout: TorchL
 
 
 def read_model_json(directory: Place) -> tuple[ModelConfig, TorchLayout | None]:
-    """Reads model.json from a directory, or from a bucket.
+    """Reads model.json from a directory, which may be in a bucket.
 
     Raises:
-      InputError: there is no such directory, it has no model.json, or that cannot be used.
+      InputError: the directory does not exist, or its model.json is missing, damaged or of another version.
     """
     file = directory / MODEL
     if not is_remote(directory):  # a bucket has no directories
-        if not exists(directory):
-            raise InputError(_missing(directory))
+        if not exists(Path(directory)):
+            raise InputError(_missing(Path(directory)))
         if not directory.is_dir():
             raise InputError(f"{directory} is not a directory")
     try:
@@ -172,7 +172,7 @@ def read_model_json(directory: Place) -> tuple[ModelConfig, TorchLayout | None]:
     except ValueError as error:
         raise InputError(f"{file} is damaged: it is not JSON ({error})") from error
     if not isinstance(fields, dict) or not isinstance(fields.get("model"), dict):
-        raise InputError(f"{file} is not the description of a model: it has no 'model' section")
+        raise InputError(f"{file} does not describe a model: it has no 'model' section")
     if fields.get("format") != FORMAT:
         raise InputError(
             f"{file} has format {fields.get('format')!r}, this version reads {FORMAT}: update wroformer-jax, "
@@ -188,15 +188,13 @@ def read_model_json(directory: Place) -> tuple[ModelConfig, TorchLayout | None]:
 
 def _is_directory(path: Place) -> bool:
     with access(path):
-        # A bucket that refuses raises at the first question only.
+        # A bucket that refuses access raises an error at the first request only, so `is_dir` alone is not enough.
         return path.exists() and path.is_dir()
 
 
 def _torch_layout(fields: Any) -> TorchLayout | None:
     if fields is None:
         return None
-    from wroformer_jax.checkpoints.torch_weights import TorchLayout
-
     try:
         return TorchLayout.from_dict(fields)
     except (KeyError, TypeError, AttributeError) as error:
@@ -213,21 +211,18 @@ def _missing(directory: Path) -> str:
 
 @functools.cache
 def _expected_params(config: ModelConfig) -> Any:
-    """The parameters that a model needs, as shapes and dtypes; nothing is computed."""
-    from wroformer_jax.model.params import abstract_params
-    from wroformer_jax.model.roformer import RoFormer
-
+    """Returns the shapes and dtypes of a model's parameters; computes nothing."""
     return abstract_params(RoFormer(config))
 
 
 @contextlib.contextmanager
 def _new_directory(path: Path, *, overwrite: bool, needs: int) -> Iterator[Path]:
-    """Yields an empty directory beside `path` that takes its name when the block ends well, else vanishes."""
+    """Yields an empty directory beside `path`; renames it to `path` when the block succeeds, else removes it."""
     refuse_existing(path, overwrite=overwrite)
     if path.exists() and not ((path / "params").is_dir() and is_model_directory(path)):
         raise InputError(f"{path} is not a model directory, so it is not overwritten: choose another name")
     with disk_errors_named(path):
-        path = Path(os.path.realpath(path))  # of a link, what it leads to is overwritten
+        path = Path(os.path.realpath(path))  # overwrite the target of a link, not the link
         refuse_pattern(path)
         path.parent.mkdir(parents=True, exist_ok=True)
         check_space(path.parent, needs)
@@ -244,8 +239,8 @@ def _take_name(temporary: Path, path: Path) -> None:
     if not path.exists():
         temporary.rename(path)
         return
-    # A directory cannot be renamed onto another. Between the two renames the earlier one is whole, but not at
-    # its place; `load_model` then says where it is.
+    # A directory cannot be renamed onto another. A kill between the two renames leaves the earlier directory
+    # complete, but under another name; `load_model` then tells the user where it is.
     aside = Path(tempfile.mkdtemp(dir=path.parent, prefix=_REPLACED.format(path.name)))
     try:
         replaced = path.rename(aside / path.name)
@@ -256,5 +251,5 @@ def _take_name(temporary: Path, path: Path) -> None:
             raise
         shutil.rmtree(replaced)
     finally:
-        with contextlib.suppress(OSError):  # it holds what could not be put back, or not be deleted
+        with contextlib.suppress(OSError):  # not empty: it holds what could not be put back or deleted
             aside.rmdir()

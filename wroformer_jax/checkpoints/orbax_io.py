@@ -1,6 +1,7 @@
-"""Trees of arrays on disk, in Orbax's format: written, read back, and damage told from a mistake.
+"""Saves and restores trees of arrays with Orbax, and distinguishes a damaged checkpoint from one of another model.
 
-Orbax calls happen in `with quiet_orbax() as ocp:`, where Orbax does not log and its threads do not print tracebacks.
+Every call of Orbax is inside `with quiet_orbax() as ocp:`, which keeps Orbax from logging and its threads from
+printing tracebacks.
 """
 
 from __future__ import annotations
@@ -20,27 +21,28 @@ from typing import Any
 from wroformer_jax.errors import InputError
 from wroformer_jax.io.buckets import Place, access, is_remote
 
-# How TensorStore's errors begin when a bucket does not answer, or refuses: that says nothing of what is in it.
+# TensorStore's errors begin with one of these if a bucket does not answer or refuses access. They say nothing about
+# the files in it.
 _UNREACHABLE = re.compile(
     "PERMISSION_DENIED|UNAUTHENTICATED|ABORTED|UNAVAILABLE|DEADLINE_EXCEEDED|RESOURCE_EXHAUSTED|CANCELLED|UNKNOWN"
 )
 
 
 class DamagedError(Exception):
-    """Files that are missing, cut short or garbled; the message is one line."""
+    """Files are missing, cut short or garbled; the message is one line."""
 
 
 def refuse_pattern(path: Place) -> None:
-    """Raises an InputError for a directory in which Orbax would lose what it writes, without an error.
+    """Raises an InputError for a path that contains *, ? or [, where Orbax would lose weights without an error.
 
-    Orbax looks for the parts that it wrote, to join them, with the whole path as a glob pattern.
+    Orbax finds the parts that it wrote, to join them, by using the whole path as a glob pattern.
     """
     if glob.has_magic(str(path := absolute(path))):
         raise InputError(f"cannot write {path}: choose a place without *, ? and [ in its path")
 
 
 def absolute(path: Place) -> Place:
-    """The path from the root; in a bucket it is that already."""
+    """Returns the absolute path; the path of a bucket always is."""
     return path if is_remote(path) else path.absolute()
 
 
@@ -50,7 +52,7 @@ def save_tree(path: Path, tree: Any) -> None:
     import numpy as np
 
     with quiet_orbax() as ocp:
-        # Nothing changes the arrays while they are written, so Orbax need not write a copy of them all.
+        # Nothing changes the arrays while Orbax writes them, so it need not copy them first.
         uncopied = ocp.type_handlers.NumpyHandler(deepcopy_host_arrays=False)
         registry = ocp.type_handlers.create_type_handler_registry((np.ndarray, uncopied))
         with contextlib.closing(ocp.Checkpointer(tree_handler(ocp, type_handler_registry=registry))) as checkpointer:
@@ -58,17 +60,23 @@ def save_tree(path: Path, tree: Any) -> None:
 
 
 def restore_tree(path: Place, like: Any, *, to_numpy: bool = False) -> Any:
-    """Reads the tree at `path`, local or in a bucket, into the structure of `like`, a tree of arrays or descriptions.
+    """Reads a tree.
+
+    Args:
+      path: the directory, which may be in a bucket.
+      like: a tree of arrays or of `jax.ShapeDtypeStruct` with the expected structure, shapes and dtypes. The result
+        has its shardings.
+      to_numpy: return NumPy arrays in place of JAX arrays.
 
     Raises:
-      InputError: it is whole, but of another structure, or the bucket cannot be reached.
-      DamagedError: it is damaged.
+      InputError: the tree is intact but has another structure, or the bucket cannot be reached.
+      DamagedError: the tree is damaged or missing.
     """
     try:
         with quiet_orbax() as ocp:
             return _read_tree(ocp, path, like, to_numpy)
     except Exception as error:
-        # Orbax and TensorStore raise these for files that are missing, cut short or garbled, even bare Exceptions.
+        # Orbax and TensorStore raise these, even a bare Exception, if files are missing, cut short or garbled.
         damage = isinstance(error, OSError | ValueError | KeyError | TypeError) or type(error) is Exception
         if isinstance(error, InputError):
             raise
@@ -79,25 +87,31 @@ def restore_tree(path: Place, like: Any, *, to_numpy: bool = False) -> Any:
             raise
         reason = (str(error).splitlines() or [type(error).__name__])[0][:300]
     with quiet_orbax():
-        gc.collect()  # what the error held, now that it is gone
+        gc.collect()  # futures that the error kept alive report their own errors now, while Orbax is muted
     raise DamagedError(reason)
 
 
 def _cause(error: BaseException) -> BaseException:
-    """What TensorStore has raised, where Orbax raises a bare Exception from it."""
+    """Returns TensorStore's own error, from which Orbax may have raised a bare Exception."""
     return error if error.__cause__ is None else _cause(error.__cause__)
 
 
 def _is_out_of_reach(error: BaseException) -> bool:
-    """Whether a bucket cannot be reached, rather than that something in it is missing or garbled."""
+    """Returns whether the bucket cannot be reached, as opposed to files in it being missing or garbled."""
     if isinstance(error, OSError):
         return not isinstance(error, FileNotFoundError)
-    # gcsfs and what it is made of raise errors of their own.
+    # gcsfs and its dependencies raise exceptions of their own types.
     return bool(_UNREACHABLE.match(str(error))) or not isinstance(error, ValueError | KeyError | TypeError)
 
 
 def check_leaves(what: str, found: Any, like: Any) -> None:
-    """Raises an InputError that names the first difference between the tree `found` and the one expected."""
+    """Raises an InputError that names the first difference between two trees.
+
+    Args:
+      what: names the tree in the message.
+      found: a tree of arrays, or the metadata of one.
+      like: the expected tree, of arrays or `jax.ShapeDtypeStruct`.
+    """
     have, want = _describe(found), _describe(like)
     for name in sorted(want.keys() | have.keys()):
         if name not in have:
@@ -109,25 +123,24 @@ def check_leaves(what: str, found: Any, like: Any) -> None:
 
 
 def num_bytes(tree: Any) -> int:
-    """Bytes of all arrays of a tree."""
+    """Returns the total size of a tree's arrays in bytes."""
     import jax
 
     return sum(getattr(leaf, "nbytes", 0) for leaf in jax.tree.leaves(tree))
 
 
 def tree_handler(ocp: Any, **options: Any) -> Any:
-    """How Orbax is to write a tree: float weights hardly compress (7 %), but that costs most of the time."""
+    """Returns Orbax's handler for trees, without compression, which saves 7 % of space and takes most of the time."""
     return ocp.PyTreeCheckpointHandler(use_compression=False, **options)
 
 
 @contextlib.contextmanager
 def quiet_orbax() -> Iterator[Any]:
-    """Yields the module `orbax.checkpoint`, and keeps Orbax from reporting what it raises to us anyway.
+    """Yields the module `orbax.checkpoint`, and keeps Orbax from printing errors that it also raises.
 
-    When one of its transfers fails, the others end after Orbax has closed its event loop, and report that, or are
-    collected with their errors unread.
+    When one transfer fails, Orbax closes its event loop while others still run. Those then complain about the closed
+    loop, or are garbage-collected with errors that nobody read.
     """
-
     report = sys.unraisablehook
     sys.unraisablehook = lambda _: None
     try:
@@ -136,7 +149,7 @@ def quiet_orbax() -> Iterator[Any]:
 
             yield ocp
     except Exception:
-        time.sleep(0.1)  # for transfers under way
+        time.sleep(0.1)  # lets running transfers end
         raise
     finally:
         sys.unraisablehook = report
@@ -144,7 +157,7 @@ def quiet_orbax() -> Iterator[Any]:
 
 @contextlib.contextmanager
 def muted_log() -> Iterator[None]:
-    """Keeps what Orbax logs, in any thread, to itself."""
+    """Mutes Orbax's log messages, in all threads."""
 
     def not_from_orbax(record: logging.LogRecord) -> bool:
         return f"{os.sep}orbax{os.sep}" not in record.pathname
@@ -161,12 +174,12 @@ def _read_tree(ocp: Any, path: Place, like: Any, to_numpy: bool) -> Any:
     import jax
     from etils import epath
 
-    # Each process reads for itself: one that finds damage would leave the others waiting for it.
+    # Each process reads alone: if they read together, one that finds damage would leave the others waiting.
     index = jax.process_index()
     alone = ocp.options.MultiprocessingOptions(primary_host=index, active_processes={index})
     handler = tree_handler(ocp, multiprocessing_options=alone)
     with contextlib.closing(ocp.Checkpointer(handler, multiprocessing_options=alone)) as checkpointer:
-        on_disk = handler.metadata(epath.Path(absolute(path)))  # the checkpointer's own hides why it cannot be read
+        on_disk = handler.metadata(epath.Path(absolute(path)))  # the checkpointer's own metadata() hides errors
         check_leaves(f"the arrays in {path}", on_disk.tree, like)
         restore_args = jax.tree.map(lambda leaf: _restore_args(ocp, leaf, to_numpy), like)
         return checkpointer.restore(absolute(path), args=ocp.args.PyTreeRestore(item=like, restore_args=restore_args))
@@ -185,7 +198,7 @@ def _restore_args(ocp: Any, leaf: Any, to_numpy: bool) -> Any:
 
 
 def _describe(tree: Any) -> dict[str, str | None]:
-    """The dtype and shape of each leaf by its path; metadata that Orbax read counts as a leaf."""
+    """Returns the dtype and shape of each leaf by its path; Orbax's metadata of an array counts as a leaf."""
     with quiet_orbax() as ocp:
         flat = ocp.tree.to_flat_dict(tree, is_leaf=lambda node: hasattr(node, "shape"))
     return {"/".join(path): _shape_and_dtype(leaf) for path, leaf in flat.items()}
@@ -193,9 +206,10 @@ def _describe(tree: Any) -> dict[str, str | None]:
 
 def _shape_and_dtype(leaf: Any) -> str | None:
     import jax
+    import jax.numpy as jnp
 
     dtype = getattr(leaf, "dtype", None)
-    # Plain numbers and texts carry no dtype; typed random keys are stored as plain numbers.
-    if dtype is None or jax.dtypes.issubdtype(dtype, jax.dtypes.extended):
+    # Plain numbers and strings have no dtype, and Orbax stores typed random keys as plain numbers.
+    if dtype is None or jnp.issubdtype(dtype, jax.dtypes.extended):
         return None
     return f"{leaf.dtype}[{','.join(map(str, leaf.shape))}]"

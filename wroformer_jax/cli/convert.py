@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from wroformer_jax.checkpoints.loading import read, write_torch
-from wroformer_jax.checkpoints.torch_weights import CHECKPOINT_SUFFIXES
+from wroformer_jax.checkpoints.torch_files import CHECKPOINT_SUFFIXES
 from wroformer_jax.cli.output import log_to_stdout
 from wroformer_jax.cli.parser import ArgumentParser
 from wroformer_jax.config.model import ModelConfig
@@ -120,7 +120,7 @@ def _report(
     config: ModelConfig,
     notes: list[tuple[str, str]],
 ) -> None:
-    from wroformer_jax.checkpoints.torch_weights import num_parameters
+    from wroformer_jax.model.params import num_parameters
 
     bands = "Mel-Band" if config.band_scheme == "mel" else "Band-Split"
     attention = (

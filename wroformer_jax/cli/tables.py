@@ -7,7 +7,7 @@ import unicodedata
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
-from wroformer_jax.checkpoints.hub import KNOWN, PREFIX
+from wroformer_jax.config.known_checkpoints import KNOWN_CHECKPOINTS
 from wroformer_jax.evaluation.statistics import METRICS, summarise
 
 if TYPE_CHECKING:
@@ -81,7 +81,7 @@ def _width(text: str) -> int:
 def models_table() -> str:
     """The known checkpoints as an aligned table, one line each below a line of headings."""
     rows = [("NAME", "WHAT IT IS", "SIZE", "LICENCE", "FROM")]
-    rows += [(name, k.about, k.size, k.licence, f"{PREFIX}{k.repo}/{k.file}") for name, k in KNOWN.items()]
+    rows += [(name, k.about, k.size, k.licence, k.source) for name, k in KNOWN_CHECKPOINTS.items()]
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     return "\n".join(
         "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows

@@ -1,7 +1,14 @@
 """The network: pure functions of parameters and audio. It knows no files and no processes."""
 
 from wroformer_jax.model.attention import full_attention, naive_attention, windowed_sink_attention
-from wroformer_jax.model.params import abstract_params, add_windowed_sinks, init_params, logical_axes, trainable_mask
+from wroformer_jax.model.params import (
+    abstract_params,
+    add_windowed_sinks,
+    init_params,
+    logical_axes,
+    num_parameters,
+    trainable_mask,
+)
 from wroformer_jax.model.roformer import RoFormer
 
 __all__ = [
@@ -12,6 +19,7 @@ __all__ = [
     "init_params",
     "logical_axes",
     "naive_attention",
+    "num_parameters",
     "trainable_mask",
     "windowed_sink_attention",
 ]

@@ -9,10 +9,12 @@ import flax.linen as nn
 import jax
 import numpy as np
 from flax.core import meta
+from jax.sharding import PartitionSpec
 from jaxtyping import Array
 
 from wroformer_jax.config.model import ModelConfig
 from wroformer_jax.errors import InputError
+from wroformer_jax.model.bands import band_layout
 from wroformer_jax.model.layers import Params
 from wroformer_jax.model.roformer import SINK_STD, RoFormer
 
@@ -46,6 +48,24 @@ def logical_axes(model: RoFormer) -> Params:
 def trainable_mask(params: Params) -> Params:
     """A tree like `params`, False for the constants in it (rotary frequencies), True for the rest."""
     return {name: jax.tree.map(lambda _, name=name: not name.endswith("_rotary"), sub) for name, sub in params.items()}
+
+
+def num_parameters(config: ModelConfig) -> int:
+    """Returns the number of trained parameters; padding of narrow bands and rotary frequencies do not count."""
+    model = RoFormer(config)
+    params = abstract_params(model)
+    axes = jax.tree.leaves(logical_axes(model), is_leaf=lambda node: isinstance(node, PartitionSpec))
+    present = {f"group_{i}": group.present for i, group in enumerate(band_layout(config).groups)}
+    total = 0
+    for (path, leaf), names, is_trained in zip(
+        jax.tree.leaves_with_path(params), axes, jax.tree.leaves(trainable_mask(params)), strict=True
+    ):
+        group = next((present[entry.key] for entry in path if entry.key in present), None)
+        if group is not None and not {"band_feature", "mask_out"}.isdisjoint(names):  # the axes that are padded
+            total += leaf.size * int(group.sum()) // group.size
+        elif is_trained:
+            total += leaf.size
+    return total
 
 
 def _init(model: RoFormer, key: Array) -> Params:

@@ -13,13 +13,13 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from wroformer_jax.checkpoints.torch_weights import num_parameters
 from wroformer_jax.config.training import TrainingConfig
 from wroformer_jax.data.loading import Batches
 from wroformer_jax.errors import InputError
 from wroformer_jax.evaluation.validation_songs import Estimates, ValidationSong
 from wroformer_jax.io.buckets import Place
 from wroformer_jax.model.layers import Params
+from wroformer_jax.model.params import num_parameters
 from wroformer_jax.model.roformer import RoFormer
 from wroformer_jax.parallel.processes import Preemption, gather, in_first, whole_here
 from wroformer_jax.parallel.sharding import to_global
