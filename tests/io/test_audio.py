@@ -1,4 +1,4 @@
-"""Audio files: what is read block by block, what is refused, resampling, and writing a song's files together."""
+"""Audio files: reading in blocks, refusing bad files, resampling, and writing the files of a song."""
 
 import contextlib
 import resource
@@ -12,7 +12,6 @@ import soxr
 from support.separation_models import limited_file_size, noise, tone
 
 from wroformer_jax.errors import InputError
-from wroformer_jax.io import audio_writer
 from wroformer_jax.io.audio import inspect, read_blocks, resample_blocks
 from wroformer_jax.io.audio_headers import is_mp3_of_unknown_length, promised_bytes
 from wroformer_jax.io.audio_writer import ENCODINGS, SongWriter
@@ -284,10 +283,9 @@ def test_over_full_scale_is_held_there_and_told(tmp_path, encoding):
         assert writer.clipped() == pytest.approx({"vocals": 6.02}, abs=0.01)
 
 
-def test_a_wav_over_four_gigabytes_is_an_rf64(tmp_path, monkeypatch):
-    monkeypatch.setattr(audio_writer, "_WAV_LIMIT", 100_000)
+def test_a_wav_over_four_gigabytes_is_an_rf64(tmp_path):
     sound = noise(2, 30_000)
-    writer, paths = writer_for(tmp_path, "wav16")
+    writer, paths = writer_for(tmp_path, "wav16", samples=2**30)  # announced; 4 bytes each
     with writer:
         writer.write({"vocals": sound, "rest": sound})
     assert paths["vocals"].read_bytes()[:4] == b"RF64"
@@ -344,9 +342,9 @@ def test_a_full_disk_is_one_sentence_and_leaves_nothing(tmp_path, encoding):
     assert left_behind(tmp_path) == []
 
 
-def fill_up_at_the_end(writer):
-    temporary = writer._temporary["vocals"]
+def fill_up_at_the_end(writer, folder):
     with writer:
+        (temporary,) = folder.glob(".vocals*")
         while temporary.stat().st_size < 100_000:
             writer.write({"vocals": noise(2, 1000, peak=1.0)})
         writer.write({"vocals": noise(2, 4000, peak=1.0)})
@@ -357,9 +355,9 @@ def fill_up_at_the_end(writer):
 
 def test_a_disk_that_fills_up_while_closing_is_noticed(tmp_path):
     """FLAC keeps its last samples back until it is closed, and libsndfile says nothing if they are lost."""
-    writer, _ = writer_for(tmp_path, "flac16", names=["vocals"])
+    writer, paths = writer_for(tmp_path, "flac16", names=["vocals"])
     with limited_file_size(), pytest.raises(InputError, match="not whole"):
-        fill_up_at_the_end(writer)
+        fill_up_at_the_end(writer, paths["vocals"].parent)
     assert left_behind(tmp_path) == []
 
 
@@ -384,18 +382,15 @@ def test_a_directory_that_appears_meanwhile_leaves_no_stem_without_the_others(tm
     assert left_behind(tmp_path) == ["out", "out/song", "out/song/rest.wav"]
 
 
-@pytest.mark.parametrize("there_before", [[], ["vocals"], ["rest"], ["vocals", "rest"]])
 @pytest.mark.parametrize("error", [PermissionError(1, "Operation not permitted"), KeyboardInterrupt()])
-def test_renames_are_undone_if_a_later_one_fails(tmp_path, monkeypatch, there_before, error):
+def test_a_rename_that_fails_leaves_whole_files_only(tmp_path, monkeypatch, error):
     writer, paths = writer_for(tmp_path)
     paths["vocals"].parent.mkdir(parents=True)
-    for name in there_before:
-        paths[name].write_text(f"old {name}")
-    rename, seen = Path.replace, []
+    paths["rest"].write_text("old")
+    rename = Path.replace
 
     def refuse_the_last(source, destination):
-        if source.name.startswith(".rest") and source.suffix == ".part":
-            seen.append(paths["vocals"].read_bytes()[:4])
+        if source.name.startswith(".rest"):
             raise error
         return rename(source, destination)
 
@@ -403,9 +398,9 @@ def test_renames_are_undone_if_a_later_one_fails(tmp_path, monkeypatch, there_be
     expected = InputError if isinstance(error, OSError) else KeyboardInterrupt
     with pytest.raises(expected):
         write_song(writer)
-    assert seen == [b"RIFF"]  # the first stem was in place
-    assert left_behind(paths["vocals"].parent) == sorted(f"{name}.wav" for name in there_before)
-    assert all(paths[name].read_text() == f"old {name}" for name in there_before)
+    assert left_behind(paths["vocals"].parent) == ["rest.wav", "vocals.wav"]
+    assert whole(paths["vocals"]).shape == (2, 100)
+    assert paths["rest"].read_text() == "old"
 
 
 def test_files_that_are_replaced_leave_nothing(tmp_path):

@@ -139,7 +139,7 @@ def test_files_are_copied_whole(storage, tmp_path, num_bytes):
 def test_what_arrives_in_part_is_noticed(storage, tmp_path):
     storage.bytes_lost = 5
     (tmp_path / "a").write_bytes(bytes(1000))
-    with pytest.raises(InputError, match=r"gs://bucket/a has 995 bytes of the 1,000 of \S+/a: copy it again"):
+    with pytest.raises(InputError, match=r"gs://bucket/a has 995 of the 1,000 bytes of \S+/a: copy it again"):
         buckets.upload(tmp_path / "a", epath.Path("gs://bucket/a"))
 
 

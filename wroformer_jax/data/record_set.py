@@ -23,7 +23,7 @@ from wroformer_jax.data import segments
 from wroformer_jax.data.record_writer import DATASET, FORMAT, INDEX, INFO
 from wroformer_jax.data.tf_example import unpack
 from wroformer_jax.errors import InputError
-from wroformer_jax.io.buckets import access, fetch, is_remote, num_bytes
+from wroformer_jax.io.buckets import Place, access, as_place, fetch, is_remote, num_bytes
 
 _MOST_OPEN_FILES = 256  # of a set in a process; many systems allow 1,024 in all
 
@@ -118,9 +118,7 @@ class RecordSet:
           InputError: there is no set; it is not whole, for `wroformer prepare` was interrupted; it was written in
             another format; a file is missing or cut short; it cannot be reached.
         """
-        from etils import epath
-
-        path = epath.Path(path)
+        path = as_place(path)
         index = _read_index(path)
         if "format" not in index:
             raise InputError(
@@ -220,9 +218,7 @@ class RecordSet:
         return reader
 
     def _local_file(self, shard: _Shard) -> str:
-        from etils import epath
-
-        path = epath.Path(self.path) / shard.name
+        path = as_place(self.path) / shard.name
         return os.fspath(fetch(path, shard.bytes, self.fingerprint) if is_remote(self.path) else path)
 
     def _check_records(self) -> None:
@@ -234,9 +230,7 @@ class RecordSet:
                         raise ValueError(f"the records of {name} of {song.name}")
 
     def _check_files(self) -> None:
-        from etils import epath
-
-        directory = epath.Path(self.path)
+        directory = as_place(self.path)
         with access(directory):
             names = {path.name for path in directory.iterdir()}  # of a bucket, its client keeps the sizes, too
             for shard in itertools.chain.from_iterable(self._shards.values()):
@@ -268,16 +262,14 @@ def is_set(path: str | os.PathLike) -> bool:
     Raises:
       InputError: a bucket cannot be reached, or a folder is closed to us.
     """
-    from etils import epath
-
     with access(path):
-        return all((epath.Path(path) / name).exists() for name in (INDEX, INFO))
+        return all((as_place(path) / name).exists() for name in (INDEX, INFO))
 
 
-def _read_index(path: Any) -> dict[str, Any]:
+def _read_index(path: Place) -> dict[str, Any]:
     try:
         with access(path):
-            text = (path / INDEX).read_text()
+            text = (path / INDEX).read_text(encoding="utf-8")
         index = json.loads(text)
     except (FileNotFoundError, NotADirectoryError) as error:
         raise InputError(_why_no_set(path)) from error
@@ -290,7 +282,7 @@ def _read_index(path: Any) -> dict[str, Any]:
     return index
 
 
-def _why_no_set(path: Any) -> str:
+def _why_no_set(path: Place) -> str:
     with access(path):
         if not path.is_dir():
             return f"{path} is not there: expected the directory, or bucket and directory, of a set"

@@ -1,4 +1,4 @@
-"""Files, folders, buckets and audio. This room knows no model."""
+"""Reads and writes files, folders, buckets and audio. This room knows no model."""
 
 from wroformer_jax.io.audio import AudioInfo, inspect, read_blocks, read_whole, resample_blocks
 from wroformer_jax.io.audio_writer import ENCODINGS, Encoding, SongWriter

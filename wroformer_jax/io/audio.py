@@ -1,7 +1,7 @@
-"""Audio files and sample rates, block by block: nothing here ever holds a whole recording.
+"""Reads and resamples audio in blocks, so that no recording is ever held whole.
 
-Blocks are float32 arrays (channels, samples), full scale 1. Files are checked when they are opened (`inspect`)
-and while they are read; written files appear under their names only when all of a song's files are whole.
+A block is a buffer of consecutive samples: a float32 array (channels, samples), full scale 1. Files are checked when
+they are opened (`inspect`) and while they are read.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import os
 import stat
 from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from jaxtyping import Float32
@@ -20,7 +21,7 @@ from jaxtyping import Float32
 from wroformer_jax.errors import InputError
 from wroformer_jax.io.audio_headers import is_mp3_of_unknown_length, promised_bytes
 
-AUDIO_SUFFIXES = (".wav", ".flac", ".ogg", ".mp3", ".aif", ".aiff")  # what is looked for in a folder
+AUDIO_SUFFIXES = (".wav", ".flac", ".ogg", ".mp3", ".aif", ".aiff")  # the files that are looked for in a folder
 BLOCK_SAMPLES = 1 << 16
 
 _READABLE = "expected a whole wav, flac, ogg, mp3 or aiff file"
@@ -30,7 +31,7 @@ _UNKNOWN_LENGTH = 2**63 - 1  # libsndfile's number of samples of a FLAC file tha
 
 @dataclasses.dataclass(frozen=True)
 class AudioInfo:
-    """What the header of an audio file says."""
+    """The properties of an audio file, as its header gives them."""
 
     sample_rate: int  # Hz
     channels: int  # 1 or 2
@@ -38,7 +39,7 @@ class AudioInfo:
 
 
 def inspect(path: str | os.PathLike[str]) -> AudioInfo:
-    """Opens an audio file and checks all that can be checked without decoding it.
+    """Reads the header of an audio file and checks everything that can be checked without decoding the file.
 
     Raises:
       InputError: the file is missing, unreadable, empty, not audio, truncated, or has no samples or more
@@ -51,15 +52,15 @@ def inspect(path: str | os.PathLike[str]) -> AudioInfo:
             raise InputError(f"{path} is a {file.format} file: {_READABLE}")
         if (promised := promised_bytes(path)) > size:
             raise InputError(
-                f"{path} is truncated: by its header it has at least {promised:,} bytes, but there are {size:,}; "
+                f"{path} is truncated: its header promises at least {promised:,} bytes, but the file has {size:,}; "
                 "get a whole copy"
             )
         if file.channels > 2:
             raise InputError(f"{path} has {file.channels} channels: mix it down to 1 or 2 first")
         if file.frames == 0:
-            raise InputError(f"{path} has no samples: there is nothing to separate")
+            raise InputError(f"{path} has no samples, so it holds nothing to separate")
         if file.frames == _UNKNOWN_LENGTH or (file.format == "MP3" and is_mp3_of_unknown_length(path)):
-            raise InputError(f"{path} does not say how long it is, so that its end would be lost: encode it again")
+            raise InputError(f"{path} does not say how long it is, so its end would be lost: encode it again")
         if file.format == "FLAC" and not _has_last_sample(file):
             raise InputError(
                 f"{path} is truncated: the end of its {_clock(file.frames, file.samplerate)} is missing; "
@@ -74,7 +75,7 @@ def read_blocks(
     """Reads an audio file from start to end in blocks of at most `block_samples`.
 
     Raises:
-      InputError: as `inspect`, and where damage, NaN or infinite samples are met on the way.
+      InputError: as for `inspect`, and when a part of the file is damaged or has NaN or infinite samples.
     """
     import soundfile
 
@@ -98,14 +99,16 @@ def read_blocks(
             done += len(block)
             yield np.ascontiguousarray(block.T)
     if done == 0:
-        raise InputError(f"{path} has no samples: there is nothing to separate")
+        raise InputError(f"{path} has no samples, so it holds nothing to separate")
 
 
 def read_whole(path: str | os.PathLike[str]) -> Iterator[Float32[np.ndarray, "channel block"]]:
-    """`read_blocks`, of a file that must hold as many samples as its header says.
+    """Reads a file as `read_blocks` does, and checks that it has as many samples as its header says.
+
+    An mp3 may have fewer, since its header may be an estimate.
 
     Raises:
-      InputError: as `read_blocks`, and at its end if a file ends early; the header of an mp3 may be an estimate.
+      InputError: as for `read_blocks`, and after the last block if the file ended early.
     """
     path = Path(path)
     expected, done = inspect(path), 0
@@ -119,10 +122,10 @@ def read_whole(path: str | os.PathLike[str]) -> Iterator[Float32[np.ndarray, "ch
 def resample_blocks(
     blocks: Iterable[Float32[np.ndarray, "channel _"]], in_rate: int, out_rate: int
 ) -> Iterator[Float32[np.ndarray, "channel _"]]:
-    """Resamples a stream of blocks with soxr's very high quality, without delay.
+    """Resamples a stream of blocks at soxr's "very high" quality, without a delay.
 
-    n samples become round(n * out_rate / in_rate), the same ones that soxr.resample gives for all of them at
-    once. Rates are in Hz; equal rates pass the blocks through.
+    n samples become round(n * out_rate / in_rate): the same samples that soxr.resample returns for the whole recording.
+    Rates are in Hz; blocks are passed through unchanged if the rates are equal.
     """
     if in_rate == out_rate:
         yield from blocks
@@ -134,7 +137,7 @@ def resample_blocks(
         if stream is None:
             channels = len(block)
             stream = soxr.ResampleStream(in_rate, out_rate, channels, quality="VHQ")
-        # Right after the start all of a block can stay in the filter.
+        # The filter may keep all samples of the first blocks.
         if len(out := stream.resample_chunk(np.ascontiguousarray(block.T))):
             yield np.ascontiguousarray(out.T)
     if stream is not None:
@@ -144,7 +147,7 @@ def resample_blocks(
 
 
 def _checked_size(path: Path) -> int:
-    """Size in bytes of a regular, readable file that is not empty."""
+    """Returns the size in bytes of a file, which must be regular, readable and not empty."""
     try:
         status = path.stat()
         if not stat.S_ISREG(status.st_mode):
@@ -162,8 +165,8 @@ def _open(path: Path):
     import soundfile
 
     try:
-        return _sequential_sound_file()(_system_name(path))
-    # soundfile takes a name that ends in .raw for samples without a header and asks for its rate by a TypeError.
+        return _sequential_sound_file()(system_name(path))
+    # For a name that ends in .raw soundfile expects no header, and raises a TypeError because no sample rate was given.
     except (soundfile.SoundFileError, TypeError) as error:
         raise InputError(f"{path} is not audio that can be read: {_READABLE}") from error
 
@@ -178,17 +181,17 @@ def _has_last_sample(file) -> bool:
         return False
 
 
-def _system_name(path: Path) -> str | bytes:
-    """The name as soundfile takes it whole: names that are not UTF-8 (old music collections) are bytes there."""
+def system_name(path: Path) -> Any:
+    """Returns a file's name as soundfile accepts it: bytes on POSIX, for names that are not UTF-8, else a str."""
     return os.fsencode(path) if os.name == "posix" else str(path)
 
 
 @functools.cache
 def _sequential_sound_file():
-    """soundfile.SoundFile without the seek that follows each of its reads, where libsndfile lets us seek.
+    """Returns a subclass of soundfile.SoundFile that does not seek after each read.
 
-    The seek goes to where the file is anyway, but after it libsndfile (1.2.2) gives wrong samples, some of them
-    zeros, for many mp3 files.
+    soundfile seeks to the position where the file is anyway. After that seek libsndfile (1.2.2) returns wrong samples,
+    some of them zeros, for many mp3 files.
     """
     import soundfile
 
@@ -200,7 +203,7 @@ def _sequential_sound_file():
 
 
 def _clock(samples: int, sample_rate: int) -> str:
-    """'1:02.345' (minutes, seconds) or '1:01:02.345'."""
+    """Formats a position as '1:02.345' (minutes, seconds) or '1:01:02.345'."""
     seconds = samples / sample_rate
     minutes = math.floor(seconds / 60)
     text = f"{seconds - 60 * minutes:06.3f}"

@@ -1,4 +1,4 @@
-"""Writes the stems of a song as audio files, whole or not at all."""
+"""Writes the stems of a song as audio files; a file gets its name when it is whole."""
 
 from __future__ import annotations
 
@@ -10,19 +10,20 @@ import os
 import shutil
 from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from jaxtyping import Float32, Int16, Int32
 
 from wroformer_jax.errors import InputError
-from wroformer_jax.io.audio import _system_name, inspect
+from wroformer_jax.io.audio import inspect, system_name
 
-_WAV_LIMIT = 2**32 - 2**20  # bytes of samples; a wav counts them in 32 bits, and needs room for its header
+_WAV_LIMIT = 2**32 - 2**20  # bytes of samples; a wav counts its bytes in 32 bits, header included
 
 
 @dataclasses.dataclass(frozen=True)
 class Encoding:
-    """How samples are stored in a written file."""
+    """An audio format of written files."""
 
     suffix: str
     container: str  # as libsndfile names it
@@ -41,12 +42,12 @@ ENCODINGS = {
 
 
 class SongWriter:
-    """Writes the files of one song side by side, block by block; all of them appear at the end, or none.
+    """Writes the files of one song side by side, buffer by buffer.
 
-    A context manager: inside it the samples go to hidden temporary files next to their destinations, which are
-    checked and renamed on leaving it. If it is left by an exception, the temporary files and the folders
-    that were made for them are deleted. If one file cannot be renamed, those that were are taken away again, and
-    the files that they replaced are put back.
+    A context manager. Inside it the samples go to hidden temporary files next to their destinations; on leaving it
+    these are checked, all of them, and then renamed one after the other. A file that bears its final name is therefore
+    whole. If the context is left by an exception, no file is renamed, and the temporary files and the folders that were
+    made for them are deleted.
 
     Args:
       paths: for each stem, the file to write; an existing file is replaced.
@@ -63,9 +64,10 @@ class SongWriter:
     def __init__(
         self, paths: Mapping[str, Path], *, sample_rate: int, channels: int, samples: int, encoding: Encoding
     ) -> None:
-        self._peaks = dict.fromkeys(paths, 0.0)  # largest absolute sample of each stem, 1 is full scale
+        self._peaks = dict.fromkeys(paths, 0.0)  # largest absolute sample of each stem; 1 is full scale
         self._paths = dict(paths)
-        self._temporary = {name: _hidden(path, "part") for name, path in paths.items()}
+        # A name that no other process uses and no player lists.
+        self._temporary = {name: path.with_name(f".{path.name}.{os.getpid()}.part") for name, path in paths.items()}
         self._sample_rate, self._channels, self._encoding = sample_rate, channels, encoding
         is_long = samples * channels * encoding.bits // 8 > _WAV_LIMIT
         self._container = "RF64" if is_long and encoding.container == "WAV" else encoding.container
@@ -74,81 +76,63 @@ class SongWriter:
         self._made_folders: list[Path] = []
 
     def __enter__(self) -> SongWriter:
-        import soundfile
-
-        self._refuse_directories()  # which renaming would find at the end of a long song
+        self._refuse_directories()  # else the rename at the end of a long song would be the first to fail
         try:
             for name, path in self._paths.items():
-                with _writing(path):
+                with _write_errors_named(path):
                     self._make_folder(path.parent)
-                    self._temporary[name].touch()
-                    self._files[name] = soundfile.SoundFile(
-                        _system_name(self._temporary[name]),
-                        "w",
-                        self._sample_rate,
-                        self._channels,
-                        format=self._container,
-                        subtype=self._encoding.subtype,
-                    )
+                    self._files[name] = self._open(self._temporary[name])
         except BaseException:
             self._discard()
             raise
         return self
 
     def write(self, stems: Mapping[str, Float32[np.ndarray, "channel block"]]) -> None:
-        """Appends a block of each stem; integer formats hold what goes over full scale at full scale."""
+        """Appends a buffer of samples to each stem; integer formats clip what exceeds full scale."""
         for name, block in stems.items():
             self._peaks[name] = max(self._peaks[name], float(np.abs(block).max(initial=0.0)))
             samples = block if self._encoding.is_float else _quantise(block, self._encoding.bits)
-            with _writing(self._paths[name]):
+            with _write_errors_named(self._paths[name]):
                 self._files[name].write(samples.T)
-        self._written += block.shape[-1]
+        self._written += next(iter(stems.values())).shape[-1]
 
     def clipped(self) -> dict[str, float]:
-        """For each stem that went over full scale in an integer format, by how many dB."""
+        """Returns, for each stem that was clipped, by how many dB it exceeded full scale."""
         if self._encoding.is_float:
             return {}
         return {name: 20 * math.log10(peak) for name, peak in self._peaks.items() if peak > 1}
 
     def __exit__(self, exception_type: type[BaseException] | None, *_: object) -> None:
-        if exception_type is not None:
-            self._discard()
-            return
         try:
-            for name, path in self._paths.items():
-                with _writing(path):
-                    self._files[name].close()
-                # libsndfile does not report what it could not write while closing.
-                if not _is_whole(self._temporary[name], self._written):
-                    raise _unwritable(path, "what was written is not whole")
-            self._rename_all()
-        except BaseException:
+            if exception_type is None:
+                self._finish()
+        finally:
             self._discard()
-            raise
+
+    def _finish(self) -> None:
+        for name, path in self._paths.items():
+            with _write_errors_named(path):
+                self._files[name].close()
+            # libsndfile does not report what it could not write while closing.
+            if not _is_whole(self._temporary[name], self._written):
+                raise _unwritable(path, "the written file is not whole")
+        self._refuse_directories()
+        for name, path in self._paths.items():
+            with _write_errors_named(path):
+                self._temporary[name].replace(path)
+
+    def _open(self, path: Path) -> Any:
+        import soundfile
+
+        path.touch()
+        subtype = self._encoding.subtype
+        name = system_name(path)
+        return soundfile.SoundFile(name, "w", self._sample_rate, self._channels, subtype, format=self._container)
 
     def _refuse_directories(self) -> None:
         for path in self._paths.values():
             if os.path.isdir(path):
                 raise InputError(f"{path} cannot be written: it is a directory, choose another output folder")
-
-    def _rename_all(self) -> None:
-        self._refuse_directories()
-        replaced = []
-        with contextlib.ExitStack() as undo:
-            for name, path in self._paths.items():
-                with _writing(path):
-                    # What undoes a step is noted before it, so that an interruption between them loses nothing.
-                    if os.path.lexists(path):
-                        old = _hidden(path, "old")
-                        undo.callback(_put_back, old, path)
-                        path.replace(old)
-                        replaced.append(old)
-                    else:
-                        undo.callback(_remove, path)
-                    self._temporary[name].replace(path)
-            undo.pop_all()
-        for old in replaced:
-            _remove(old)
 
     def _make_folder(self, folder: Path) -> None:
         missing = list(itertools.takewhile(lambda parent: not parent.exists(), (folder, *folder.parents)))
@@ -157,43 +141,29 @@ class SongWriter:
             self._made_folders.append(parent)
 
     def _discard(self) -> None:
+        """Deletes the temporary files, and the folders that were made and are empty."""
         for file in self._files.values():
             # Closing flushes, which fails again on a full disk; the file is deleted next.
             with contextlib.suppress(RuntimeError, OSError):
                 file.close()
         for temporary in self._temporary.values():
-            _remove(temporary)
-        # A folder that holds something else by now stays.
+            with contextlib.suppress(OSError):
+                temporary.unlink()
         for folder in reversed(self._made_folders):
             with contextlib.suppress(OSError):
                 folder.rmdir()
 
 
-def _hidden(path: Path, purpose: str) -> Path:
-    """A name beside `path` that no other process uses and no player lists."""
-    return path.with_name(f".{path.name}.{os.getpid()}.{purpose}")
-
-
-def _remove(path: Path) -> None:
-    with contextlib.suppress(OSError):
-        path.unlink()
-
-
-def _put_back(old: Path, path: Path) -> None:
-    with contextlib.suppress(OSError):
-        old.replace(path)
-
-
 @contextlib.contextmanager
-def _writing(path: Path) -> Iterator[None]:
-    """Turns whatever keeps `path` from being written into one sentence."""
+def _write_errors_named(path: Path) -> Iterator[None]:
+    """Turns every error that prevents writing `path` into an InputError that names it."""
     import soundfile
 
     try:
         yield
     except OSError as error:
         raise InputError(f"{path} cannot be written: {error.strerror}") from error
-    # ValueError is soundfile's refusal of a format.
+    # soundfile raises a ValueError when it refuses a format.
     except (soundfile.SoundFileError, ValueError) as error:
         raise _unwritable(path, str(error).rstrip(". ")) from error
 
@@ -219,10 +189,10 @@ def _is_whole(path: Path, samples: int) -> bool:
 def _quantise(
     block: Float32[np.ndarray, "channel block"], bits: int
 ) -> Int16[np.ndarray, "channel block"] | Int32[np.ndarray, "channel block"]:
-    """Nearest integers, held at full scale; 24 bits lie in the upper part of 32, as libsndfile wants them.
+    """Rounds samples to integers and clips them at full scale; 24-bit values lie in the upper bits of 32.
 
-    Written out because the scale is then the one that reading divides by, for every format: what is read from a
-    16-bit file and written to one is bit-identical.
+    libsndfile could do this, but its scale depends on the format. Here it is always the one that reading divides by, so
+    that samples read from a 16-bit file are written to another one bit for bit.
     """
     scale = 2.0 ** (bits - 1)
     integers = np.clip(np.rint(block * np.float32(scale)), -scale, scale - 1)

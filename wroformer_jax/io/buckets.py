@@ -29,39 +29,48 @@ _BLOCK_BYTES = 1 << 22
 _log = logging.getLogger(__name__)
 
 
-def is_remote(path: str | os.PathLike) -> bool:
+def is_remote(path: str | os.PathLike[str]) -> bool:
+    """Whether a path has a scheme, as gs://bucket/songs does."""
     return "://" in os.fspath(path)
 
 
-def place(path: str | os.PathLike) -> Place:
-    """The path as one to use: an ordinary one, or, in a bucket, an `etils.epath.Path`.
+def as_place(path: str | os.PathLike[str]) -> Place:
+    """Returns a `pathlib.Path`, or an `etils.epath.Path` for a path in a bucket."""
+    if not is_remote(path):
+        return Path(path)
+    from etils import epath
 
-    What others write to buckets is seen at once from then on: their client remembers no more listings.
+    return epath.Path(path)
+
+
+def place(path: str | os.PathLike[str]) -> Place:
+    """Checks a path and returns it as `as_place` does.
+
+    From then on the client of the buckets caches no listings, so that files which others write are seen at once.
 
     Raises:
-      InputError: it is at a place of another kind, as s3://, or gcsfs is not installed.
+      InputError: the path has a scheme other than gs://, or gcsfs is not installed.
     """
     if not is_remote(path):
         return Path(path)
     if not os.fspath(path).startswith(SCHEME):
         raise InputError(f"{path}: expected a local path, or one in a bucket of Google Cloud Storage ({SCHEME})")
-    from etils import epath
     from etils.epath import backend
 
     with access(path):
         client = backend.fsspec_backend.fs(path)
         client.invalidate_cache()
         client.dircache.use_listings_cache = False
-    return epath.Path(path)
+    return as_place(path)
 
 
 @contextlib.contextmanager
-def access(path: str | os.PathLike) -> Iterator[None]:
-    """Turns whatever keeps `path` from being used into an InputError, but not that there is nothing.
+def access(path: str | os.PathLike[str]) -> Iterator[None]:
+    """Turns every error that prevents the use of `path` into an InputError, except that nothing exists there.
 
-    Only calls to the file system or the bucket belong inside: there any exception can come from the bucket's client.
+    Put only calls to the file system or the bucket inside: for a bucket any exception is taken for one of its client's.
     """
-    # It prints a traceback for each refusal, whose reason we say.
+    # gcsfs prints a traceback for each refusal; our error already says the reason.
     logging.getLogger("gcsfs").setLevel(logging.CRITICAL)
     try:
         yield
@@ -76,18 +85,18 @@ def access(path: str | os.PathLike) -> Iterator[None]:
 
 
 def num_bytes(path: Place) -> int:
-    """The size of a file."""
-    # epath's stat wants the owner of a local file to have a name, which not all have in containers.
+    """Returns the size of a file in bytes."""
+    # Not epath's stat for local files: it fails where their owner has no name, as in some containers.
     return os.path.getsize(path) if isinstance(path, Path) else path.stat().length
 
 
 def write_whole(path: Place, text: str) -> None:
-    """Writes a text file that appears under its name when it is whole.
+    """Writes a text file, which gets its name when it is whole.
 
     Raises:
       InputError: it cannot be written.
     """
-    if is_remote(path):  # an object appears when it is closed
+    if is_remote(path):  # an object appears in a bucket when it is closed
         with _writing(path):
             path.write_text(text, encoding="utf-8")
         return
@@ -96,40 +105,40 @@ def write_whole(path: Place, text: str) -> None:
 
 
 def upload(local: Path, remote: Place) -> None:
-    """Copies a file into a bucket, block by block.
+    """Copies a file into a bucket, 4 MiB at a time.
 
     Raises:
-      InputError: it does not get there, or not whole.
+      InputError: the file cannot be written there, or has another size there.
     """
-    sent = 0  # it may grow meanwhile
+    sent = 0  # counted, since the file may grow meanwhile
     with local.open("rb") as source, _writing(remote):
         with remote.open("wb") as target:
             while block := source.read(_BLOCK_BYTES):
                 sent += target.write(block)
         arrived = num_bytes(remote)
     if arrived != sent:
-        raise InputError(f"{remote} has {arrived:,} bytes of the {sent:,} of {local}: copy it again")
+        raise InputError(f"{remote} has {arrived:,} of the {sent:,} bytes of {local}: copy it again")
 
 
 def cache_folder(kind: str, key: str) -> Path:
-    """Where copies of `key` are kept, not made yet: in WROFORMER_CACHE, or else in ~/.cache/wroformer_jax."""
+    """Returns the folder for copies of `key`, in WROFORMER_CACHE or ~/.cache/wroformer_jax. It need not exist yet."""
     cache = Path(os.environ.get("WROFORMER_CACHE") or Path.home() / ".cache" / "wroformer_jax")
     return cache / kind / hashlib.sha256(key.encode()).hexdigest()[:16]
 
 
 def fetch(remote: Place, num_bytes: int, version: str) -> Path:
-    """A local copy of a file in a bucket, made when it is first asked for.
+    """Returns a local copy of a file in a bucket, which the first call downloads.
 
-    It lies in the folder `sets` of WROFORMER_CACHE, or else of ~/.cache/wroformer_jax, and stays there. Processes
-    that ask for a file at the same time wait for one that copies it.
+    The copy stays in the folder `sets` of WROFORMER_CACHE, or else of ~/.cache/wroformer_jax. If several processes ask
+    for a file at the same time, one downloads it and the others wait.
 
     Args:
       remote: the file.
       num_bytes: its size.
-      version: of what it belongs to; copies of other versions are not used.
+      version: the version of the set that the file belongs to; copies of other versions are not used.
 
     Raises:
-      InputError: the file is not there, of another size, or cannot be reached; the disk is full.
+      InputError: the file is missing, has another size or cannot be reached, or the disk is full.
     """
     folder = cache_folder("sets", f"{remote.parent}\0{version}")
     local = folder / remote.name

@@ -1,4 +1,4 @@
-"""Files that are either whole or not there."""
+"""Writes files that are either whole or absent, locks them, and names the errors of disks."""
 
 from __future__ import annotations
 
@@ -20,15 +20,15 @@ def _read_umask() -> int:
     return umask
 
 
-# It can only be read by setting it, for all threads: once, before there are any.
+# Reading the umask means setting it, for all threads: so once, at import, before other threads start.
 _UMASK = _read_umask()
 
 
 def exists(path: str | os.PathLike[str]) -> bool:
-    """Whether there is something at `path`.
+    """Whether a file or directory exists at `path`.
 
     Raises:
-      InputError: the file system does not say, as for a name that is too long or a folder that is closed to us.
+      InputError: the file system refuses to say, for instance because the name is too long or a folder is closed to us.
     """
     try:
         os.stat(path)
@@ -42,7 +42,7 @@ def exists(path: str | os.PathLike[str]) -> bool:
 
 
 def refuse_existing(path: str | os.PathLike[str], *, overwrite: bool) -> None:
-    """Raises an InputError if there is something at `path` that is not to be overwritten."""
+    """Raises an InputError if something exists at `path` and must not be overwritten."""
     if exists(path) and not overwrite:
         raise InputError(
             f"{path} exists already: remove it, choose another name, or overwrite it (with --overwrite, or in "
@@ -51,15 +51,15 @@ def refuse_existing(path: str | os.PathLike[str], *, overwrite: bool) -> None:
 
 
 def open_to_others(temporary: Path) -> None:
-    """Gives a temporary file or directory, which only its owner can read, the permissions of any new one."""
+    """Gives a temporary file or directory, which only its owner can read, the permissions of a new one."""
     temporary.chmod((0o777 if temporary.is_dir() else 0o666) & ~_UMASK)
 
 
 @contextlib.contextmanager
 def replacing(path: str | os.PathLike) -> Iterator[Path]:
-    """Yields a temporary name beside `path`, with its suffix; renames it to `path` when the block ends well.
+    """Yields a temporary file beside `path`, with its suffix, and renames it to `path` after the block.
 
-    After an error in the block nothing of it is left and an earlier file of that name is untouched.
+    If the block raises, the temporary file is deleted and an earlier file at `path` is untouched.
     """
     path = Path(path)
     handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.stem}-", suffix=path.suffix)
@@ -75,16 +75,16 @@ def replacing(path: str | os.PathLike) -> Iterator[Path]:
 
 @contextlib.contextmanager
 def locked(path: Path, *, wait: bool = False) -> Iterator[None]:
-    """Holds a directory or a file, so that no other process writes into it; a killed process lets go.
+    """Locks a directory or a file against other processes that lock it; a killed process releases its lock.
 
-    Where the system or the file system has no such locks, nothing is held.
+    Does nothing where the system or the file system has no such locks.
 
     Args:
-      path: what to hold, which must exist.
-      wait: until whoever holds it lets go.
+      path: the directory or file, which must exist.
+      wait: wait until another process releases its lock.
 
     Raises:
-      InputError: another process holds it, and we do not wait.
+      InputError: another process holds the lock, and `wait` is false.
     """
     try:
         import fcntl
@@ -108,9 +108,9 @@ def locked(path: Path, *, wait: bool = False) -> Iterator[None]:
 
 
 def check_space(directory: str | os.PathLike[str], num_bytes: int) -> None:
-    """Raises an OSError (ENOSPC) if so much does not fit on the disk of `directory`.
+    """Raises an OSError (ENOSPC) if the disk of `directory` has less than `num_bytes` free.
 
-    Asked first, a full disk is found before gigabytes are written rather than after.
+    Called before gigabytes are written, so that a full disk is found at once.
     """
     if (free := shutil.disk_usage(directory).free) < num_bytes:
         raise OSError(errno.ENOSPC, f"{num_bytes / 1e6:,.1f} MB are needed, {free / 1e6:,.1f} MB are free")
@@ -118,9 +118,9 @@ def check_space(directory: str | os.PathLike[str], num_bytes: int) -> None:
 
 @contextlib.contextmanager
 def disk_errors_named(path: str | os.PathLike) -> Iterator[None]:
-    """Turns what a full or refusing disk raises into an InputError that names `path`.
+    """Turns errors of a disk that is full or refuses into an InputError that names `path`.
 
-    TensorStore, safetensors, torch and ArrayRecord have errors of their own, which are known by their text.
+    TensorStore, safetensors, torch and ArrayRecord raise errors of their own, which are recognised by their text.
     """
     try:
         yield
@@ -144,7 +144,7 @@ def _disk_reason(error: Exception) -> str | None:
     # As in "write() failed: No space left on device; writing a.array_record; at byte 2097152" (ArrayRecord).
     if call := re.match(r"\w+\(\) failed: ([^;]+)", text):
         return "the disk is full" if call[1] == os.strerror(errno.ENOSPC) else call[1]
-    if "inline_container" in text:  # torch's writer says no more than that a write went wrong
+    if "inline_container" in text:  # torch's writer does not say why a write failed
         return "the disk is full, or refuses"
-    is_library = "shared object file" in text  # one that cannot be loaded is an OSError, too
+    is_library = "shared object file" in text  # a library that cannot be loaded also raises an OSError
     return text if isinstance(error, OSError) and not is_library else None

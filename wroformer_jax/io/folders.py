@@ -1,4 +1,4 @@
-"""Audio files in folders."""
+"""Finds the audio files of a folder."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from wroformer_jax.io.audio import AUDIO_SUFFIXES
 
 
 def audio_files(root: Path) -> list[PurePath]:
-    """The audio files below a folder, relative to it, folder by folder in the order of their names.
+    """Returns the audio files below a folder, relative to it, sorted by folder and then by name.
 
-    Names that begin with a dot are passed over, and links to folders are followed.
+    Skips names that begin with a dot, and follows links to folders.
 
     Raises:
       InputError: a folder cannot be read.
@@ -28,10 +28,10 @@ def audio_files(root: Path) -> list[PurePath]:
 
 
 def by_stem(paths: Iterable[Path]) -> dict[str, Path]:
-    """Files by the stems that they are named after, in lower case.
+    """Returns the files by the names of their stems, in lower case.
 
     Raises:
-      InputError: there are two files for a stem.
+      InputError: two files have the same stem.
     """
     stems: dict[str, Path] = {}
     for path in paths:
@@ -42,7 +42,11 @@ def by_stem(paths: Iterable[Path]) -> dict[str, Path]:
 
 
 def files_state(paths: Iterable[Path]) -> str:
-    """A short text that changes when one of the files is replaced or written to."""
+    """Returns a short text that changes when one of the files is replaced or written to.
+
+    Raises:
+      InputError: a file cannot be read.
+    """
     digest = hashlib.sha256()
     for path in paths:
         try:
@@ -54,7 +58,7 @@ def files_state(paths: Iterable[Path]) -> str:
 
 
 def _leads_back(folder: Path) -> bool:
-    """Whether a folder is a link to one that it lies in."""
+    """Whether a folder is a link to one of the folders that contain it."""
     return folder.is_symlink() and Path(os.path.realpath(folder.parent)).is_relative_to(os.path.realpath(folder))
 
 
