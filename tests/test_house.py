@@ -99,3 +99,18 @@ def test_the_page_has_the_same_table():
             words = set(shown) - ROOTS - words
         shown |= {name.strip(" `"): words for name in names.split(",")}
     assert shown == {room: set(allowed.split()) for room, allowed in MAY_IMPORT.items()}
+
+
+LONGEST_MODULE, LONGEST_FUNCTION = 400, 60  # lines; the complexity of functions is ruff's to check (C901)
+
+
+@pytest.mark.parametrize("module", TREES)
+def test_modules_and_functions_can_be_read_in_one_sitting(module):
+    tree = TREES[module]
+    assert not tree.body or tree.body[-1].end_lineno <= LONGEST_MODULE
+    for node in ast.walk(tree):
+        if isinstance(node, ast.FunctionDef):
+            docstring = node.body[0] if ast.get_docstring(node) else None
+            lines = node.end_lineno - node.lineno + 1
+            lines -= docstring.end_lineno - docstring.lineno + 1 if docstring else 0
+            assert lines <= LONGEST_FUNCTION, f"{node.name} has {lines} lines"
