@@ -3,6 +3,7 @@
 import csv
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -12,6 +13,7 @@ import tracemalloc
 import numpy as np
 import pytest
 import soundfile
+from support.helpers import of_a_program
 from support.museval_package import museval
 from support.separation_models import GainModel, limited_file_size, noise
 
@@ -19,7 +21,8 @@ import wroformer_jax
 from wroformer_jax.checkpoints import loading
 from wroformer_jax.cli import app, tables
 from wroformer_jax.errors import InputError
-from wroformer_jax.evaluation import estimates, metrics, scoring, songs, statistics
+from wroformer_jax.evaluation import estimates, metrics, scoring, songs
+from wroformer_jax.evaluation.results import Results
 
 RATE = 1000
 SECONDS = 3
@@ -58,17 +61,9 @@ def model(monkeypatch):
     return model
 
 
-@pytest.fixture
-def scored(monkeypatch):
-    """The names of the songs that are scored, as they are."""
-    names, score_song = [], scoring.score_song
-
-    def noted(song, *arguments, **keywords):
-        names.append(song.name)
-        return score_song(song, *arguments, **keywords)
-
-    monkeypatch.setattr(scoring, "score_song", noted)
-    return names
+def scored_songs(capsys):
+    """The songs that have been scored since the last look, from the lines of progress."""
+    return re.findall(r"^\[\d+/\d+\] (Song \d):", capsys.readouterr().err, re.MULTILINE)
 
 
 def run(*arguments):
@@ -207,7 +202,7 @@ def test_a_model_of_vocals_and_other_may_mean_all_but_the_vocals(tmp_path, capsy
     make_song(tmp_path / "data" / "Song", stems=("vocals", "drums", "other"))
     make_song(tmp_path / "estimates" / "Song", 3, stems=("vocals", "other"))
     assert score(tmp_path) == 0
-    assert "warning: the songs have drums, too, and the estimates vocals and other" in capsys.readouterr().err
+    assert "warning: the songs also have drums, but the estimates are only vocals and other" in capsys.readouterr().err
     assert score(tmp_path, "--stems", "vocals", "--output", tmp_path / "vocals.json") == 0
     (tmp_path / "data" / "Song" / "drums.wav").unlink()
     assert score(tmp_path, "--output", tmp_path / "both.json") == 0
@@ -245,7 +240,7 @@ def test_one_name_in_two_forms_of_unicode_is_refused(tmp_path):
         make_song(tmp_path / "data" / name, 0)
     if len(list((tmp_path / "data").iterdir())) == 1:
         pytest.skip("this file system does not tell one form from the other")
-    with pytest.raises(InputError, match="are one name in two forms of Unicode: rename one of them"):
+    with pytest.raises(InputError, match="are the same name in two forms of Unicode: rename one of them"):
         songs.find_songs(tmp_path / "data")
 
 
@@ -301,79 +296,92 @@ def test_nothing_is_left_in_the_temporary_folder(tmp_path, model, data, monkeypa
 # --- going on
 
 
-def test_a_rerun_scores_only_what_is_missing(tmp_path, model, data, scored, capsys):
+def test_a_rerun_scores_only_what_is_missing(tmp_path, model, data, capsys):
     assert evaluate(tmp_path) == 0
     before = kept(tmp_path)
-    del scored[:]
+    capsys.readouterr()
     make_song(data / "test" / "Song 1", 7)  # other music
     make_song(data / "test" / "Song 4", 4)
     assert evaluate(tmp_path) == 0
-    assert scored == ["Song 1", "Song 4"]
+    err = capsys.readouterr().err
+    assert "goes on with the results of 3 of 4 songs" in err
+    assert re.findall(r"^\[\d+/4\] (Song \d):", err, re.MULTILINE) == ["Song 1", "Song 4"]
     after = kept(tmp_path)
     assert sorted(after["songs"]) == ["Song 0", "Song 1", "Song 2", "Song 4"]
     assert after["songs"]["Song 0"] == before["songs"]["Song 0"]
     assert after["songs"]["Song 1"] != before["songs"]["Song 1"]
-    assert "goes on with the results of 3 of 4 songs" in capsys.readouterr().err
     os.rename(data / "test" / "Song 4", tmp_path / "Song 4")
     assert evaluate(tmp_path) == 2
     assert "songs that are not in the data now (Song 4)" in capsys.readouterr().err
     assert kept(tmp_path) == after
 
 
-def test_stems_that_are_to_be_kept_are_made_of_songs_that_are_scored_already(tmp_path, model, data, scored):
+def test_stems_that_are_to_be_kept_are_made_of_songs_that_are_scored_already(tmp_path, model, data, capsys):
     assert evaluate(tmp_path) == 0
     before = kept(tmp_path)
     assert evaluate(tmp_path, "--save-stems", tmp_path / "stems") == 0
     assert sorted(path.parent.name for path in (tmp_path / "stems").rglob("vocals.wav")) == list(before["songs"])
     assert kept(tmp_path) == before
-    del scored[:]
+    capsys.readouterr()
     assert evaluate(tmp_path, "--save-stems", tmp_path / "stems") == 0
-    assert scored == []
+    assert scored_songs(capsys) == []
 
 
-def test_interrupted_and_gone_on_with_equals_done_at_once(tmp_path, model, data, monkeypatch):
-    assert evaluate(tmp_path) == 0
-    at_once = kept(tmp_path)
-    (tmp_path / "results.json").unlink()
-    score_song, calls = scoring.score_song, []
+def test_interrupted_and_continued_equals_done_at_once(tmp_path, data, capsys):
+    for index in range(3):
+        make_song(tmp_path / "estimates" / f"Song {index}", index + 3)
+    assert score(tmp_path, "--output", tmp_path / "at once.json") == 0
+    at_once = json.loads((tmp_path / "at once.json").read_text())
 
-    def interrupted(song, *arguments, **keywords):
-        calls.append(song.name)
-        if len(calls) == 2:
-            raise KeyboardInterrupt
-        return score_song(song, *arguments, **keywords)
+    def interrupt(line):
+        raise KeyboardInterrupt
 
-    monkeypatch.setattr(scoring, "score_song", interrupted)
-    assert evaluate(tmp_path) == 130
+    results = Results.open(tmp_path / "results.json", at_once["settings"], at_once["about"])
+    with pytest.raises(KeyboardInterrupt):
+        scoring.evaluate(
+            songs.find_songs(data),
+            at_once["settings"]["stems"],
+            estimates.FoundEstimates(tmp_path / "estimates"),
+            results,
+            say=interrupt,
+            report=pytest.fail,
+        )
     assert list(kept(tmp_path)["songs"]) == ["Song 0"]
-    assert evaluate(tmp_path) == 0
-    assert calls == ["Song 0", "Song 1", "Song 1", "Song 2"]
+    assert kept(tmp_path)["summary"] == {}  # it takes too long after every song
+    capsys.readouterr()
+    assert score(tmp_path) == 0
+    assert scored_songs(capsys) == ["Song 1", "Song 2"]
     assert kept(tmp_path) == at_once
 
 
-def test_a_killed_run_goes_on(tmp_path, data, scored):
+@pytest.mark.slow
+def test_a_killed_run_goes_on(tmp_path, data, capsys):
     for index in range(3):
         make_song(tmp_path / "estimates" / f"Song {index}", index + 3)
     code = """
         import os, signal, sys
-        from wroformer_jax import cli, scoring
-        score_song = scoring.score_song
-        def killed(song, *arguments, **keywords):
-            if song.name == "Song 2":
+        from pathlib import Path
+        from wroformer_jax.evaluation.estimates import FoundEstimates
+        from wroformer_jax.evaluation.results import Results
+        from wroformer_jax.evaluation.scoring import evaluate
+        from wroformer_jax.evaluation.songs import find_songs
+        data, estimates, output = map(Path, sys.argv[1:])
+        settings = {"estimates": str(estimates), "data": str(data), "stems": ["bass", "drums", "vocals"]}
+        results = Results.open(output, {**settings, "csdr": "definition"}, {})
+        def say(line):
+            if "Song 1" in line:
                 os.kill(os.getpid(), signal.SIGKILL)
-            return score_song(song, *arguments, **keywords)
-        scoring.score_song = killed
-        cli.main(sys.argv[1:])
+        evaluate(find_songs(data), settings["stems"], FoundEstimates(estimates), results, say=say, report=print)
     """
-    arguments = ["--estimates", tmp_path / "estimates", "--data", data, "--output", tmp_path / "results.json"]
+    arguments = (data, tmp_path / "estimates", tmp_path / "results.json")
     process = subprocess.run(
-        [sys.executable, "-c", textwrap.dedent(code), "evaluate", *map(str, arguments)], capture_output=True
-    )
-    assert process.returncode == -signal.SIGKILL
+        [sys.executable, "-c", textwrap.dedent(code), *map(str, arguments)],
+        capture_output=True, text=True, check=False, env=of_a_program(),
+    )  # fmt: skip
+    assert process.returncode == -signal.SIGKILL, process.stderr
     assert list(kept(tmp_path)["songs"]) == ["Song 0", "Song 1"]
-    assert kept(tmp_path)["summary"] == {}  # it takes too long for every song
     assert score(tmp_path) == 0
-    assert scored == ["Song 2"]
+    assert scored_songs(capsys) == ["Song 2"]
     assert kept(tmp_path)["summary"]["vocals"]["usdr"]["songs"] == 3
 
 
@@ -419,11 +427,12 @@ def test_an_output_that_is_something_else_is_kept(tmp_path, model, data, capsys,
     assert (tmp_path / "results.json").read_text() == content
 
 
-def test_an_output_that_cannot_be_written_is_known_before_the_first_song(tmp_path, model, data, scored, capsys):
+def test_an_output_that_cannot_be_written_is_known_before_the_first_song(tmp_path, model, data, capsys):
     (tmp_path / "file").write_text("")
     assert evaluate(tmp_path, "--output", tmp_path / "file" / "results.json") == 2
-    assert "cannot" in capsys.readouterr().err
-    assert scored == []
+    err = capsys.readouterr().err
+    assert "cannot" in err
+    assert "Song" not in err
 
 
 def test_a_csv_that_cannot_be_written_costs_nothing_else(tmp_path, model, data, capsys):
@@ -462,7 +471,7 @@ def test_estimates_of_another_tool(tmp_path, data, capsys):
 def test_csdr_is_that_of_musevals_own_command(tmp_path, use_museval, monkeypatch):
     """benchmarks/museval_command.py does the same with the command `museval`, which takes longer and needs ffmpeg."""
     museval()
-    from museval import TrackStore, glob
+    from museval import TrackStore, cli, glob
 
     rate, stems = 8000, ("vocals", "drums")
     for index, stem in enumerate(stems):
@@ -478,7 +487,7 @@ def test_csdr_is_that_of_musevals_own_command(tmp_path, use_museval, monkeypatch
     # It pairs references and estimates by the order in which the file system gives them.
     monkeypatch.setattr(glob, "glob", lambda pattern: sorted(glob_of_any_order(pattern)))
     monkeypatch.setattr(TrackStore, "__repr__", lambda store: stores.append(store.scores) or "")  # it prints 3 digits
-    app.bsseval([str(tmp_path / "data" / "Song"), str(tmp_path / "estimates" / "Song")])
+    cli.bsseval([str(tmp_path / "data" / "Song"), str(tmp_path / "estimates" / "Song")])
     assert [target["name"] for target in stores[0]["targets"]] == ["drums.wav", "vocals.wav"]
     for target in stores[0]["targets"]:
         frames = [float(frame["metrics"]["SDR"]) for frame in target["frames"]]
@@ -587,18 +596,6 @@ def test_compare_of_what_has_nothing_in_common(tmp_path, model, data, capsys):
     assert "none.json cannot be read: No such file" in capsys.readouterr().err
 
 
-def test_bootstrap_intervals():
-    values = np.random.default_rng(0).normal(5, 2, 50)
-    low, high = statistics.bootstrap_interval(values, np.mean)
-    half = 1.96 * values.std() / np.sqrt(50)  # what the normal distribution gives
-    assert (low, high) == pytest.approx((values.mean() - half, values.mean() + half), abs=0.05)
-    assert statistics.bootstrap_interval(values, np.mean) == [low, high]
-    assert statistics.bootstrap_interval(values, np.mean, seed=1) != [low, high]
-    low, high = statistics.bootstrap_interval(values, np.median)
-    assert low < np.median(values) < high
-    assert statistics.bootstrap_interval(values[:1], np.mean) is None
-
-
 # --- bad input
 
 
@@ -689,7 +686,7 @@ def test_two_files_for_one_stem(tmp_path, model, data, capsys):
     assert "vocals.flac and vocals.wav are both the stem vocals" in capsys.readouterr().err
 
 
-def test_arguments_that_do_not_fit(tmp_path, model, data, capsys):
+def test_arguments_that_do_not_fit(tmp_path, model, data, capsys, monkeypatch):
     assert run("--checkpoint", "model.ckpt") == 2
     assert "--data is missing" in capsys.readouterr().err
     assert evaluate(tmp_path, "--save-stems", data / "stems") == 2
@@ -704,8 +701,6 @@ def test_arguments_that_do_not_fit(tmp_path, model, data, capsys):
     assert "chunk_seconds is 0.001" in capsys.readouterr().err
     with pytest.raises(SystemExit):
         run("--checkpoint", "model.ckpt", "--estimates", tmp_path, "--data", data)
-    monkey = InputError("museval needs museval")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(metrics, "import_museval", lambda: (_ for _ in ()).throw(monkey))
-        assert evaluate(tmp_path, "--museval") == 2
+    monkeypatch.setitem(sys.modules, "museval", None)  # as if it were not installed
+    assert evaluate(tmp_path, "--museval") == 2
     assert "museval needs museval" in capsys.readouterr().err

@@ -1,9 +1,8 @@
-"""Numbers that say how good a separation is, computed on the host, ratios in float64.
+"""Quality metrics of separated stems: functions of whole arrays, with their definitions and sources.
 
-These are functions of arrays, with their definitions and sources; framewise.py and mel.py compute the same numbers
-from streams, in bounded memory. A stem that is silent throughout has no signal-to-distortion ratio: the functions
-return NaN, which means "undefined" here, and `mean_defined` leaves such songs out. Infinities are never returned, so
-never averaged.
+streaming_sdr.py and bleedless.py compute the same numbers from streams, in bounded memory; ratios are in float64.
+A silent reference has no signal-to-distortion ratio: the functions then return NaN, which means "undefined", and
+`mean_defined` leaves it out of averages. No metric is ever infinite.
 """
 
 from __future__ import annotations
@@ -18,14 +17,14 @@ from jaxtyping import Float
 from wroformer_jax.errors import InputError
 from wroformer_jax.evaluation import bleedless, streaming_sdr
 
-_RATE = 44100  # Hz, for metrics that do not depend on it
+_RATE = 44100  # Hz; any rate gives the same uSDR and SI-SDR
 
 
 def usdr(reference: Float[np.ndarray, "*channel sample"], estimate: Float[np.ndarray, "*shape"]) -> float:
     """Signal-to-distortion ratio of a whole track: 10 log10(sum reference² / sum (reference - estimate)²), dB.
 
-    The "new SDR" of the Music Demixing Challenge 2021 (arXiv 2108.13559): sums over samples and channels.
-    A silent estimate has 0 dB; at most 140 dB, for an estimate that equals its reference.
+    The sums are over samples and channels. This is the "new SDR" of the Music Demixing Challenge 2021
+    (arXiv 2108.13559). A silent estimate has 0 dB; an estimate that equals its reference has 140 dB, the maximum.
 
     Returns:
       dB, or NaN ("undefined") for a silent reference.
@@ -33,11 +32,11 @@ def usdr(reference: Float[np.ndarray, "*channel sample"], estimate: Float[np.nda
     Raises:
       InputError: the shapes differ, or a sample is not finite.
     """
-    return streaming_sdr.usdr(_frames(reference, estimate, _RATE))
+    return streaming_sdr.usdr(_sums_of_seconds(reference, estimate, _RATE))
 
 
 def si_sdr(reference: Float[np.ndarray, "*channel sample"], estimate: Float[np.ndarray, "*shape"]) -> float:
-    """Scale-invariant SDR (Le Roux et al., arXiv 1811.02508), all channels together with one scale, in dB.
+    """Scale-invariant SDR in dB (Le Roux et al., arXiv 1811.02508), with one scale for all channels together.
 
     10 log10(sum target² / sum (estimate - target)²), target = reference * sum reference estimate / sum reference².
     Means are not subtracted.
@@ -48,7 +47,7 @@ def si_sdr(reference: Float[np.ndarray, "*channel sample"], estimate: Float[np.n
     Raises:
       InputError: the shapes differ, or a sample is not finite.
     """
-    return streaming_sdr.si_sdr(_frames(reference, estimate, _RATE))
+    return streaming_sdr.si_sdr(_sums_of_seconds(reference, estimate, _RATE))
 
 
 def csdr(
@@ -57,25 +56,25 @@ def csdr(
     *,
     sample_rate: int,
 ) -> list[float]:
-    """SDR of BSS Eval 4 (images) as `museval` reports it: the median over frames of 1 s, in dB.
+    """SDR of BSS Eval 4 (images) as `museval` reports it: the median over seconds, in dB.
 
-    The SDR of BSS Eval 4 is 10 log10(sum reference² / sum (estimate - reference)²) of a frame: its distortion
-    filters share the error out between SIR, SAR and ISR, and cancel in SDR. So museval's number is had without
-    its 512-tap filters (tests hold the two against each other; `museval_csdr` asks museval itself). Its rules:
-    the incomplete frame at the end is dropped, unless it is the only one, and a frame in which the channels of any
-    reference or estimate add up to silence counts for no stem, so that the number depends on which stems are
-    scored together. Frames are at most 140 dB, where museval's are rounding errors.
+    The SDR of one second is 10 log10(sum reference² / sum (estimate - reference)²). BSS Eval's distortion filters only
+    divide the error among SIR, SAR and ISR, and cancel in SDR. So we get museval's number without its 512-tap filters
+    (tests compare the two; `museval_csdr` calls museval itself). We follow its rules: an incomplete second at the end
+    is dropped, unless it is the only one; and a second in which the channels of any reference or estimate add up to
+    silence counts for no stem, so that the number depends on which stems are scored together. A second has at most
+    140 dB, where museval returns rounding errors.
 
     Source: museval 0.4.1 (github.com/sigsep/sigsep-mus-eval), arXiv 1804.06267.
 
     Args:
-      references: of each stem, all of one shape.
-      estimates: of each stem.
-      sample_rate: Hz, the samples of a frame.
+      references: one array (channel, sample) per stem, all of one shape.
+      estimates: the estimate of each stem, of the same shape.
+      sample_rate: Hz.
 
     Returns:
-      dB for each stem, or NaN ("undefined"): a silent reference or estimate, which museval refuses and which is
-      left out here, the others being scored without it; or no frame that counts.
+      dB for each stem, or NaN ("undefined") if its reference or estimate is silent or no second counts. museval
+      refuses silent stems; here the other stems are scored without them.
 
     Raises:
       InputError: the shapes differ, or a sample is not finite.
@@ -83,7 +82,7 @@ def csdr(
     for reference in references:
         _check(**{"first reference": references[0], "reference": reference})
     pairs = zip(references, estimates, strict=True)
-    return streaming_sdr.csdr([_frames(reference, estimate, sample_rate) for reference, estimate in pairs])
+    return streaming_sdr.csdr([_sums_of_seconds(reference, estimate, sample_rate) for reference, estimate in pairs])
 
 
 def museval_csdr(
@@ -92,10 +91,10 @@ def museval_csdr(
     *,
     sample_rate: int,
 ) -> list[float]:
-    """`csdr` by the museval package itself, which takes minutes and gigabytes for a song of four minutes.
+    """Computes `csdr` with the museval package, which takes minutes and gigabytes for a song of four minutes.
 
     Raises:
-      InputError: the shapes differ, a sample is not finite, or museval cannot be used.
+      InputError: the shapes differ, a sample is not finite, or museval cannot be imported.
     """
     museval = import_museval()
     heard = _heard(references, estimates)
@@ -115,16 +114,16 @@ def museval_csdr(
 
 
 def import_museval():
-    """The museval package.
+    """Imports and returns the museval package.
 
     Raises:
-      InputError: it is not installed, or lacks the ffmpeg command that it wants although it is not used here.
+      InputError: museval is not installed, or the ffmpeg command is missing, which museval requires at import.
     """
     try:
         import museval
     except ModuleNotFoundError as error:
         raise InputError(f'museval needs {error.name}: install it with pip install "wroformer-jax[eval]"') from error
-    except RuntimeError as error:  # stempeg's, which musdb imports, which museval imports
+    except RuntimeError as error:  # museval imports musdb, which imports stempeg, which raises it
         raise InputError(f"museval cannot be used: {str(error).split('!')[0]}; install ffmpeg") from error
     return museval
 
@@ -135,13 +134,13 @@ def bleedless_fullness(
     *,
     sample_rate: int = 44100,
 ) -> tuple[float, float]:
-    """How little the estimate has that the reference has not, and how much of the reference it has, 0 to 100.
+    """How free the estimate is of other sounds, and how much of the reference it keeps, each from 0 to 100.
 
     d is the mel spectrogram of the estimate minus that of the reference, in dB: magnitudes of an STFT (periodic
     Hann window of 4096 samples, hop 1024, zeros beyond the ends), librosa's 512 mel bands, 20 log10, floor 80 dB
-    below the signal's own loudest point. Channels are kept apart and pooled, in the maximum and in the means.
-    bleedless = 100 / (1 + mean of the positive d), fullness = 100 / (1 - mean of the negative d); the means are
-    over the points where d has that sign, 0 where there is none.
+    below the signal's own loudest point. The maximum and the means are over the points of all channels.
+    bleedless = 100 / (1 + mean of the positive d), fullness = 100 / (1 - mean of the negative d). Each mean is
+    over the points where d has that sign, and 0 if there are none.
 
     Source: `bleed_full` of ZFTurbo's Music-Source-Separation-Training (utils/metrics.py), which always takes the
     mel bands of 44100 Hz.
@@ -153,8 +152,8 @@ def bleedless_fullness(
       InputError: the shapes differ, or a sample is not finite.
     """
     _check(reference=reference, estimate=estimate)
-    streams = (functools.partial(_seconds, audio, sample_rate) for audio in (reference, estimate))
-    return bleedless.bleedless_fullness(*streams, sample_rate=sample_rate)
+    recordings = (functools.partial(_seconds, audio, sample_rate) for audio in (reference, estimate))
+    return bleedless.bleedless_fullness(*recordings, sample_rate=sample_rate)
 
 
 def leakage_db(
@@ -164,32 +163,32 @@ def leakage_db(
     *,
     sample_rate: int = 44100,
 ) -> float:
-    """The level of the estimate where the reference is silent, relative to the mixture's there, in dB.
+    """Level of the estimate relative to the mixture where the reference is silent, in dB; lower is better.
 
-    10 log10(sum estimate² / sum mixture²), the sums over all the frames of half a second in which the reference is
-    silent (below -80 dB of full scale, root mean square over the channels) and the mixture is not; the last frame
-    may be shorter. 0 dB lets everything through; the lower, the better; at least -140 dB.
+    10 log10(sum estimate² / sum mixture²). The sums are over all half seconds in which the reference is silent (root
+    mean square over the channels below -80 dB of full scale) and the mixture is not; the last half second may be
+    shorter. 0 dB: everything leaks through. -140 dB is the minimum.
 
     Returns:
-      dB, or NaN ("undefined") where no frame is like that.
+      dB, or NaN ("undefined") if there is no such half second.
 
     Raises:
       InputError: the shapes differ, or a sample is not finite.
     """
     _check(reference=reference, mixture=mixture)
-    offered = streaming_sdr.halves(_seconds(mixture, sample_rate), sample_rate=sample_rate)
-    return streaming_sdr.leakage(_frames(reference, estimate, sample_rate), offered)
+    mixture_halves = streaming_sdr.half_second_energies(_seconds(mixture, sample_rate), sample_rate=sample_rate)
+    return streaming_sdr.leakage(_sums_of_seconds(reference, estimate, sample_rate), mixture_halves)
 
 
 def mean_defined(decibels: Iterable[float]) -> float:
-    """Mean of the values that are defined (not NaN); NaN if none is."""
+    """Returns the mean of the values that are defined (not NaN), or NaN if there are none."""
     defined = [value for value in decibels if not math.isnan(value)]
     return math.fsum(defined) / len(defined) if defined else math.nan
 
 
-def _frames(reference: np.ndarray, estimate: np.ndarray, sample_rate: int) -> list[streaming_sdr.Frame]:
+def _sums_of_seconds(reference: np.ndarray, estimate: np.ndarray, sample_rate: int) -> list[streaming_sdr.SecondSums]:
     _check(reference=reference, estimate=estimate)
-    return streaming_sdr.frames(
+    return streaming_sdr.sums_of_seconds(
         _seconds(reference, sample_rate), _seconds(estimate, sample_rate), sample_rate=sample_rate
     )
 
@@ -208,7 +207,7 @@ def _check(**pair: np.ndarray) -> None:
 
 
 def _heard(references: Sequence[np.ndarray], estimates: Sequence[np.ndarray]) -> list[int]:
-    """Checks the arrays; the stems of which neither reference nor estimate is silent, as museval sees silence."""
+    """Checks the arrays, and returns the indices of the stems that museval accepts: neither array is silent."""
     for reference, estimate in zip(references, estimates, strict=True):
         _check(reference=reference, estimate=estimate)
         _check(**{"first reference": references[0], "reference": reference})

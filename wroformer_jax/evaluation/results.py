@@ -1,8 +1,7 @@
-"""What an evaluation found: kept on disk song by song, summed up, compared, and printed.
+"""The results of an evaluation: a JSON file that grows song by song, CSV files, and comparisons.
 
-The JSON file holds "format", "about", "settings", "songs" (for each its "seconds", "state", "notes" and "stems", for
-each stem its metrics) and "summary" (of each stem and metric; empty while songs are being added); null stands for a
-value that is undefined.
+The JSON file holds "format", "about", "settings", "songs" ("seconds", "state", "notes" and "stems" of each song, with
+the metrics of each stem) and "summary" (by stem and metric; empty while songs are being added). null means undefined.
 """
 
 from __future__ import annotations
@@ -20,26 +19,26 @@ from wroformer_jax.errors import InputError
 from wroformer_jax.evaluation.statistics import METRICS, summarise
 from wroformer_jax.io.files import disk_errors_named, replacing
 
-Scores = dict[str, dict[str, float]]  # stem, metric
+StemScores = dict[str, dict[str, float]]  # by stem, then by metric
 
 FORMAT = 1
 
 
 @dataclasses.dataclass
 class Results:
-    """The scores of songs, and the settings that they were made with."""
+    """The scores of songs, and the settings with which they were computed."""
 
-    settings: dict[str, Any]  # what the scores depend on, the same for all songs
-    about: dict[str, Any] = dataclasses.field(default_factory=dict)  # what they do not depend on
+    settings: dict[str, Any]  # settings that affect the scores, the same for all songs
+    about: dict[str, Any] = dataclasses.field(default_factory=dict)  # information that does not affect them
     songs: dict[str, dict[str, Any]] = dataclasses.field(default_factory=dict)  # as in the file
-    path: Path | None = None  # rewritten with every song that is added
+    path: Path | None = None  # the JSON file, rewritten after each song; None keeps the results in memory only
 
     @classmethod
     def open(cls, path: Path | None, settings: dict[str, Any], about: dict[str, Any]) -> Results:
-        """The results at `path` if there are any, to go on with; else new ones.
+        """Reads the results at `path` to continue them, or starts new ones if the file does not exist.
 
         Raises:
-          InputError: there are results of other settings, or something else.
+          InputError: the file has results of other settings, or is not a file of results.
         """
         if path is None or not os.path.lexists(path):
             return cls(settings, about, {}, path)
@@ -54,22 +53,22 @@ class Results:
         return dataclasses.replace(earlier, about=about, path=path)
 
     def holds(self, song: str, state: str) -> bool:
-        """Whether the song is scored, from files in this state."""
+        """Whether the song was scored when its files were in this state."""
         return song in self.songs and self.songs[song]["state"] == state
 
-    def add(self, song: str, scores: Scores, *, seconds: float, state: str, notes: Sequence[str]) -> None:
-        """Keeps the scores of a song, on disk too, where `write` then brings the summary up to date."""
+    def add(self, song: str, scores: StemScores, *, seconds: float, state: str, notes: Sequence[str]) -> None:
+        """Adds the scores of a song and writes the file; `write` updates its summary later."""
         stems = {stem: {metric: _to_json(value) for metric, value in row.items()} for stem, row in scores.items()}
         self.songs[song] = {"seconds": round(seconds, 3), "state": state, "notes": list(notes), "stems": stems}
-        self._write({})  # summing up takes seconds for hundreds of songs
+        self._write({})  # summarising hundreds of songs takes seconds
 
     def drop(self, song: str) -> None:
-        """Forgets a song whose files have changed since and cannot be scored now."""
+        """Removes the scores of a song whose files have changed and can no longer be scored."""
         if self.songs.pop(song, None) is not None:
             self._write({})
 
     def refuse_others(self, songs: Iterable[str]) -> None:
-        """Raises an InputError if there are results of songs that are not among these, which would be mixed in."""
+        """Raises InputError if the results include songs other than these, which would distort the summary."""
         if others := sorted(set(self.songs) - set(songs)):
             raise InputError(
                 f"{self.path} holds results of songs that are not in the data now ({', '.join(others)}): "
@@ -77,10 +76,10 @@ class Results:
             )
 
     def write(self) -> None:
-        """Writes the file with its summary, if there is to be one.
+        """Writes the file with its summary, unless the results are kept in memory only.
 
         Raises:
-          InputError: it cannot be written.
+          InputError: the file cannot be written.
         """
         if self.path is not None:
             self._write({stem: summarise(rows) for stem, rows in self.by_stem().items()})
@@ -98,7 +97,7 @@ class Results:
         write_json(self.path, content)
 
     def by_stem(self) -> dict[str, dict[str, dict[str, float]]]:
-        """The metrics of each stem and song, NaN where they are undefined; songs in alphabetical order."""
+        """Returns the metrics by stem, then by song in alphabetical order; NaN where they are undefined."""
         rows: dict[str, dict[str, dict[str, float]]] = {}
         for name in sorted(self.songs):
             for stem, scores in self.songs[name]["stems"].items():
@@ -110,7 +109,7 @@ def read(path: str | os.PathLike) -> Results:
     """Reads a file of results.
 
     Raises:
-      InputError: there is no such file, it holds something else, or another version wrote it.
+      InputError: the file cannot be read, is not a file of results, or has another version's format.
     """
     path = Path(path)
     try:
@@ -129,7 +128,7 @@ def read(path: str | os.PathLike) -> Results:
 
 
 def write_json(path: Path, content: Any) -> None:
-    """Writes JSON, whole or not at all.
+    """Writes JSON; the file appears only once it is complete.
 
     Raises:
       InputError: the file cannot be written.
@@ -138,12 +137,16 @@ def write_json(path: Path, content: Any) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         with replacing(path) as temporary:
             text = json.dumps(content, indent=1, ensure_ascii=False, allow_nan=False)
-            # surrogateescape: names of files that are not UTF-8
+            # surrogateescape keeps file names that are not UTF-8
             temporary.write_text(text + "\n", encoding="utf-8", errors="surrogateescape")
 
 
 def write_csv(path: Path, rows_of_stems: Mapping[str, Mapping[str, Mapping[str, float]]]) -> None:
-    """Writes a line for each stem and song, of what `Results.by_stem` or `differences` gives; undefined is empty.
+    """Writes one line per stem and song; undefined values are empty.
+
+    Args:
+      path: of the CSV file.
+      rows_of_stems: as `Results.by_stem` or `differences` returns it.
 
     Raises:
       InputError: the file cannot be written.
@@ -163,10 +166,12 @@ def write_csv(path: Path, rows_of_stems: Mapping[str, Mapping[str, Mapping[str, 
 
 
 def differences(first: Results, second: Results) -> dict[str, dict[str, dict[str, float]]]:
-    """For each stem and song that both have, each metric of the second minus the first; NaN if one is undefined.
+    """Returns the metrics of the second results minus those of the first, by stem and song, as `Results.by_stem`.
+
+    Only stems and songs that both results have are included. A difference is NaN if either value is undefined.
 
     Raises:
-      InputError: they have no song and stem in common.
+      InputError: the results have no stem of any song in common.
     """
     paired = {}
     all_after = second.by_stem()

@@ -1,8 +1,8 @@
-"""Scores of separated songs, one song at a time, one stem at a time, in memory that does not grow with their length.
+"""Scores separated songs one at a time and one stem at a time; memory does not grow with their length.
 
-One song's way: its mixture is separated as a stream into float files, or the files of another tool are taken
-(estimates.py); then each stem's reference (songs.py) and estimate are read side by side, second by second, and compared
-(framewise.py, mel.py); what was found is kept (results.py).
+For each song: a model separates the mixture as a stream into float files, or the files of another tool are found
+(estimates.py). Then the reference (songs.py) and the estimate of each stem are read side by side, second by second, and
+compared (streaming_sdr.py, bleedless.py). The scores are added to the results (results.py).
 """
 
 from __future__ import annotations
@@ -15,19 +15,26 @@ from pathlib import Path
 import numpy as np
 
 from wroformer_jax.errors import InputError
-from wroformer_jax.evaluation import bleedless as mel
 from wroformer_jax.evaluation import streaming_sdr
+from wroformer_jax.evaluation.bleedless import bleedless_fullness
 from wroformer_jax.evaluation.estimates import FoundEstimates, Separator, check_estimate, read_estimate
 from wroformer_jax.evaluation.metrics import museval_csdr
-from wroformer_jax.evaluation.results import Results, Scores
-from wroformer_jax.evaluation.songs import Song
+from wroformer_jax.evaluation.results import Results, StemScores
+from wroformer_jax.evaluation.songs import ReferenceSong
 
 
-def choose_stems(songs: Sequence[Song], offered: Sequence[str], wanted: Sequence[str] | None) -> tuple[str, ...]:
-    """The stems to score: those wanted, or all that are offered and that some song has.
+def choose_stems(
+    songs: Sequence[ReferenceSong], offered: Sequence[str], wanted: Sequence[str] | None
+) -> tuple[str, ...]:
+    """Returns the stems to score: the wanted ones, or by default all stems that are offered and that some song has.
+
+    Args:
+      songs: the references.
+      offered: stems that have estimates.
+      wanted: of `--stems`; None or nothing for the default.
 
     Raises:
-      InputError: a wanted stem is not offered, or no song has it; or no song has any of those offered.
+      InputError: a wanted stem has no estimates, or no song has it; or no song has any of the offered stems.
     """
     for stem in wanted or ():
         if stem not in offered:
@@ -35,45 +42,45 @@ def choose_stems(songs: Sequence[Song], offered: Sequence[str], wanted: Sequence
     in_songs = [stem for stem in wanted or offered if any(song.has(stem) for song in songs)]
     missing = [stem for stem in wanted or offered if stem not in in_songs]
     if not in_songs or (wanted and missing):
-        there = sorted({stem for song in songs for stem in song.stems})
-        raise InputError(f"no song has the stem {' or '.join(missing) or '-'}: the songs have {', '.join(there)}")
+        found = sorted({stem for song in songs for stem in song.stems})
+        raise InputError(f"no song has the stem {' or '.join(missing) or '-'}: the songs have {', '.join(found)}")
     return tuple(in_songs)
 
 
-def score_song(song: Song, estimates: Mapping[str, Path], *, use_museval: bool = False) -> Scores:
-    """All metrics of each stem of a song; NaN for those that are undefined.
+def score_song(song: ReferenceSong, estimates: Mapping[str, Path], *, use_museval: bool = False) -> StemScores:
+    """Computes all metrics of the stems of a song; NaN where a metric is undefined.
 
     Args:
       song: the references.
       estimates: the file of each stem to score.
-      use_museval: lets the museval package compute cSDR, which takes gigabytes.
+      use_museval: computes cSDR with the museval package, which takes gigabytes.
 
     Raises:
-      InputError: something cannot be decoded to its end.
+      InputError: a file cannot be decoded to its end.
     """
     shape, rate = song.shape, song.shape.sample_rate
-    mixture = streaming_sdr.halves(song.mixture(), sample_rate=rate)
-    frames = {}
-    scores: Scores = {}
+    mixture = streaming_sdr.half_second_energies(song.mixture(), sample_rate=rate)
+    sums = {}
+    scores: StemScores = {}
     for stem, path in estimates.items():
         reference, estimate = functools.partial(song.reference, stem), functools.partial(read_estimate, path, shape)
-        frames[stem] = streaming_sdr.frames(reference(), estimate(), sample_rate=rate)
-        bleedless, fullness = mel.bleedless_fullness(reference, estimate, sample_rate=rate)
+        sums[stem] = streaming_sdr.sums_of_seconds(reference(), estimate(), sample_rate=rate)
+        bleedless, fullness = bleedless_fullness(reference, estimate, sample_rate=rate)
         scores[stem] = {
-            "usdr": streaming_sdr.usdr(frames[stem]),
-            "si_sdr": streaming_sdr.si_sdr(frames[stem]),
+            "usdr": streaming_sdr.usdr(sums[stem]),
+            "si_sdr": streaming_sdr.si_sdr(sums[stem]),
             "bleedless": bleedless,
             "fullness": fullness,
-            "leakage": streaming_sdr.leakage(frames[stem], mixture),
+            "leakage": streaming_sdr.leakage(sums[stem], mixture),
         }
-    medians = _museval_csdr(song, estimates) if use_museval else streaming_sdr.csdr(list(frames.values()))
+    medians = _museval_csdr(song, estimates) if use_museval else streaming_sdr.csdr(list(sums.values()))
     for row, median in zip(scores.values(), medians, strict=True):
         row["csdr"] = median
     return scores
 
 
 def evaluate(
-    songs: Sequence[Song],
+    songs: Sequence[ReferenceSong],
     stems: Sequence[str],
     source: Separator | FoundEstimates,
     results: Results,
@@ -82,24 +89,24 @@ def evaluate(
     say: Callable[[str], None],
     report: Callable[[InputError], None],
 ) -> int:
-    """Scores the songs that `results` does not hold yet, one at a time, and keeps each as it is done.
+    """Scores the songs that `results` lacks, and adds each to the results as soon as it is scored.
 
     Args:
-      songs: of `find_songs` or `find_set_songs`.
-      stems: to score.
-      source: of the estimates.
-      results: of earlier runs; each song is added to them.
-      use_museval: lets the museval package compute cSDR.
-      say: takes the lines of progress: a song a line, and a line for what was unusual about it.
-      report: takes the error of each song that cannot be scored.
+      songs: from `find_songs` or `find_set_songs`.
+      stems: the stems to score.
+      source: provides the estimates.
+      results: receives the scores; songs that it already holds are skipped.
+      use_museval: computes cSDR with the museval package.
+      say: called with each line of progress: one per song, and one per note about a song.
+      report: called with the error of each song that cannot be scored.
 
     Returns:
-      How many songs could not be scored.
+      The number of songs that could not be scored.
 
     Raises:
       InputError: the results cannot be written.
     """
-    begun, done, failed = time.perf_counter(), 0, 0
+    began, scored, failed = time.perf_counter(), 0, 0
     to_do = [song for song in songs if not _is_done(song, stems, source, results)]
     for left, song in zip(range(len(to_do) - 1, -1, -1), to_do, strict=True):
         try:
@@ -109,35 +116,35 @@ def evaluate(
                 notes += [note for path in paths.values() if (note := check_estimate(path, song.shape))]
                 scores = score_song(song, paths, use_museval=use_museval)
         except InputError as error:
-            report(_about(song, error))
+            report(_naming(song, error))
             results.drop(song.name)
             failed += 1
             continue
         results.add(song.name, scores, seconds=song.shape.seconds, state=state, notes=notes)
         for note in notes:
             say(f"{song.name}: {note}")
-        done += 1
-        seconds_left = (time.perf_counter() - begun) / done * left
-        say(_line(f"[{len(songs) - left}/{len(songs)}] {song.name}", scores, seconds_left))
+        scored += 1
+        seconds_left = (time.perf_counter() - began) / scored * left
+        say(_progress_line(f"[{len(songs) - left}/{len(songs)}] {song.name}", scores, seconds_left))
     results.write()
     return failed
 
 
-def _museval_csdr(song: Song, estimates: Mapping[str, Path]) -> list[float]:
+def _museval_csdr(song: ReferenceSong, estimates: Mapping[str, Path]) -> list[float]:
     references = [np.concatenate(list(song.reference(stem)), axis=-1) for stem in estimates]
     estimated = [np.concatenate(list(read_estimate(path, song.shape)), axis=-1) for path in estimates.values()]
     return museval_csdr(references, estimated, sample_rate=song.shape.sample_rate)
 
 
-def _is_done(song: Song, stems: Sequence[str], source: Separator | FoundEstimates, results: Results) -> bool:
+def _is_done(song: ReferenceSong, stems: Sequence[str], source: Separator | FoundEstimates, results: Results) -> bool:
     try:
-        return results.holds(song.name, source.state(song)) and source.has_left(song, stems)
-    except InputError:  # reported when it is the song's turn
+        return results.holds(song.name, source.state(song)) and source.has_kept(song, stems)
+    except InputError:  # `evaluate` reports it when it reaches the song
         return False
 
 
-def _line(about: str, scores: Scores, seconds_left: float) -> str:
-    """'[3/50] Artist - Title: vocals 8.12 dB, instrumental 14.90 dB uSDR (12 min left)'."""
+def _progress_line(about: str, scores: StemScores, seconds_left: float) -> str:
+    """Returns '[3/50] Artist - Title: vocals 8.12 dB, instrumental 14.90 dB uSDR (12 min left)'."""
     values = ", ".join(
         f"{stem} {'undefined' if np.isnan(of_stem['usdr']) else format(of_stem['usdr'], '.2f') + ' dB'}"
         for stem, of_stem in scores.items()
@@ -146,9 +153,9 @@ def _line(about: str, scores: Scores, seconds_left: float) -> str:
     return f"{about}: {values} uSDR" + (f" ({left} left)" if seconds_left else "")
 
 
-def _about(song: Song, error: InputError) -> InputError:
-    """The error with the song's name in front, unless it says what it is about."""
-    if song.place in str(error):
+def _naming(song: ReferenceSong, error: InputError) -> InputError:
+    """Returns the error with the song's name in front, unless its text already contains the song's location."""
+    if song.location in str(error):
         return error
     named = InputError(f"{song.name}: {error}")
     named.__cause__ = error

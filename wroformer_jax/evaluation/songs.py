@@ -1,8 +1,8 @@
-"""Songs whose stems are known: what they are to those who score them, and songs that are folders of audio files.
+"""Songs with known stems, as references for scoring, and the songs that are folders of audio files.
 
-A folder with audio files in it is a song, each file named after its stem: SONG/vocals.wav, SONG/drums.flac, and
-SONG/mixture.wav if there is one. This is the layout of MUSDB18-HQ, whose test songs are found in its `test`.
-Songs of prepared sets are in data/set_songs.py.
+A folder that holds audio files is a song, and each file is named after its stem: SONG/vocals.wav, SONG/drums.flac, and
+optionally SONG/mixture.wav. This is the layout of MUSDB18-HQ, whose test songs lie in its folder `test`. For songs of
+prepared sets see set_songs.py.
 """
 
 from __future__ import annotations
@@ -28,67 +28,72 @@ from wroformer_jax.stems import INSTRUMENTAL, MIXTURE, STEM_NAMES, SUMS, VOCALS
 
 @dataclasses.dataclass(frozen=True)
 class Shape:
-    """What all the audio of a song is brought to."""
+    """The common shape to which all stems of a song are brought."""
 
     sample_rate: int  # Hz
-    channels: int  # 1 or 2
-    samples: int  # for each channel, of what is longest
-    notes: tuple[str, ...]  # what had to be done for it, to be reported
+    channels: int  # 1 or 2, the most that a file has
+    samples: int  # per channel, of the longest file
+    notes: tuple[str, ...]  # how stems had to be changed, for the report
 
     @property
     def seconds(self) -> float:
         return self.samples / self.sample_rate
 
 
-class Song(abc.ABC):
-    """A song and its stems, which are streams of seconds: blocks (channel, sample) of `sample_rate` samples each but
-    for the last one, `shape.samples` in all.
+class ReferenceSong(abc.ABC):
+    """A song with known stems, which are read as streams of seconds.
 
-    Reading them raises an InputError where something is missing or damaged.
+    A stream yields arrays (channel, sample) of `sample_rate` samples, of which the last one may be shorter; together
+    they have `shape.samples` samples. Reading raises an InputError if a file is missing or damaged.
     """
 
-    name: str  # its place in the data, with / between the parts: "Artist - Title", "album/Title"
-    place: str  # where it is stored, which errors about it name
+    name: str  # its path below the data folder: "Artist - Title", "album/Title"
+    location: str  # where it is stored; errors about the song contain this text
 
     @property
     @abc.abstractmethod
     def stored(self) -> Sequence[str]:
-        """The names of its stems, and "mixture" if it has one of its own."""
+        """The names of the stored stems, and "mixture" if a mixture is stored."""
 
     @property
     @abc.abstractmethod
     def shape(self) -> Shape:
-        """Raises an InputError if something that is stored cannot be used."""
+        """The common shape of the stems.
+
+        Raises:
+          InputError: the stored audio cannot be used.
+        """
 
     @abc.abstractmethod
     def state(self) -> str:
-        """A short text that changes when what is stored of the song does."""
+        """Returns a short text that changes whenever the stored audio changes."""
 
     @abc.abstractmethod
     def blocks(self, stored: str) -> Iterator[Float32[np.ndarray, "channel _"]]:
-        """A stored stem as it is: blocks of any length, on one channel or on all."""
+        """Yields a stored stem unchanged: arrays of any length, with one channel or with all."""
 
     @property
     def stems(self) -> list[str]:
+        """The names of the stored stems."""
         return [name for name in self.stored if name != MIXTURE]
 
     def has(self, stem: str) -> bool:
-        """Whether the stem is there, by itself or as the sum of other stems."""
+        """Whether the stem is stored, or is a sum of stored stems."""
         return bool(self._parts(stem))
 
     def reference(self, stem: str) -> Iterator[Float32[np.ndarray, "channel _"]]:
-        """A stem; silence if the song has none of that name.
+        """Yields a stem second by second; silence if the song has no such stem.
 
-        The instrumental is the sum of all stems but the vocals where it is not stored itself.
+        An instrumental that is not stored is the sum of all stems but the vocals.
         """
         return self._sum(self._parts(stem))
 
     def mixture(self) -> Iterator[Float32[np.ndarray, "channel _"]]:
-        """The song's own mixture, or else the sum of its stems."""
+        """Yields the stored mixture second by second, or else the sum of the stems."""
         return self._sum([MIXTURE] if MIXTURE in self.stored else self._parts(VOCALS) + self._parts(INSTRUMENTAL))
 
     def _parts(self, stem: str) -> list[str]:
-        """The stored stems whose sum it is."""
+        """Returns the names of the stored stems whose sum is this stem."""
         of_name = [name for name in self.stems if name.lower() == stem.lower()]
         if of_name or stem.lower() != INSTRUMENTAL:
             return of_name
@@ -104,7 +109,10 @@ class Song(abc.ABC):
 def in_seconds(
     blocks: Iterable[Float32[np.ndarray, "channel _"]], shape: Shape
 ) -> Iterator[Float32[np.ndarray, "channel _"]]:
-    """Cuts a stream into seconds and gives it a song's shape: mono on all channels, the end padded or cut off."""
+    """Recuts a stream into seconds of a song's shape.
+
+    Mono is copied to all channels; the end is padded with silence or cut off.
+    """
     silence = np.zeros((shape.channels, shape.sample_rate), np.float32)
     blocks = itertools.chain(blocks, itertools.repeat(silence))
     waiting = silence[:, :0]
@@ -118,15 +126,15 @@ def in_seconds(
 
 
 @dataclasses.dataclass(frozen=True)
-class FolderSong(Song):
-    """A song and its files."""
+class FolderSong(ReferenceSong):
+    """A song whose stems are audio files in one folder."""
 
     name: str
     folder: Path
-    files: Mapping[str, Path]  # by stem, in lower case; "mixture" among them if there is one
+    files: Mapping[str, Path]  # by the stem's name in lower case; may include "mixture"
 
     @property
-    def place(self) -> str:
+    def location(self) -> str:
         return os.fspath(self.folder)
 
     @property
@@ -156,23 +164,23 @@ class FolderSong(Song):
 
 
 def find_songs(data: str | os.PathLike) -> list[FolderSong]:
-    """The songs in DATA/test if there is such a folder, else in DATA, in alphabetical order, at any depth.
+    """Finds the songs in DATA/test if that folder exists, else in DATA, at any depth, in alphabetical order.
 
-    Names that begin with a dot are passed over, and links to folders are followed.
+    Names that begin with a dot are skipped; links to folders are followed.
 
     Raises:
-      InputError: there is no such folder, it cannot be read or holds no song, its folders are stems, a song has two
-        files for a stem, or two songs have one name.
+      InputError: the folder does not exist, cannot be read or holds no song; its folders are stems, not songs; a song
+        has two files for one stem; or two songs have the same name.
     """
     data = Path(data)
     if not os.path.isdir(data):
-        raise InputError(f"{data} is not a folder: expected one with a folder of stems for each song")
+        raise InputError(f"{data} is not a folder: expected a folder that has a folder of stems for each song")
     root = data / "test" if os.path.isdir(data / "test") else data
     songs = []
-    for place, paths in itertools.groupby(audio_files(root), key=lambda path: path.parent):
+    for folder, paths in itertools.groupby(audio_files(root), key=lambda path: path.parent):
         files = by_stem([root / path for path in paths])
-        name = place.as_posix() if place.parts else root.resolve().name
-        songs.append(FolderSong(unicodedata.normalize("NFC", name), root / place, files))
+        name = folder.as_posix() if folder.parts else root.resolve().name
+        songs.append(FolderSong(unicodedata.normalize("NFC", name), root / folder, files))
     songs = [song for song in songs if song.stems]
     if len(songs) > 1 and all(_looks_like_a_stem(song) for song in songs):
         raise InputError(
@@ -182,7 +190,7 @@ def find_songs(data: str | os.PathLike) -> list[FolderSong]:
     folders: dict[str, Path] = {}
     for song in songs:
         if (other := folders.setdefault(song.name, song.folder)) is not song.folder:
-            raise InputError(f"{other} and {song.folder} are one name in two forms of Unicode: rename one of them")
+            raise InputError(f"{other} and {song.folder} are the same name in two forms of Unicode: rename one of them")
     if not songs:
         raise InputError(
             f"no songs in {root}: expected a folder for each, with a file for each stem "
@@ -192,5 +200,5 @@ def find_songs(data: str | os.PathLike) -> list[FolderSong]:
 
 
 def _looks_like_a_stem(song: FolderSong) -> bool:
-    """Whether it is the folder that is named as stems are, and no file in it."""
+    """Whether the folder is named after a stem and none of its files is."""
     return song.folder.name.lower() in STEM_NAMES and not STEM_NAMES.intersection(song.stems)

@@ -1,7 +1,8 @@
-"""Metrics in dB of recordings of any length: a few sums are kept of every second, and all metrics follow from them.
+"""uSDR, SI-SDR, cSDR and leakage of recordings of any length, in memory for one second of audio.
 
-A recording is a stream of seconds: blocks (channel, sample) of `sample_rate` samples each but for the last one, which
-may be shorter. Sums are in float64. NaN means "undefined", and no infinity is ever returned.
+A recording is a stream of seconds: arrays (channel, sample) of `sample_rate` samples each, of which the last one may be
+shorter. Each second is reduced to a few sums in float64, from which all metrics follow. metrics.py defines the metrics
+and names their sources. NaN means "undefined"; no metric is ever infinite.
 """
 
 from __future__ import annotations
@@ -13,101 +14,108 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Float
 
-# Ratios are clamped to +-140 dB: float32 audio holds about 138 dB, so more than that says "equal".
+# Ratios are clamped to +-140 dB. float32 audio has a range of about 138 dB, so a larger ratio means "equal".
 _FLOOR = 1e-14
-# Above the dither of 16 bits (-96 dB), and so low that what a reference itself holds there cannot pass for leakage.
-_SILENT = 1e-8  # mean square, -80 dB of full scale
+# Mean square, -80 dB of full scale: above the dither of 16 bits (-96 dB), and so low that what a reference itself holds
+# there cannot be mistaken for leakage.
+_SILENT = 1e-8
 
 Seconds = Iterable[Float[np.ndarray, "*channel sample"]]
 
 
 class Energy(NamedTuple):
-    """Of half a second, all channels."""
+    """Energy of half a second of audio, all channels together."""
 
     total: float  # sum of squares
-    mean: float  # square
+    mean: float  # mean square
 
 
-class Frame(NamedTuple):
-    """What is kept of a second of a reference and its estimate, sums over samples and channels."""
+class SecondSums(NamedTuple):
+    """Sums over the samples and channels of one second of a reference and its estimate."""
 
-    is_whole: bool  # not the shorter one at the end
+    is_whole: bool  # False for a shorter second at the end
     reference: float  # sum of reference²
     error: float  # sum of (estimate - reference)²
-    scale: float  # of the reference, that brings it nearest to the estimate
+    scale: float  # the factor that brings the reference nearest to the estimate
     residual: float  # sum of (estimate - scale * reference)²
-    has_reference: bool  # its channels do not add up to silence
-    has_estimate: bool
-    halves: tuple[tuple[Energy, Energy], ...]  # of reference and estimate, two unless the end is in the first one
+    has_reference: bool  # whether the sum of the reference's channels is not silent
+    has_estimate: bool  # the same for the estimate
+    halves: tuple[tuple[Energy, Energy], ...]  # (reference, estimate) of each half; one half if the end lies in it
 
 
-def frames(references: Seconds, estimates: Seconds, *, sample_rate: int) -> list[Frame]:
-    """Goes through a stem's reference and estimate, which must be equally long, once."""
-    return [_frame(*pair, sample_rate) for pair in zip(references, estimates, strict=True)]
+def sums_of_seconds(references: Seconds, estimates: Seconds, *, sample_rate: int) -> list[SecondSums]:
+    """Returns the sums of each second, reading both streams once. They must be equally long."""
+    return [_sums_of_second(*pair, sample_rate) for pair in zip(references, estimates, strict=True)]
 
 
-def halves(seconds: Seconds, *, sample_rate: int) -> list[tuple[Energy, ...]]:
-    """The energies in the halves of every second, as frames have them."""
+def half_second_energies(seconds: Seconds, *, sample_rate: int) -> list[tuple[Energy, ...]]:
+    """Returns the energies of the halves of each second, cut as in `SecondSums.halves`."""
     return [_halves(second.astype(np.float64), sample_rate) for second in seconds]
 
 
-def usdr(stem: Sequence[Frame]) -> float:
-    """Signal-to-distortion ratio of the whole track; see metrics.py."""
-    signal = math.fsum(frame.reference for frame in stem)
-    return _decibels(signal, math.fsum(frame.error for frame in stem)) if signal else math.nan
+def usdr(stem: Sequence[SecondSums]) -> float:
+    """Signal-to-distortion ratio of the whole track in dB; see `metrics.usdr`."""
+    signal = math.fsum(second.reference for second in stem)
+    return _decibels(signal, math.fsum(second.error for second in stem)) if signal else math.nan
 
 
-def si_sdr(stem: Sequence[Frame]) -> float:
-    """Scale-invariant SDR; see metrics.py.
+def si_sdr(stem: Sequence[SecondSums]) -> float:
+    """Scale-invariant SDR in dB; see `metrics.si_sdr`.
 
-    The distance to the scaled reference is that within each second, which is measured from the second's own best
-    scale, plus what the scales of the seconds differ by: positive terms only, so that nothing cancels.
+    The distance between the estimate and the scaled reference is the sum of two terms: the residual within each second
+    at that second's own best scale, and the reference's energy times the squared difference of that scale from the
+    scale of the whole track. Both are positive, so nothing cancels.
     """
-    energy = math.fsum(frame.reference for frame in stem)
+    energy = math.fsum(second.reference for second in stem)
     if not energy:
         return math.nan
-    scale = math.fsum(frame.scale * frame.reference for frame in stem) / energy
-    noise = math.fsum(frame.residual + (frame.scale - scale) ** 2 * frame.reference for frame in stem)
+    scale = math.fsum(second.scale * second.reference for second in stem) / energy
+    noise = math.fsum(second.residual + (second.scale - scale) ** 2 * second.reference for second in stem)
     signal = scale**2 * energy
     return _decibels(signal, noise) if signal + noise else math.nan
 
 
-def csdr(stems: Sequence[Sequence[Frame]]) -> list[float]:
-    """Median over seconds, for each of the stems that are scored together; see metrics.py."""
+def csdr(stems: Sequence[Sequence[SecondSums]]) -> list[float]:
+    """Median SDR over seconds in dB, one for each of the stems that are scored together; see `metrics.csdr`."""
     decibels: dict[int, list[float]] = {
         index: []
         for index, stem in enumerate(stems)
-        if any(frame.has_reference for frame in stem) and any(frame.has_estimate for frame in stem)
+        if any(second.has_reference for second in stem) and any(second.has_estimate for second in stem)
     }
     for number, together in enumerate(zip(*(stems[index] for index in decibels), strict=True)):
         is_counted = number == 0 or together[0].is_whole
-        if is_counted and all(frame.has_reference and frame.has_estimate for frame in together):
-            for values, frame in zip(decibels.values(), together, strict=True):
-                values.append(_decibels(frame.reference, frame.error))
+        if is_counted and all(second.has_reference and second.has_estimate for second in together):
+            for values, second in zip(decibels.values(), together, strict=True):
+                values.append(_decibels(second.reference, second.error))
     return [float(np.median(decibels[index])) if decibels.get(index) else math.nan for index in range(len(stems))]
 
 
-def leakage(stem: Sequence[Frame], mixture: Sequence[tuple[Energy, ...]]) -> float:
-    """Level of the estimate where the reference is silent and the mixture is not; see metrics.py."""
+def leakage(stem: Sequence[SecondSums], mixture: Sequence[tuple[Energy, ...]]) -> float:
+    """Level of the estimate in dB where the reference is silent and the mixture is not; see `metrics.leakage_db`.
+
+    Args:
+      stem: the sums of a reference and its estimate.
+      mixture: the `half_second_energies` of the song's mixture.
+    """
     pauses = [
-        (estimate.total, offered.total)
-        for frame, heard in zip(stem, mixture, strict=True)
-        for (reference, estimate), offered in zip(frame.halves, heard, strict=True)
-        if reference.mean < _SILENT <= offered.mean
+        (estimate.total, mixed.total)
+        for second, mixed_halves in zip(stem, mixture, strict=True)
+        for (reference, estimate), mixed in zip(second.halves, mixed_halves, strict=True)
+        if reference.mean < _SILENT <= mixed.mean
     ]
     if not pauses:
         return math.nan
-    leaked, offered = (math.fsum(side) for side in zip(*pauses, strict=True))
-    return 10 * math.log10(max(leaked / offered, _FLOOR))
+    leaked, mixed = (math.fsum(side) for side in zip(*pauses, strict=True))
+    return 10 * math.log10(max(leaked / mixed, _FLOOR))
 
 
-def _frame(
+def _sums_of_second(
     reference: Float[np.ndarray, "*channel sample"], estimate: Float[np.ndarray, "*channel sample"], sample_rate: int
-) -> Frame:
+) -> SecondSums:
     reference, estimate = reference.astype(np.float64), estimate.astype(np.float64)
     energy = float(np.sum(reference**2))
     scale = float(np.sum(reference * estimate)) / energy if energy else 0.0
-    return Frame(
+    return SecondSums(
         is_whole=reference.shape[-1] == sample_rate,
         reference=energy,
         error=float(np.sum((estimate - reference) ** 2)),
@@ -120,6 +128,7 @@ def _frame(
 
 
 def _is_heard(audio: Float[np.ndarray, "*channel sample"]) -> bool:
+    """Whether the sum of the channels has a sample that is not zero, which is how museval recognises silence."""
     return bool(np.any(audio.sum(axis=tuple(range(audio.ndim - 1)))))
 
 
