@@ -414,37 +414,37 @@ def draw(path: Path, experiment: Experiment, half: float) -> None:
 FINDINGS = "\n## What this shows\n"  # what follows is written by hand
 DOCUMENT = """# What the length of training examples does
 
-`python benchmarks/context.py` writes this page. It asks when it pays to train on long examples, and by which way a
+`python benchmarks/context.py` writes this page. The experiment asks when it pays to train on long examples, and how a
 model hears what is far away.
 
-Each song of {song} s has {registers} voices that never rest, all alike but for their registers. {wanted} of them,
-drawn for each song, are the target. Only breaks tell which: about every {every} s ({shortest:g} to {longest:g} s) the
-others are silent for {length:g} s. Separating is easy here; to know what to separate is not.
+Each song of {song} s has {registers} voices that never rest and differ only in their registers. {wanted} of them,
+drawn for each song, are the target. Only breaks show which: about every {every} s ({shortest:g} to {longest:g} s) the
+other voices are silent for {length:g} s. Separating is easy here; knowing what to separate is hard.
 
-Models have {parameters:.2f} M parameters: {depth} blocks, a band for each register, frames of {hop:g} ms. In each block
-a frame sees {half_window} frames on either side, so through all blocks {reach:g} s. What is farther away reaches it
-through {sinks} sinks, or not at all. Full attention is there for comparison. Each model is trained for {steps} steps of
-{audio} s of audio: {crops}. Number of trainings
-of each kind: {seeds}.
+The models have {parameters:.2f} M parameters: {depth} blocks, a band for each register, frames of {hop:g} ms. In each
+block a frame sees {half_window} frames on either side, so through all blocks {reach:g} s. Sounds that are farther away
+reach it through {sinks} sinks, or not at all. Full attention is the comparison. Each model is trained for {steps} steps
+of {audio} s of audio: {crops}. Number of
+trainings of each kind: {seeds}.
 
-uSDR of the target is in dB, the mean over {test_songs} songs of other singers, with its 95 % bootstrap interval over
-songs: of whole songs at once, and in chunks as long as the crops. A voice is "right" in a second without a break if it
-is wanted and the estimate has more than half of it, or if it is not wanted and the estimate has less; guessing makes
-50 % right.
+The table gives the uSDR of the target in dB, the mean over {test_songs} songs of other singers, with its 95 % bootstrap
+interval over songs: for whole songs at once, and for chunks as long as the crops. In a second without a break a voice is
+"right" if it is wanted and the estimate has more than half of it, or if it is not wanted and the estimate has less;
+guessing gets 50 % right.
 
 ```
 {scores}
 ```
 
-The mixtures have {mixture:.2f} dB. Half of each mixture, the safest answer of who cannot tell which voices are
-wanted, has {half:.2f} dB. In chunks, what can be known is limited: with perfect separation of chunks that hold a frame
-of a break, and half of the mixture elsewhere, uSDR would be
+The mixtures have {mixture:.2f} dB. Half of each mixture, the safest answer of a model that does not know which voices
+are wanted, has {half:.2f} dB. Chunks limit what a model can know: with perfect separation of the chunks that contain a
+frame of a break, and half of the mixture elsewhere, uSDR would be
 
 ```
 {limits}
 ```
 
-Voices that are right in whole songs, by the distance to the nearest break:
+Share of voices that are right in whole songs, by the distance to the nearest break:
 
 ```
 {distances}

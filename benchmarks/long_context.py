@@ -100,7 +100,9 @@ def key_of(row: dict[str, Any]) -> tuple[str, ...]:
 
 def write_tables(rows: list[dict[str, Any]]) -> None:
     """Writes the tables between their marks in the document."""
-    alone = ["| one example a chip | chip | longest that fits | does not | memory | TFLOP of time attention's scores |"]
+    alone = [
+        "| one example per chip | chip | longest that fits | does not | memory | TFLOP of time attention's scores |"
+    ]
     shared = ["| one example over several chips | slice, mesh | examples at once | example | memory of a chip |"]
     for table in (alone, shared):
         table.append("|---" * (table[0].count("|") - 1) + "|")

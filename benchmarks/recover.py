@@ -308,28 +308,28 @@ def look(experiment: Experiment, picture: Path) -> list[dict[str, Any]]:
 
 DOCUMENT = """# What windowed sink attention costs, and what fine-tuning gives back
 
-`python benchmarks/recover.py` writes this page. It is the experiment of arXiv 2510.25745 in small: {model} M
+`python benchmarks/recover.py` writes this page. It is a small version of the experiment of arXiv 2510.25745: {model} M
 parameters, {train_songs} synthetic songs of {seconds:g} s to train on and {test_songs} to test on, crops of {crop:g} s,
-frames of {hop:g} ms. A full-attention teacher is trained for {teacher_steps} steps. Its time attention is replaced by
-windowed sink attention, and the result is scored as it is ("swapped"), after {student_steps} steps on the stems
-("reconstruction"), and after as many on the stems and on the teacher's masks ("distillation"). Scores are uSDR of the
-vocals in dB, the mean over the test songs; % is that of the teacher's {teacher:.2f} dB (the mixtures have {mixture:.2f}
-dB). The paper, at full size and on real songs, has 92 %.
+frames of {hop:g} ms. A full-attention teacher is trained for {teacher_steps} steps. Then windowed sink attention
+replaces its time attention, and the result is scored as it is ("swapped"), after {student_steps} steps on the stems
+("reconstruction"), and after as many on the stems and on the teacher's masks ("distillation"). Scores are the uSDR of
+the vocals in dB, the mean over the test songs; % is the share of the teacher's {teacher:.2f} dB (the mixtures have
+{mixture:.2f} dB). The paper, at full size and on real songs, has 92 %.
 
 ```
 {scores}
 ```
 
-The row "full" is the teacher, trained on for as long as the others are: what more training alone gives. "Their start"
-is what the sinks are before training: drawn (normal, standard deviation 0.02), zeros, or the mean of the frames plus
-what is drawn.
+The row "full" is the teacher after as many further steps as the others: it shows the effect of more training alone.
+"Their start" is the value of the sinks before training: random (normal, standard deviation 0.02), zeros, or the mean of
+the frames plus a random value.
 
-With a window of {window} and {sinks} sinks, after distillation, {kept:.1f} % of the teacher's uSDR are kept.
+With a window of {window} and {sinks} sinks, {kept:.1f} % of the teacher's uSDR remain after distillation.
 
 ## How far attention goes
 
-Softmax weight by distance in frames (time) and in bands (frequency), the mean over queries, heads, bands or frames;
-before (the teacher) and after (window {window}, {sinks} sinks, distilled).
+The table gives the softmax weight by distance in frames (time) and in bands (frequency), the mean over queries, heads,
+bands or frames; before (the teacher) and after (window {window}, {sinks} sinks, distilled).
 
 ```
 {attention}
