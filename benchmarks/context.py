@@ -428,8 +428,8 @@ of {audio} s of audio: {crops}. Number of
 trainings of each kind: {seeds}.
 
 The table gives the uSDR of the target in dB, the mean over {test_songs} songs of other singers, with its 95 % bootstrap
-interval over songs: for whole songs at once, and for chunks as long as the crops. In a second without a break a voice is
-"right" if it is wanted and the estimate has more than half of it, or if it is not wanted and the estimate has less;
+interval over songs: for whole songs at once, and for chunks as long as the crops. In a second without a break, a voice
+is "right" if it is wanted and the estimate has more than half of it, or if it is not wanted and the estimate has less;
 guessing gets 50 % right.
 
 ```

@@ -100,24 +100,21 @@ def key_of(row: dict[str, Any]) -> tuple[str, ...]:
 
 def write_tables(rows: list[dict[str, Any]]) -> None:
     """Writes the tables between their marks in the document."""
-    alone = [
-        "| one example per chip | chip | longest that fits | does not | memory | TFLOP of time attention's scores |"
-    ]
-    shared = ["| one example over several chips | slice, mesh | examples at once | example | memory of a chip |"]
+    alone = ["| one example per chip | chip | longest that fits | does not | GiB | state | host | score TFLOP |"]
+    shared = ["| one example over several chips | slice, mesh | examples at once | example | GiB per chip | state |"]
     for table in (alone, shared):
         table.append("|---" * (table[0].count("|") - 1) + "|")
     for row in rows:
-        memory = f"{row['peak GiB']:.1f} of {row['of GiB']:.2f} GiB, state {row['state GiB']:.2f}"
-        if row["host GiB"]:
-            memory += f"; {row['host GiB']:.1f} of the host's"
+        memory, state = f"{row['peak GiB']:.1f} of {row['of GiB']:.2f}", f"{row['state GiB']:.2f}"
         fits, too_long = (row[name] if row[name] == "-" else _number(row[name]) + " s" for name in ("fits s", "not s"))
         if row["mesh"] == ONE:
             scores = _number(row["attention TFLOP"] / row["examples"])
-            cells = row["model"], row["topology"].partition(":")[0], fits, too_long, memory, scores
+            host = f"{row['host GiB']:.1f}" if row["host GiB"] else "-"
+            cells = row["model"], row["topology"].partition(":")[0], fits, too_long, memory, state, host, scores
             alone.append(f"| {' | '.join(cells)} |")
         else:
-            example = fits if too_long == "-" else f"{fits}, the longest: {too_long} do not fit"
-            cells = row["model"], f"{row['topology']}, `{row['mesh']}`", str(row["examples"]), example, memory
+            example = fits if too_long == "-" else f"{fits}; {too_long} does not fit"
+            cells = row["model"], f"{row['topology']}, `{row['mesh']}`", str(row["examples"]), example, memory, state
             shared.append(f"| {' | '.join(cells)} |")
     before, begin, rest = DOCUMENT.read_text().partition(BEGIN)
     _, end, after = rest.partition(END)
