@@ -1,27 +1,28 @@
-"""Separation: the overlap-add against the public tools', streams against arrays, and what is refused."""
+"""Separation: the overlap-add against that of the public tools, streams against arrays, and errors."""
 
 import dataclasses
+import itertools
 import sys
 
 import jax
 import numpy as np
 import pytest
-from support.separation_models import GainModel, noise, tiny_real_model, tone
+from support.separation_models import GainModel, TracedModel, noise, tiny_real_model, tone
 
 from wroformer_jax.config.model import ModelConfig
 from wroformer_jax.errors import InputError
-from wroformer_jax.separation import forward, progress, stream
+from wroformer_jax.separation import progress
 from wroformer_jax.separation.arrays import separate
 from wroformer_jax.separation.forward import WHOLE_PLACES, in_pieces
 from wroformer_jax.separation.progress import real_time_factor, with_progress
-from wroformer_jax.separation.stream import chunk_samples, separate_blocks, stem_names
+from wroformer_jax.separation.stream import check_whole_number, chunk_samples, separate_blocks, stem_names
 
-RATE = 1000  # Hz, of the small model; chunks of 0.25 s become 256 samples, 16 hops
-LENGTHS = [1, 17, 100, 256, 257, 512, 513, 2048, 3001]
+RATE = 1000  # sample rate of the small model in Hz; a chunk of 0.25 s has 256 samples, 16 hops
+LENGTHS = [1, 17, 100, 256, 257, 512, 513, 2048, 3001]  # samples
 
 
 def public_demix(apply, mixture, *, chunk, overlap):
-    """The overlap-add of the public tools, over whole arrays: the reference for what streams do."""
+    """The overlap-add of the public tools, written for whole arrays: the reference for the streams."""
     step, fade, samples = chunk // overlap, chunk // 10, mixture.shape[-1]
     border = chunk - step
     reflected = samples > 2 * border > 0
@@ -30,9 +31,9 @@ def public_demix(apply, mixture, *, chunk, overlap):
     length = mixture.shape[-1]
     total, weights = 0.0, np.zeros(length)
     for start in range(0, length, step):
-        heard = mixture[:, start : start + chunk]
-        mode = "reflect" if heard.shape[-1] > chunk // 2 else "constant"
-        estimate = apply(np.pad(heard, ((0, 0), (0, chunk - heard.shape[-1])), mode=mode))
+        cut = mixture[:, start : start + chunk]
+        mode = "reflect" if cut.shape[-1] > chunk // 2 else "constant"
+        estimate = apply(np.pad(cut, ((0, 0), (0, chunk - cut.shape[-1])), mode=mode))
         window = np.ones(chunk)
         if start > 0:
             window[:fade] = np.linspace(0, 1, fade)
@@ -55,21 +56,20 @@ def joined(blocks):
     return {name: np.concatenate([block[name] for block in blocks], axis=-1) for name in blocks[0]}
 
 
-# --- an identity must come out as it went in
+# --- a model that returns its input
 
 
-@pytest.mark.parametrize("samples", LENGTHS)
-@pytest.mark.parametrize("overlap", [1, 2, 3, 4, 7])
 @pytest.mark.parametrize("batch_size", [1, 3])
-def test_the_weights_add_up(samples, overlap, batch_size):
-    model, mixture = GainModel(), noise(2, samples)
-    stems = separate(
-        model, model.params(), mixture, sample_rate=RATE, chunk_seconds=0.25, overlap=overlap, batch_size=batch_size
-    )
-    assert stems["vocals"].dtype == np.float32
-    np.testing.assert_allclose(stems["vocals"], mixture, rtol=1e-6, atol=1e-7)
-    np.testing.assert_array_equal(stems["instrumental"], mixture - stems["vocals"])
-    assert model.traced_shapes == [(batch_size, 2, 256)]  # compiled once, the last batch included
+def test_the_weights_add_up(batch_size):
+    model = GainModel()
+    settings = {"sample_rate": RATE, "chunk_seconds": 0.25, "batch_size": batch_size}
+    for overlap, samples in itertools.product([1, 2, 3, 4, 7], LENGTHS):
+        mixture = noise(2, samples)
+        stems = separate(model, model.params(), mixture, overlap=overlap, **settings)
+        assert stems["vocals"].dtype == np.float32
+        np.testing.assert_allclose(stems["vocals"], mixture, rtol=1e-6, atol=1e-7, err_msg=f"{overlap=} {samples=}")
+        np.testing.assert_array_equal(stems["instrumental"], mixture - stems["vocals"])
+    assert model.traced_shapes == [(batch_size, 2, 256)]  # compiled once for all songs and for partial batches
 
 
 @pytest.mark.parametrize("samples", LENGTHS)
@@ -77,9 +77,9 @@ def test_in_one_pass(samples):
     model, mixture = GainModel(), noise(2, samples)
     stems = separate(model, model.params(0.5), mixture, sample_rate=RATE, chunk_seconds=None)
     np.testing.assert_array_equal(stems["vocals"], 0.5 * mixture)
-    ((_, _, heard),) = model.traced_shapes
-    assert heard % 16 == 0
-    assert 0 <= heard - max(samples, model.config.min_samples) < 16
+    ((_, _, padded),) = model.traced_shapes
+    assert padded % 16 == 0
+    assert 0 <= padded - max(samples, model.config.min_samples) < 16
 
 
 @pytest.mark.parametrize("model_channels", [1, 2])
@@ -101,8 +101,8 @@ def test_mono_is_the_average_of_what_a_stereo_model_gives():
     np.testing.assert_allclose(stems["vocals"], 0.5 * mixture, rtol=1e-6)
 
 
-def test_one_pass_takes_a_model_of_any_memory_settings():
-    """Those of its training, some of which contradict the pieces that it goes through."""
+def test_one_pass_accepts_any_memory_settings():
+    """A trained model may have settings that contradict the pieces of one pass."""
     model, params = tiny_real_model()
     mixture = noise(2, 4000)
     expected = separate(model, params, mixture, sample_rate=8000, chunk_seconds=None)["vocals"]
@@ -115,36 +115,37 @@ def test_one_pass_takes_a_model_of_any_memory_settings():
 
 
 @pytest.mark.parametrize("sample_rate", [8000, 22050, 44100, 48000, 96000])
-@pytest.mark.parametrize("samples", [1, 4001, 60_013])
 @pytest.mark.parametrize("chunk_seconds", [0.25, None])
-def test_other_rates_give_the_exact_length_and_stay_in_place(sample_rate, samples, chunk_seconds):
+def test_other_rates_keep_the_length_and_the_position(sample_rate, chunk_seconds):
     model = GainModel(sample_rate=44100, stft_n_fft=2048, stft_win_length=2048, stft_hop_length=441)
-    mixture = tone(2, samples, sample_rate)
-    stems = separate(model, model.params(), mixture, sample_rate=sample_rate, chunk_seconds=chunk_seconds)
-    assert stems["vocals"].shape == mixture.shape
-    np.testing.assert_array_equal(stems["instrumental"], mixture - stems["vocals"])
-    if samples > 1:  # band-limited, so it survives the way there and back
-        np.testing.assert_allclose(stems["vocals"], mixture, atol=5e-4)
+    for samples in (1, 4001, 60_013):
+        mixture = tone(2, samples, sample_rate)
+        stems = separate(model, model.params(), mixture, sample_rate=sample_rate, chunk_seconds=chunk_seconds)
+        assert stems["vocals"].shape == mixture.shape
+        np.testing.assert_array_equal(stems["instrumental"], mixture - stems["vocals"])
+        if samples > 1:  # the tone is band-limited, so resampling there and back keeps it
+            np.testing.assert_allclose(stems["vocals"], mixture, atol=5e-4)
 
 
-# --- against the public tools, with a model whose output depends on where a chunk begins
+# --- the public tools, with a model whose output depends on where a chunk begins
 
 
-@pytest.mark.parametrize("samples", LENGTHS)
-@pytest.mark.parametrize("overlap", [2, 3, 4])
 @pytest.mark.parametrize("batch_size", [1, 3])
-def test_the_overlap_add_is_that_of_the_public_tools(samples, overlap, batch_size):
+def test_the_overlap_add_is_that_of_the_public_tools(batch_size):
     model = GainModel(ramp=True, stems=("vocals", "drums"))
-    params, mixture = model.params(1.0, 0.5), noise(2, samples)
-    expected = public_demix(
-        lambda heard: np.asarray(model.apply({"params": params}, heard[None]))[0], mixture, chunk=256, overlap=overlap
-    )
-    stems = separate(
-        model, params, mixture, sample_rate=RATE, chunk_seconds=0.25, overlap=overlap, batch_size=batch_size
-    )
-    assert list(stems) == ["vocals", "drums"]
-    np.testing.assert_allclose(stems["vocals"], expected[0], atol=1e-6)
-    np.testing.assert_allclose(stems["drums"], expected[1], atol=1e-6)
+    params, apply = model.params(1.0, 0.5), jax.jit(model.apply)
+    settings = {"sample_rate": RATE, "chunk_seconds": 0.25, "batch_size": batch_size}
+
+    def of_chunk(chunk):
+        return np.asarray(apply({"params": params}, chunk[None]))[0]
+
+    for overlap, samples in itertools.product([2, 3, 4], LENGTHS):
+        mixture = noise(2, samples)
+        expected = public_demix(of_chunk, mixture, chunk=256, overlap=overlap)
+        stems = separate(model, params, mixture, overlap=overlap, **settings)
+        assert list(stems) == ["vocals", "drums"]
+        np.testing.assert_allclose(stems["vocals"], expected[0], atol=1e-6, err_msg=f"{overlap=} {samples=}")
+        np.testing.assert_allclose(stems["drums"], expected[1], atol=1e-6, err_msg=f"{overlap=} {samples=}")
 
 
 # --- streams
@@ -164,7 +165,7 @@ def test_how_a_stream_is_cut_does_not_matter(sample_rate, chunk_seconds):
 
 
 @pytest.mark.parametrize("sample_rate", [RATE, 1600])
-def test_a_stream_without_end_needs_no_more_than_a_few_chunks(sample_rate):
+def test_an_endless_stream_needs_only_a_few_chunks(sample_rate):
     model, chunk_seconds, batch_size, read, written = GainModel(), 0.25, 2, 0, 0
 
     def endless():
@@ -178,13 +179,13 @@ def test_a_stream_without_end_needs_no_more_than_a_few_chunks(sample_rate):
     )
     for block in stems:
         written += block["vocals"].shape[-1]
-        # A batch reaches over (batch_size + 1) / 2 chunks; the border and the blocks come on top.
+        # A batch covers (batch_size + 1) / 2 chunks; the border and the blocks add to that.
         assert read - written <= 4 * chunk_seconds * sample_rate
         if written > 50 * chunk_seconds * sample_rate:
             break
 
 
-def test_an_empty_stream_gives_nothing():
+def test_an_empty_stream_has_no_stems():
     model = GainModel()
     assert list(separate_blocks(model, model.params(), [], sample_rate=RATE)) == []
 
@@ -199,29 +200,28 @@ def tiny():
 
 def test_a_real_model_in_one_pass_is_apply(tiny):
     model, params = tiny
-    mixture = noise(2, 8000)
+    mixture = noise(2, 4000)
     expected = jax.jit(model.apply)({"params": params}, mixture[None])[0, 0]
     stems = separate(model, params, mixture, sample_rate=8000, chunk_seconds=None)
     np.testing.assert_allclose(stems["vocals"], expected, atol=1e-5)
-    assert np.abs(stems["vocals"]).max() > 1e-4  # not a comparison of silences
+    assert np.abs(stems["vocals"]).max() > 1e-4  # the comparison is not one of silences
 
 
 def test_a_real_model_is_compiled_once_for_songs_of_any_length(tiny):
     model, params = tiny
-    separate(model, params, noise(2, 8000), sample_rate=8000, chunk_seconds=0.5)
-    before = forward.apply_model._cache_size()
+    traced = TracedModel(model)
     for samples in (1, 100, 9001, 20_000):
-        stems = separate(model, params, noise(2, samples), sample_rate=8000, chunk_seconds=0.5)
+        stems = separate(traced, params, noise(2, samples), sample_rate=8000, chunk_seconds=0.5)
         assert stems["vocals"].shape == (2, samples)
-    assert forward.apply_model._cache_size() == before
+    assert traced.traced_shapes == [(1, 2, 4000)]
 
 
 def test_a_real_model_with_augmentation_is_the_average(tiny):
     model, params = tiny
     mixture = noise(2, 4000)
 
-    def vocals(heard):
-        return separate(model, params, heard, sample_rate=8000, chunk_seconds=None)["vocals"]
+    def vocals(mixture):
+        return separate(model, params, mixture, sample_rate=8000, chunk_seconds=None)["vocals"]
 
     expected = (vocals(mixture) - vocals(-mixture) + vocals(mixture[::-1])[::-1]) / 3
     stems = separate(model, params, mixture, sample_rate=8000, chunk_seconds=None, tta=True)
@@ -232,7 +232,7 @@ def test_a_real_model_with_augmentation_is_the_average(tiny):
 # --- names, progress, errors
 
 
-def test_names_of_stems():
+def test_stem_names():
     assert stem_names(ModelConfig()) == ("vocals", "instrumental")
     assert stem_names(ModelConfig(stems=("instrumental",))) == ("instrumental", "vocals")
     assert stem_names(ModelConfig(stems=("drums", "bass"))) == ("drums", "bass")
@@ -271,7 +271,7 @@ def test_chunks_are_whole_hops():
         (np.full((2, 100), np.nan, np.float32), "NaN or infinite"),
     ],
 )
-def test_a_mixture_that_cannot_be_used(mixture, message):
+def test_an_unusable_mixture_is_refused(mixture, message):
     model = GainModel()
     with pytest.raises(InputError, match=message):
         separate(model, model.params(), mixture, sample_rate=RATE)
@@ -291,25 +291,26 @@ def test_a_mixture_that_cannot_be_used(mixture, message):
         ({"batch_size": 10**30}, "batch_size is 10+, expected at most 65536"),
     ],
 )
-def test_settings_that_cannot_be_used(settings, message):
+def test_an_unusable_setting_is_refused(settings, message):
     model = GainModel()
     with pytest.raises(InputError, match=message):
         separate(model, model.params(), noise(2, 100), **{"sample_rate": RATE, **settings})
 
 
 @pytest.mark.parametrize("value", [0, 1.5, float("nan"), float("inf"), "2", None])
-def test_what_is_not_a_whole_number(value):
-    """Of the public arguments, which say `int`: the tests' own check of types would be there first."""
+def test_whole_numbers_are_checked(value):
+    """`separate` would not get this far here: the tests check the types of its arguments first."""
     with pytest.raises(InputError, match=r"overlap is .*, expected a whole number of at least 1"):
-        stream._check_whole("overlap", value)
+        check_whole_number("overlap", value)
+    check_whole_number("overlap", np.int64(2))
 
 
-def test_float64_is_taken_as_float32():
+def test_a_float64_mixture_is_rounded_to_float32():
     model, mixture = GainModel(), noise(2, 500).astype(np.float64)
     assert separate(model, model.params(), mixture, sample_rate=RATE)["vocals"].dtype == np.float32
 
 
-def test_weights_that_give_nan_are_reported():
+def test_damaged_weights_are_reported():
     model = GainModel()
     with pytest.raises(InputError, match="weights are damaged"):
         separate(model, model.params(np.nan), noise(2, 500), sample_rate=RATE)
@@ -340,7 +341,7 @@ def test_too_little_memory_for_numpy_is_the_same_sentence(monkeypatch, function,
     original = getattr(np, function)
 
     def limited(first, *args, **kwargs):
-        if function == "pad" or np.size(first) > 1:  # of zeros the batch, whose shape has more than one axis
+        if function == "pad" or np.size(first) > 1:  # np.zeros of a batch, which has more than one axis
             raise MemoryError("Unable to allocate 30.9 GiB for an array")
         return original(first, *args, **kwargs)
 

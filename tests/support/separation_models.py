@@ -1,4 +1,4 @@
-"""For the tests of separation: a model whose result is known, a real but tiny one, sounds, and a full disk."""
+"""Models for the tests of separation: one with a known result and a tiny real one; sounds; a disk that is full."""
 
 import contextlib
 import dataclasses
@@ -15,11 +15,10 @@ SMALL_STFT = ModelConfig(stft_n_fft=64, stft_hop_length=16, stft_win_length=64, 
 
 
 class GainModel:
-    """Stands in for a model: each stem is the mixture times a number.
+    """Stands in for a model: each stem is the mixture times a gain.
 
-    Gives whole hops only, as the real model does, and counts how often it is compiled.
-
-    With `ramp` the gain also grows along a chunk, so that the result shows how chunks were put together.
+    Returns whole hops only, as the real model does, and records the shapes for which it is compiled. With `ramp` the
+    gain also grows along a chunk, so that the result shows how chunks were put together.
     """
 
     def __init__(self, *, ramp: bool = False, **config) -> None:
@@ -32,19 +31,32 @@ class GainModel:
         hop, samples = self.config.stft_hop_length, audio.shape[-1]
         assert audio.shape[1] == self.config.channels
         assert samples >= self.config.min_samples
-        heard = audio[..., : samples // hop * hop]
+        audio = audio[..., : samples // hop * hop]
         if self.ramp:
-            heard = heard * jnp.linspace(0, 1, heard.shape[-1])
-        return heard[:, None] * variables["params"]["gains"]
+            audio = audio * jnp.linspace(0, 1, audio.shape[-1])
+        return audio[:, None] * variables["params"]["gains"]
 
     def params(self, *gains: float):
-        """One gain for each stem, 1 by default."""
+        """Returns parameters with one gain for each stem, 1 by default."""
         return {"gains": np.asarray(gains or [1.0] * self.config.num_stems, np.float32)[:, None, None]}
+
+
+class TracedModel:
+    """A real model that records the shapes for which it is compiled."""
+
+    def __init__(self, model) -> None:
+        self.config = model.config
+        self.model = model
+        self.traced_shapes = []
+
+    def apply(self, variables, audio):
+        self.traced_shapes.append(audio.shape)
+        return self.model.apply(variables, audio)
 
 
 @functools.cache
 def tiny_real_model():
-    """(model, params) at 8 kHz, with the public interface and nothing to be heard in its stems."""
+    """Returns a RoFormer at 8 kHz and its random parameters."""
     from wroformer_jax.model.params import init_params
     from wroformer_jax.model.roformer import RoFormer
 
@@ -73,7 +85,7 @@ def noise(channels: int, samples: int, seed: int = 0, peak: float = 0.5) -> np.n
 
 
 def tone(channels: int, samples: int, sample_rate: int, hertz: float = 440.0) -> np.ndarray:
-    """A sine that swells and fades, so that the ends of what is resampled are quiet."""
+    """Returns a sine that fades in and out, so that its ends are quiet when it is resampled."""
     t = np.arange(samples) / sample_rate
     wave = 0.5 * np.sin(2 * np.pi * hertz * t) * np.sin(np.pi * (t + 0.5 / sample_rate) * sample_rate / samples)
     return np.stack([wave * (1 - 0.3 * c) for c in range(channels)]).astype(np.float32)
@@ -81,7 +93,7 @@ def tone(channels: int, samples: int, sample_rate: int, hertz: float = 440.0) ->
 
 @contextlib.contextmanager
 def limited_file_size(size: int = 200_000):
-    """Files that grow past so many bytes cannot be written, as on a full disk."""
+    """Makes writes past `size` bytes of a file fail, as on a full disk."""
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
     resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))

@@ -1,4 +1,4 @@
-"""From recordings to stems: as arrays, or as a stream of blocks."""
+"""Separates recordings into stems: whole arrays, or streams of any length."""
 
 from wroformer_jax.separation.arrays import separate
 from wroformer_jax.separation.stream import separate_blocks, stem_names

@@ -1,4 +1,4 @@
-"""Separates recordings that are arrays."""
+"""Separates a recording that is an array in memory."""
 
 from __future__ import annotations
 
@@ -28,30 +28,30 @@ def separate(
 ) -> dict[str, np.ndarray]:
     """Separates a recording into its stems.
 
-    A mono mixture given to a stereo model is separated as two equal channels and averaged back; a stereo mixture
-    given to a mono model is separated a channel at a time. A mixture at another rate than the model's is resampled
-    on the way in and out.
+    A stereo model gets a mono mixture as two equal channels, and the stems are averaged back to mono. A mono model
+    gets the channels of a stereo mixture one after the other. If the mixture has another sample rate than the model,
+    the mixture is resampled to the model's rate and the stems are resampled back.
 
     Args:
-      model: what `load` returned first (any object with `config` and `apply`).
-      params: what `load` returned second.
+      model: the model that `load` returned, or any object with its `config` and `apply`.
+      params: the parameters that `load` returned.
       mixture: (channels, samples), 1 or 2 channels, floating point.
-      sample_rate: of the mixture and of the stems, in Hz.
-      chunk_seconds: length of what the model hears at once, in seconds, rounded up to whole hops; None for
-        the whole recording in one pass.
-      overlap: chunks that each sample lies in.
-      batch_size: chunks that are separated at a time.
-      progress: shows a bar on stderr.
-      tta: test-time augmentation: averages the estimates for the mixture, for its negative and (stereo) for its
-        channels swapped; three times the work.
+      sample_rate: sample rate of the mixture and of the stems in Hz.
+      chunk_seconds: length of a chunk in seconds, rounded up to whole hops; None to separate the whole recording in
+        one pass.
+      overlap: number of chunks that each sample lies in.
+      batch_size: number of chunks that the model separates at a time.
+      progress: whether to show a progress bar on stderr.
+      tta: whether to use test-time augmentation: average the estimates for the mixture, for its negative, and (stereo)
+        for its channels swapped. Takes three times as long.
 
     Returns:
-      For each stem of the model float32 (channels, samples), as long as the mixture. For a model of one stem also
-      the rest of the mixture, mixture - stem, under the name 'instrumental' (see `stem_names`).
+      By name, each stem of the model as float32 (channels, samples), as long as the mixture. If the model has one
+      stem only, also the rest, mixture - stem, under the name 'instrumental' (see `stem_names`).
 
     Raises:
-      InputError: the mixture or a setting cannot be used, there is too little memory, or the model's output is
-        not finite.
+      InputError: the mixture or a setting cannot be used, the memory is too small, or the model's output is not
+        finite.
     """
     mixture = _checked_mixture(mixture)
     samples = mixture.shape[1]

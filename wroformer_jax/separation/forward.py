@@ -1,4 +1,4 @@
-"""Runs the model on NumPy arrays."""
+"""Runs the model on NumPy arrays: chunk by chunk, or a whole recording in one pass."""
 
 from __future__ import annotations
 
@@ -20,16 +20,14 @@ from wroformer_jax.separation.overlap_add import Run, pad_end
 
 Params = Mapping[str, Any]
 
-
-# Frames x bands that are worked on at a time where a recording is separated in one pass.
-WHOLE_PLACES = 65536
+WHOLE_PLACES = 65536  # frames x bands that are computed at a time when a recording is separated in one pass
 
 
 def in_pieces(config: ModelConfig) -> ModelConfig:
-    """The settings with which a recording is separated in one pass: the model's own, but for remat, and in pieces.
+    """Returns the settings for separating a recording in one pass: the model's, in pieces and without remat.
 
     Args:
-      config: of the model. If it says how much is worked on at once, that is kept.
+      config: the model's settings. Their `places_at_once` is kept if it is set.
     """
     return forward_only(config, config.places_at_once or WHOLE_PLACES)
 
@@ -37,14 +35,24 @@ def in_pieces(config: ModelConfig) -> ModelConfig:
 def in_one_pass(
     blocks: Iterable[Float32[np.ndarray, "channel _"]], run: Run, config: ModelConfig
 ) -> Iterator[Float32[np.ndarray, "stem channel _"]]:
-    """Separates a whole stream at once, padded so that the model's whole hops hold all of it."""
+    """Separates a whole stream in one pass; pads it to whole hops, which is what the model returns."""
     mixture = np.concatenate(list(blocks), axis=-1)
     samples = mixture.shape[-1]
     yield run(pad_end(mixture, whole_hops(config, max(samples, config.min_samples)))[None])[0, ..., :samples]
 
 
 def model_runner(apply: Callable[[np.ndarray], Any], config: ModelConfig, *, channels: int, tta: bool) -> Run:
-    """The model as a function of numpy arrays with the mixture's channels, augmented if asked for."""
+    """Returns the model as a function of NumPy arrays that have the mixture's channels.
+
+    Args:
+      apply: the model with its parameters: (batch, channel, sample) to (batch, stem, channel, sample).
+      config: the model's settings.
+      channels: number of channels of the mixture.
+      tta: whether to average over augmented mixtures, see `separate`.
+
+    Returns:
+      The function. It raises an InputError if the model's output is not finite.
+    """
 
     def run(audio: np.ndarray) -> np.ndarray:
         estimate = np.asarray(apply(audio))
@@ -58,7 +66,7 @@ def model_runner(apply: Callable[[np.ndarray], Any], config: ModelConfig, *, cha
         estimates = [run(audio), -run(-audio)]
         if channels == config.channels == 2:
             estimates.append(run(audio[:, ::-1])[:, :, ::-1])
-        return sum(estimates) / np.float32(len(estimates))
+        return functools.reduce(np.add, estimates) / np.float32(len(estimates))
 
     if channels == config.channels:
         return augmented
@@ -71,16 +79,17 @@ def model_runner(apply: Callable[[np.ndarray], Any], config: ModelConfig, *, cha
 def apply_model(
     model: Any, params: Params, audio: Float[jax.Array, "batch channel sample"]
 ) -> Float[jax.Array, "batch stem channel sample"]:
+    """Runs `model.apply`, jitted."""
     return model.apply({"params": params}, audio)
 
 
 def apply_model_to_whole(
     model: Any, params: Params, audio: Float32[np.ndarray, "batch channel sample"]
-) -> Float[jax.Array, "batch stem channel sample"]:
-    """A recording in one pass: piece by piece, so that little more than the residual stream is held at a time.
+) -> Float[jax.Array, "batch stem channel sample"] | Float[np.ndarray, "batch stem channel sample"]:
+    """Separates a recording in one pass, piece by piece: memory holds little more than the residual stream.
 
-    With several devices each has its part of the time, if attention is windowed and the parts are long enough. Sinks
-    hear all of the recording in any case.
+    If attention is windowed and the recording is long enough, each local device computes its own part of the time. The
+    sinks attend to the whole recording in any case.
     """
     if isinstance(model, RoFormer):
         model = RoFormer(in_pieces(model.config))
@@ -90,7 +99,12 @@ def apply_model_to_whole(
 
 
 def memory_errors_named(estimates: Iterable[np.ndarray], amount: str) -> Iterator[np.ndarray]:
-    """Passes estimates on; turns the errors of numpy and XLA about too little memory into one sentence."""
+    """Yields the estimates; turns errors of NumPy and XLA about too little memory into an InputError.
+
+    Args:
+      estimates: the estimates.
+      amount: names what is separated at once in the message.
+    """
     try:
         yield from estimates
     except (MemoryError, jax.errors.JaxRuntimeError) as error:
@@ -102,4 +116,5 @@ def memory_errors_named(estimates: Iterable[np.ndarray], amount: str) -> Iterato
 
 
 def whole_hops(config: ModelConfig, samples: int) -> int:
+    """Rounds a number of samples up to whole hops."""
     return math.ceil(samples / config.stft_hop_length) * config.stft_hop_length

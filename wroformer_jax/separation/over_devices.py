@@ -1,9 +1,10 @@
-"""The forward pass with time cut over devices."""
+"""Runs the forward pass with time cut over devices."""
 
 from __future__ import annotations
 
 import functools
-from typing import NamedTuple
+from collections.abc import Mapping
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -11,37 +12,38 @@ from jax.sharding import Mesh, PartitionSpec
 from jaxtyping import Array, Float
 
 from wroformer_jax.config.model import ModelConfig
-from wroformer_jax.model.layers import Params
 from wroformer_jax.model.roformer import RoFormer
 from wroformer_jax.parallel.context_parallel import cut_time, padded_samples
 from wroformer_jax.parallel.mesh import devices_mesh, num_time_parts
 from wroformer_jax.parallel.sharding import batch_shardings, gathered, replicated
 from wroformer_jax.parallel.time_axis import TimeAxis
 
+Params = Mapping[str, Any]
+
 
 class OverDevices(NamedTuple):
-    """A model on a mesh."""
+    """The forward pass on a mesh."""
 
-    function: jax.stages.Wrapped  # (parameters, audio (batch, channel, sample)) to stems, jitted
-    time: TimeAxis  # how the audio's time is cut: it is padded to `padded_samples`
+    function: jax.stages.Wrapped  # jitted: (parameters, audio (batch, channel, sample)) to stems
+    time: TimeAxis  # how time is cut; the audio must be padded to `padded_samples`
 
 
 @functools.lru_cache(8)
 def over_devices(config: ModelConfig, mesh: Mesh, samples: int) -> OverDevices:
-    """The forward pass, its examples and their time spread over a mesh.
+    """Returns the forward pass with examples and time spread over a mesh.
 
     Args:
       config: the settings of the model.
       mesh: the devices.
-      samples: of the audio.
+      samples: length of the audio in samples.
 
     Raises:
-      InputError: time cannot be cut so.
+      InputError: time cannot be cut into that many parts.
     """
     time = cut_time(config, samples, num_time_parts(mesh))
     model = RoFormer(config, time)
 
-    def apply(params: Params, audio: Array) -> Array:
+    def apply(params: Params, audio: Array) -> Any:
         return model.apply({"params": params}, audio)
 
     specs = {name: sharding.spec for name, sharding in batch_shardings(mesh).items()}
@@ -50,7 +52,7 @@ def over_devices(config: ModelConfig, mesh: Mesh, samples: int) -> OverDevices:
         apply = jax.shard_map(apply, mesh=mesh, in_specs=given, out_specs=specs["targets"], check_vma=False)
     out = batch_shardings(mesh)["targets"]
 
-    def plan_forward(params: Params, audio: Array) -> Array:  # `wroformer plan` knows it by this name
+    def plan_forward(params: Params, audio: Array) -> Array:  # `wroformer plan` finds it by this name
         return apply(gathered(params, mesh), audio)
 
     return OverDevices(jax.jit(plan_forward, out_shardings=out), time)
@@ -59,19 +61,22 @@ def over_devices(config: ModelConfig, mesh: Mesh, samples: int) -> OverDevices:
 def separate_over_devices(
     model: RoFormer, params: Params, audio: Float[np.ndarray, "batch channel sample"]
 ) -> Float[np.ndarray, "batch stem channel out_sample"]:
-    """`model.apply`, with time cut over all devices of this process.
+    """Runs `model.apply` with time cut over all devices of this process.
 
     Args:
-      model: with windowed sink attention.
-      params: its parameters; each device gets all of them.
+      model: a model with windowed sink attention.
+      params: its parameters; each device gets a copy.
       audio: mixtures.
 
+    Returns:
+      The stems, with hop * (samples // hop) samples.
+
     Raises:
-      InputError: the audio is too short to be cut.
+      InputError: the audio is too short for so many devices.
     """
     samples, hop = audio.shape[-1], model.config.stft_hop_length
     mesh = devices_mesh(jax.local_devices())
     function, time = over_devices(model.config, mesh, samples)
     padded = np.pad(audio, [(0, 0), (0, 0), (0, padded_samples(time, samples) - samples)])
-    # Cut on the host: to cut it on the devices, each would be given all of it.
+    # The host cuts the audio. If the devices cut it, each would first get all of it.
     return np.asarray(function(jax.device_put(params, replicated(mesh)), padded))[..., : samples // hop * hop]

@@ -1,12 +1,8 @@
-"""From a mixture to its stems: `separate` for arrays, `separate_blocks` for streams of any length.
+"""Separates a stream of any length: blocks of mixture come in, blocks of stems go out.
 
-One song's way: blocks of mixture come in at their own rate, are resampled and given the model's channels, cut into
-overlapping chunks, and separated; the estimates are overlap-added, brought back to the mixture's channels and
-rate, and leave as blocks of stems. Every stage is a generator that holds no more than a few chunks.
-
-The overlap-add is that of the public tools (`demix` of ZFTurbo's Music-Source-Separation-Training): chunks every
-chunk / overlap samples, linear fades over a tenth of a chunk, the sum divided by the summed weights, and the ends
-of a song reflected so that every sample lies in `overlap` chunks.
+`separate_blocks` resamples the blocks to the model's rate, gives them the model's channels, cuts them into overlapping
+chunks and separates those. It overlap-adds the estimates, brings them back to the mixture's channels and rate, and
+yields them as blocks of stems. Every stage is a generator that holds no more than a few chunks.
 """
 
 from __future__ import annotations
@@ -36,20 +32,23 @@ from wroformer_jax.separation.forward import (
     whole_hops,
 )
 from wroformer_jax.separation.overlap_add import gather, overlap_add
+from wroformer_jax.stems import INSTRUMENTAL, VOCALS
 
-# More than anybody separates at once. Far above, sizes overflow in ways that no longer look like too little memory.
+# More than anybody separates at once. Far larger sizes overflow, with errors that do not mention memory.
 LONGEST_CHUNK = 24 * 3600  # seconds
 LARGEST_BATCH = 1 << 16  # chunks
 
 
 def stem_names(config: ModelConfig) -> tuple[str, ...]:
-    """The names that `separate` returns: the model's stems and, if there is only one, the rest of the mixture.
+    """Returns the names of the stems that `separate` returns.
 
-    The rest is called 'instrumental', or 'vocals' where the stem itself is the instrumental.
+    These are the model's stems. If the model has one stem only, the rest of the mixture follows: 'instrumental', or
+    'vocals' if the stem itself is the instrumental.
     """
-    if len(config.stems) > 1:
+    stem, *others = config.stems
+    if others:
         return config.stems
-    return (*config.stems, "vocals" if config.stems[0] == "instrumental" else "instrumental")
+    return stem, VOCALS if stem == INSTRUMENTAL else INSTRUMENTAL
 
 
 def separate_blocks(
@@ -63,34 +62,45 @@ def separate_blocks(
     batch_size: int = 1,
     tta: bool = False,
 ) -> Iterator[dict[str, np.ndarray]]:
-    """Separates a stream: takes blocks of mixture, yields blocks of stems as they are finished.
+    """Separates a stream: takes blocks of mixture and yields blocks of stems as soon as they are finished.
 
-    The blocks that come out have other lengths than those that go in, the same for all stems, and add up to the
-    same number of samples. What is held at any time is a few chunks, however long the stream (all of it for
-    `chunk_seconds=None`). Arguments and errors as for `separate`.
+    The blocks of stems have other lengths than the blocks of mixture, but the same total length. Memory holds a few
+    chunks, however long the stream is (the whole stream for `chunk_seconds=None`). Arguments and errors are those of
+    `separate`.
+
+    Args:
+      model: as for `separate`.
+      params: as for `separate`.
+      blocks: the mixture as arrays (channels, samples) of any length, float32.
+      sample_rate: as for `separate`, in Hz.
+      chunk_seconds: as for `separate`.
+      overlap: as for `separate`.
+      batch_size: as for `separate`.
+      tta: as for `separate`.
+
+    Yields:
+      By name, the next samples of each stem as float32 (channels, samples); the same length for all stems.
     """
     config: ModelConfig = model.config
-    _check_whole("sample_rate", sample_rate)
-    _check_whole("batch_size", batch_size, most=LARGEST_BATCH)
+    check_whole_number("sample_rate", sample_rate)
+    check_whole_number("batch_size", batch_size, maximum=LARGEST_BATCH)
     chunk = chunk_samples(config, chunk_seconds, overlap)
     blocks = iter(blocks)
     first = next(blocks, None)
     if first is None:
         return
     channels = len(first)
-    # The mixture waits here for its stems: the rest is a difference, and the count is where the stems end.
+    # The mixture is kept until its stems are finished: the rest is a difference, and the stems end where it ends.
     waiting = _Queue()
-    heard = waiting.recording(itertools.chain([first], blocks))
+    passing = waiting.recording(itertools.chain([first], blocks))
     if sample_rate != config.sample_rate:
-        heard = resample_blocks(_with_room(heard, sample_rate, config), sample_rate, config.sample_rate)
+        passing = resample_blocks(_with_silence(passing, sample_rate, config), sample_rate, config.sample_rate)
     apply = apply_model if chunk else apply_model_to_whole
-    run = model_runner(
-        functools.partial(apply, model, jax.device_put(params)), model.config, channels=channels, tta=tta
-    )
+    run = model_runner(functools.partial(apply, model, jax.device_put(params)), config, channels=channels, tta=tta)
     if chunk is None:
-        estimates = in_one_pass(heard, run, config)
+        estimates = in_one_pass(passing, run, config)
     else:
-        estimates = overlap_add(heard, run, chunk=chunk, step=chunk // overlap, batch_size=batch_size)
+        estimates = overlap_add(passing, run, chunk=chunk, step=chunk // overlap, batch_size=batch_size)
     amount = "the whole recording" if chunk is None else f"{batch_size} x {chunk / config.sample_rate:.1f} s of audio"
     estimates = memory_errors_named(estimates, amount)
     flat = (estimate.reshape(-1, estimate.shape[-1]) for estimate in estimates)
@@ -107,13 +117,18 @@ def separate_blocks(
 
 
 def chunk_samples(config: ModelConfig, chunk_seconds: float | None, overlap: int) -> int | None:
-    """The length of a chunk in samples of the model, whole hops; None for the whole recording.
+    """Returns the length of a chunk in samples at the model's rate, rounded up to whole hops.
+
+    Args:
+      config: the model's settings.
+      chunk_seconds: length of a chunk in seconds; None, which is returned, for the whole recording in one pass.
+      overlap: number of chunks that each sample lies in.
 
     Raises:
       InputError: the chunk is shorter than an STFT window or longer than a day, or `overlap` is not a whole number
         of at least 1.
     """
-    _check_whole("overlap", overlap)
+    check_whole_number("overlap", overlap)
     if chunk_seconds is None:
         return None
     shortest = max(config.stft_n_fft, overlap)
@@ -127,36 +142,39 @@ def chunk_samples(config: ModelConfig, chunk_seconds: float | None, overlap: int
     return whole_hops(config, math.ceil(chunk_seconds * config.sample_rate))
 
 
+def check_whole_number(name: str, value: Any, maximum: int | None = None) -> None:
+    """Raises an InputError unless `value` is a whole number from 1 to `maximum`; 2.0 and NumPy's numbers count."""
+    if not isinstance(value, numbers.Real) or value < 1 or value % 1:
+        raise InputError(f"{name} is {value!r}, expected a whole number of at least 1")
+    if maximum is not None and float(value) > maximum:
+        raise InputError(f"{name} is {value!r}, expected at most {maximum}")
+
+
 class _Queue:
-    """Samples that went by and are still needed."""
+    """Keeps the samples of blocks that pass by until they are taken."""
 
     def __init__(self) -> None:
         self._blocks: collections.deque[np.ndarray] = collections.deque()
 
     def recording(self, blocks: Iterable[np.ndarray]) -> Iterator[np.ndarray]:
-        """Passes blocks on and keeps them."""
+        """Yields the blocks and keeps them."""
         for block in blocks:
             self._blocks.append(block)
             yield block
 
     def take(self, samples: int) -> Float32[np.ndarray, "channel _"]:
-        """The oldest samples, at most that many; they are no longer kept."""
+        """Removes and returns the oldest samples, at most that many."""
         taken = gather((self._blocks.popleft() for _ in range(len(self._blocks))), samples)
         self._blocks.appendleft(taken[:, samples:])
         return taken[:, :samples]
 
 
-def _with_room(
+def _with_silence(
     blocks: Iterable[Float32[np.ndarray, "channel _"]], sample_rate: int, config: ModelConfig
 ) -> Iterator[Float32[np.ndarray, "channel _"]]:
-    """Appends the silence that makes resampling there and back give no fewer samples than went in."""
+    """Appends silence, so that resampling to the model's rate and back returns no fewer samples than went in."""
+    channels = 0
     for block in blocks:
+        channels = len(block)
         yield block
-    yield np.zeros((len(block), math.ceil(sample_rate / config.sample_rate)), np.float32)
-
-
-def _check_whole(name: str, value: Any, most: int | None = None) -> None:
-    if not isinstance(value, numbers.Real) or value < 1 or value % 1:
-        raise InputError(f"{name} is {value!r}, expected a whole number of at least 1")
-    if most is not None and value > most:
-        raise InputError(f"{name} is {value!r}, expected at most {most}")
+    yield np.zeros((channels, math.ceil(sample_rate / config.sample_rate)), np.float32)
