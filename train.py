@@ -16,7 +16,7 @@ import traceback
 from absl import app, flags, logging
 from ml_collections import ConfigDict, config_flags
 
-from wroformer_jax.config.training import TrainingConfig
+from wroformer_jax.config.training import TrainingConfig, unknown_field
 from wroformer_jax.errors import InputError
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "the settings, for example configs/quickstart.py")
@@ -75,8 +75,7 @@ def _sentence(error: Exception) -> str:
     """What ml_collections and absl raise, without quoting marks round it and lines before the reason."""
     text = str(error.args[0] if error.args else error).replace("\\n", "\n").replace("\\'", "'")
     if isinstance(error, AttributeError | KeyError) and (name := re.match(r"['\"]+(\w+)", text)):
-        nearest = re.search(r'Did you mean "([^"]+)"', text)
-        return f"unknown config field {name[1]!r}" + (f", did you mean {nearest[1]!r}?" if nearest else "")
+        return unknown_field(name[1])
     if "Flag --" in str(error) and "must have a value" in str(error):
         return "--config and --workdir are needed, as in --config=configs/quickstart.py --workdir=runs/quickstart"
     if missing := re.search(r"No such file or directory: '([^']+)'", str(error)):

@@ -74,7 +74,12 @@ ATTENTIONS = {
     "window and sinks": {"time_mixer": "windowed_sink", "num_sinks": 8},
     "full": {"time_mixer": "full", "num_sinks": 0},
 }
-RUN = {"steps": 1000, "learning_rate": 4e-3, "loss_windows": (1024,), "loss_hop": 400, "data": "made here"}
+RUN = {
+    "steps": 1000,
+    "data": "made here",
+    "optimizer": {"learning_rate": 4e-3},
+    "loss": {"windows": (1024,), "hop": 400},
+}
 DISTANCES = (0, 1, 2, 4, 8, np.inf)  # seconds from a break: borders of what is told apart
 TRAIN, TEST = 0, 1
 
@@ -174,10 +179,9 @@ class Training:
         spec = importlib.util.spec_from_file_location("quickstart", ROOT / "configs" / "quickstart.py")
         module = importlib.util.module_from_spec(spec)
         spec.loader.exec_module(module)
-        base = module.get_config().to_dict()
+        quickstart = TrainingConfig.from_dict(module.get_config().to_dict())
         sizes = {"seconds": float(self.seconds), "batch_size": AUDIO_PER_STEP // self.seconds, "seed": self.seed}
-        model = {**base["model"], **MODEL, **ATTENTIONS[self.attention]}
-        return TrainingConfig.from_dict({**base, **RUN, **sizes, "model": model})
+        return quickstart.with_changes(**RUN, **sizes, model={**MODEL, **ATTENTIONS[self.attention]})
 
 
 def trainings(seeds: int) -> list[Training]:

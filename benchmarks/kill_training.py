@@ -27,9 +27,10 @@ ROOT = Path(__file__).parents[1]
 # A model and songs so small that most of a life is not the compiling of the step.
 SMALL = [
     "--config.model.dim=8", "--config.model.num_bands=8", "--config.model.dim_feed_forward=8",
-    "--config.model.dim_mask=8", "--config.seconds=0.3", "--config.song_seconds=2", "--config.train_songs=4",
-    "--config.validation_songs=1", "--config.batch_size=2", "--config.steps=600", "--config.checkpoint_every=10",
-    "--config.validate_every=200", "--config.loss_windows=(1024,256)", "--config.ema=0.9",
+    "--config.model.dim_mask=8", "--config.seconds=0.3", "--config.synthetic.song_seconds=2",
+    "--config.synthetic.train_songs=4", "--config.validation.songs=1", "--config.batch_size=2", "--config.steps=600",
+    "--config.checkpoints.every=10", "--config.validation.every=200", "--config.loss.windows=(1024,256)",
+    "--config.optimizer.ema=0.9",
 ]  # fmt: skip
 
 

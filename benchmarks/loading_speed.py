@@ -49,7 +49,7 @@ def waiting_share(config: TrainingConfig, record_set: RecordSet, num_steps: int)
         batch_size=config.batch_size,
         targets=config.model.stems,
         workers=1,
-        prefetch=config.prefetch,
+        prefetch=config.loading.prefetch,
     )
     step, state = make_train_step(config), initial_state(config)
     with batches(record_set, "train", loading) as loader:

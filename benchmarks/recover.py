@@ -35,9 +35,9 @@ from wroformer_jax.data.prepare.write import prepare_synthetic
 from wroformer_jax.data.record_set import RecordSet, is_set
 from wroformer_jax.io.files import replacing
 from wroformer_jax.model.blocks import Transformer
-from wroformer_jax.model.layers import Params
+from wroformer_jax.model.layers import Attention, Params
 from wroformer_jax.model.params import add_windowed_sinks, num_parameters
-from wroformer_jax.model.roformer import Attention, RoFormer
+from wroformer_jax.model.roformer import RoFormer
 from wroformer_jax.model.rotary import rotary_tables
 from wroformer_jax.training.data import TRAIN, loading_of, open_songs
 from wroformer_jax.training.trainer import train
@@ -62,17 +62,19 @@ MODEL = {
 FULL = {"time_mixer": "full", "num_sinks": 0}
 RUN = {
     "seconds": 2.0,  # 100 frames
-    "validation_songs": 8,
-    "validation_chunk_seconds": 2.0,
+    "validation": {"songs": 8, "chunk_seconds": 2.0},
     "batch_size": 4,
-    "workers": 0,
-    "loss_windows": (1024, 512, 256),
-    "loss_hop": 320,
-    "log_every": 50,
-    "checkpoint_every": 100,
+    "loading": {"workers": 0},
+    "loss": {"windows": (1024, 512, 256), "hop": 320},
+    "logging": {"every": 50},
+    "checkpoints": {"every": 100},
 }
-TEACHER = {"steps": 1000, "learning_rate": 3e-3, "validate_every": 500}
-STUDENT = {"steps": 200, "learning_rate": 1e-3, "validate_every": 200, "ema": 0.99, "warmup": 0.1}
+TEACHER = {"steps": 1000, "optimizer": {"learning_rate": 3e-3}, "validation": {"every": 500}}
+STUDENT = {
+    "steps": 200,
+    "optimizer": {"learning_rate": 1e-3, "ema": 0.99, "warmup": 0.1},
+    "validation": {"every": 200},
+}
 WAYS = {"reconstruction": 0.0, "distillation": 1.0}  # weight of the masks
 SONGS = {"train_songs": 48, "test_songs": 8, "seconds": 8.0, "sample_rate": RATE, "seed": 0}
 
@@ -115,9 +117,9 @@ def config_of(songs: Path, model: dict[str, Any], **fields: Any) -> TrainingConf
     spec = importlib.util.spec_from_file_location("quickstart", ROOT / "configs" / "quickstart.py")
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
-    base = module.get_config().to_dict()
-    changed = {**RUN, **fields, "data": str(songs), "model": {**base["model"], **MODEL, **model}}
-    return TrainingConfig.from_dict({**base, **changed})
+    quickstart = TrainingConfig.from_dict(module.get_config().to_dict())
+    changed = quickstart.with_changes(**RUN, data=str(songs), model={**MODEL, **model})
+    return changed.with_changes(**fields)
 
 
 class Experiment:
@@ -152,7 +154,7 @@ class Experiment:
         """Trains what `swap` saved."""
         weights = {"l1": 1.0, "stft": 1.0, "masks": WAYS[way]}
         teacher = {"teacher": str(self.teacher), "teacher_seconds": RUN["seconds"]} if WAYS[way] else {}
-        start = {"init": str(self.folder / variant.name), **teacher, "loss_weights": weights}
+        start = {"init": str(self.folder / variant.name), **teacher, "loss": {"weights": weights}}
         config = config_of(self.songs, variant.model, **STUDENT, **start)
         self._once(name_of(variant, way), lambda: train(config, self.folder / name_of(variant, way)))
 

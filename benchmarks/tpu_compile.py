@@ -34,11 +34,14 @@ def settings(path: str, seconds: float, data: int, fsdp: int, *, with_teacher: b
     spec = importlib.util.spec_from_file_location("config", ROOT / path)
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
-    fields = module.get_config().to_dict()
-    fields |= {"mesh": {"data": data, "fsdp": fsdp, "seq": 1}, "seconds": seconds, "accumulate": 1}
-    if not with_teacher:
-        fields["loss_weights"]["masks"] = 0.0
-    return TrainingConfig.from_dict(fields)
+    config = TrainingConfig.from_dict(module.get_config().to_dict())
+    weights = {} if with_teacher else {"masks": 0.0}
+    return config.with_changes(
+        mesh={"data": data, "fsdp": fsdp, "seq": 1},
+        seconds=seconds,
+        optimizer={"accumulate": 1},
+        loss={"weights": weights},
+    )
 
 
 def row(config: TrainingConfig, name: str) -> dict[str, object]:

@@ -42,10 +42,10 @@ def train(seconds: float, way: str, steps: int) -> dict[str, object]:
     spec = importlib.util.spec_from_file_location("quickstart", ROOT / "configs" / "quickstart.py")
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
-    fields = module.get_config().to_dict()
-    model = {**fields["model"], **WAYS[way]}
-    fields |= {"model": model, "seconds": seconds, "song_seconds": seconds, "batch_size": 1}
-    config = TrainingConfig.from_dict(fields)
+    quickstart = TrainingConfig.from_dict(module.get_config().to_dict())
+    config = quickstart.with_changes(
+        model=WAYS[way], seconds=seconds, synthetic={"song_seconds": seconds}, batch_size=1
+    )
     mesh = make_mesh(config.mesh)
     state, step = initial_state(config, mesh), make_train_step(config, mesh)
     rng, shapes, losses = np.random.default_rng(0), batch_shapes(config, mesh), []

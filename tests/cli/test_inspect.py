@@ -121,7 +121,7 @@ def test_settings_are_those_of_the_run(workdir, capsys):
     assert model == {name: json.dumps(value) for name, value in CONFIG.model.to_dict().items()}
     assert training["steps"] == "60"
     assert training["augment.remix"] == "0.5"
-    assert training["loss_windows"] == "[256, 64]"
+    assert training["loss.windows"] == "[256, 64]"
     assert not any(name.startswith("model") for name in training)
 
 

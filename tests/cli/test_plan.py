@@ -14,7 +14,7 @@ from support.tiny_training import tiny_run
 
 from wroformer_jax.cli import app
 from wroformer_jax.cli.plan_tables import tables
-from wroformer_jax.config.checks import FrozenMapping
+from wroformer_jax.config.groups import LossWeights
 from wroformer_jax.errors import InputError
 from wroformer_jax.parallel.mesh import make_mesh
 from wroformer_jax.planning import lengths
@@ -184,12 +184,12 @@ def test_settings_are_changed(config, compiled):
         "--set",
         "steps=7",
         "--set",
-        "schedule=cosine",
+        "optimizer.schedule=cosine",
     ]
     assert run("--config", config, "--seconds", 20, *changes) == 0
     [asked] = compiled
-    assert (asked.model.dim, asked.steps, asked.schedule, asked.seconds) == (32, 7, "cosine", 20.0)
-    assert asked.song_seconds >= 20
+    assert (asked.model.dim, asked.steps, asked.optimizer.schedule, asked.seconds) == (32, 7, "cosine", 20.0)
+    assert asked.synthetic.song_seconds >= 20
 
 
 @pytest.mark.parametrize(("mixer", "sinks"), [("full", 0), ("windowed_sink", 2)])
@@ -209,7 +209,7 @@ def test_the_teacher_can_be_left_out(tmp_path, compiled, capsys):
     assert run("--config", path) == 0
     assert "teacher         full attention" in capsys.readouterr().out
     assert run("--config", path, "--no-teacher") == 0
-    assert compiled[1].loss_weights == FrozenMapping({"l1": 1.0, "stft": 1.0, "masks": 0.0})
+    assert compiled[1].loss.weights == LossWeights(l1=1.0, stft=1.0, masks=0.0)
     assert "teacher         none" in capsys.readouterr().out
 
 
@@ -261,7 +261,7 @@ def test_no_libtpu(config, capsys, monkeypatch):
         (["--mesh", "data=3"], "mesh is data=3, fsdp=1, seq=1, which takes 3 devices, but there are 1"),
         (["--seconds", "4000"], "seconds is 4000.0, expected a number above 0 and of at most 3600"),
         (["--seconds", "0.001"], "seconds is 0.001, which is 0 samples"),
-        (["--set", "accumulate=2", "--set", "batch_size=3"], "batch_size is 3, which does not divide"),
+        (["--set", "optimizer.accumulate=2", "--set", "batch_size=3"], "batch_size is 3, which does not divide"),
         (["--json", "nowhere/plan.json"], "--json nowhere/plan.json cannot be written: nowhere is not a folder"),
         (["--json", "."], "--json . cannot be written: . is a folder"),
     ],

@@ -28,7 +28,7 @@ CONFIG = "--config=configs/quickstart.py"
         (["--workdir=w", "--config=tests/bad_configs/no_config.py"], "get_config() gives int, expected a ConfigDict"),
         (["--workdir=w", CONFIG, "--config.model.num_bands=400"], "400 mel bands at 44100 Hz"),
         (["--workdir=w", CONFIG, "--config.stepz=4"], "unknown config field 'stepz', did you mean 'steps'?"),
-        (["--workdir=w", CONFIG, "--config.model.dimm=4"], "unknown config field 'dimm', did you mean 'dim'?"),
+        (["--workdir=w", CONFIG, "--config.model.dimm=4"], "unknown config field 'dimm', did you mean 'model.dim'?"),
         (["--workdir=w", CONFIG, "--config.steps=many"], "--config.steps=many: invalid literal"),
         (["--workdir=w", CONFIG, "--config.steps=-4"], "steps is -4, expected a whole number of at least 1"),
         (["--workdir=w", CONFIG, "--workdri=w"], "Unknown command line flag 'workdri'"),
@@ -53,16 +53,16 @@ def test_short_quickstart_and_what_a_resumed_one_refuses(tmp_path):
         f"--workdir={workdir}",
         "--config.steps=2",
         "--config.batch_size=1",
-        "--config.train_songs=1",
-        "--config.validation_songs=1",
-        "--config.song_seconds=2",
+        "--config.synthetic.train_songs=1",
+        "--config.validation.songs=1",
+        "--config.synthetic.song_seconds=2",
     ]
     result = train(*short)
     assert result.returncode == 0, result.stderr
     assert result.stdout.splitlines()[-1] == f"  tensorboard --logdir {workdir}  (needs: pip install tensorboard)"
     assert result.stderr == ""
     config = json.loads((workdir / "config.json").read_text())
-    assert (config["steps"], config["song_seconds"], config["model"]["num_sinks"]) == (2, 2.0, 8)
+    assert (config["steps"], config["synthetic"]["song_seconds"], config["model"]["num_sinks"]) == (2, 2.0, 8)
     assert (workdir / "checkpoints" / "2").is_dir()
 
     result = train(*short, "--config.model.dim=32")

@@ -21,10 +21,10 @@ from wroformer_jax.training.state import time_of
 
 PROGRAM = Path(__file__).parents[1] / "support" / "time_parts.py"
 
-TEACHER = {"teacher": "not read", "loss_weights": {"masks": 1.0}}
+TEACHER = {"teacher": "not read", "loss": {"weights": {"masks": 1.0}}}
 EVERYTHING = {  # at the same time
     "model": {"depth": 2, "skip_connection": True, "remat": "block", "blocks_per_save": 2, "places_at_once": 60},
-    "accumulate": 2,
+    "optimizer": {"accumulate": 2},
     "batch_size": 4,
 }
 ROUNDED = {"model": {"stream_dtype": "bfloat16"}}
@@ -52,7 +52,7 @@ REFERENCES = {
 }
 # 61 hops of 128 samples; a teacher of 4 hops. Of a single head the gradient of the gate's bias is a single number,
 # which may all but cancel.
-SETTINGS = tiny(batch_size=2, seconds=0.488, loss_windows=(512, 64), teacher_seconds=0.032)
+SETTINGS = tiny(batch_size=2, seconds=0.488, loss={"windows": (512, 64)}, teacher_seconds=0.032)
 SETTINGS = dataclasses.replace(SETTINGS, model=dataclasses.replace(SETTINGS.model, heads=2))
 
 
@@ -76,7 +76,7 @@ def test_loss_and_gradients_are_those_of_one_device(found, case):
     name, tolerance = REFERENCES[case]
     (measured, arrays, _), (reference, expected, _) = found[case], found[name]
     assert measured.keys() == reference.keys()
-    assert ("masks" in measured) == ("loss_weights" in CASES[case])
+    assert ("masks" in measured) == ("teacher" in CASES[case])
     for name in measured:
         np.testing.assert_allclose(measured[name], reference[name], rtol=tolerance, err_msg=name)
     gradients = [name for name in expected if name.startswith("[")]
@@ -108,7 +108,7 @@ def halo_bytes(config):
     model, forward, both = config.model, 1, 2  # the backward pass sends the cotangents back
     signals = config.batch_size * model.num_stems * model.channels
     edge = model.stft_n_fft // 2
-    losses = sum(max(window, model.stft_n_fft) // 2 for window in config.loss_windows)
+    losses = sum(max(window, model.stft_n_fft) // 2 for window in config.loss.windows)
     # Mixtures need no gradient; then the stems' overlap, the losses' frames, and keys and values.
     samples = config.batch_size * model.channels * edge * forward + signals * (edge + losses) * both
     places = config.batch_size * model.num_bands * (model.window // 2) * model.depth
@@ -127,12 +127,8 @@ def test_on_tpus_nothing_grows_with_the_length():
     sent = []
     target = topology("v5e:2x4")
     for seconds in (1.0, 2.0):
-        fields = {
-            "mesh": type(SETTINGS.mesh)({"data": 1, "fsdp": 1, "seq": 8}),
-            "seconds": seconds,
-            "song_seconds": 8.0,
-        }
-        config, mesh = settle(dataclasses.replace(SETTINGS, **fields), target, batch_size=SETTINGS.batch_size)
+        changed = SETTINGS.with_changes(mesh={"seq": 8}, seconds=seconds, synthetic={"song_seconds": 8.0})
+        config, mesh = settle(changed, target, batch_size=SETTINGS.batch_size)
         exchanged = plan(config, mesh, target).collectives
         assert all(one.is_exact for one in exchanged)
         permuted = sum(one.size * one.executions for one in exchanged if one.kind == "collective-permute")
@@ -143,8 +139,7 @@ def test_on_tpus_nothing_grows_with_the_length():
 
 def test_an_example_without_a_whole_window_of_the_teacher_is_refused():
     """Its masks would be compared nowhere."""
-    fields = {"teacher": "not read", "loss_weights": type(SETTINGS.mesh)({**SETTINGS.loss_weights, "masks": 1.0})}
-    config = dataclasses.replace(SETTINGS, teacher_seconds=1.0, **fields)
+    config = SETTINGS.with_changes(**TEACHER, teacher_seconds=1.0)
     whole, cut = (AbstractMesh((1, 1, parts), ("data", "fsdp", "seq")) for parts in (1, 2))
     assert time_of(config, whole).is_whole
     with pytest.raises(InputError, match=r"seconds is 0\.488, less than teacher_seconds = 1: .*mesh\.seq = 2"):

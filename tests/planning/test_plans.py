@@ -24,7 +24,7 @@ from wroformer_jax.training.state import abstract_batch, abstract_state
 from wroformer_jax.training.throughput import step_flops
 
 HERE = tiny_run(model=MODEL, loss_windows=(256,), seconds=0.1, teacher="none.ckpt")
-WITH_TEACHER = dataclasses.replace(HERE, loss_weights=type(HERE.loss_weights)({"l1": 1.0, "stft": 0.0, "masks": 1.0}))
+WITH_TEACHER = HERE.with_changes(loss={"weights": {"l1": 1.0, "stft": 0.0, "masks": 1.0}})
 
 
 @pytest.fixture(scope="module")
@@ -90,7 +90,7 @@ def test_memory_that_is_not_there(planned):
 
 
 def test_one_example_for_each_part_of_the_mesh_unless_told_otherwise():
-    accumulating = dataclasses.replace(HERE, accumulate=3, batch_size=6)
+    accumulating = HERE.with_changes(optimizer={"accumulate": 3}, batch_size=6)
     assert settle(accumulating, local_devices())[0].batch_size == 3
     assert settle(accumulating, local_devices(), batch_size=9)[0].batch_size == 9
     with pytest.raises(InputError, match="batch_size is 4, which does not divide"):
@@ -129,7 +129,7 @@ def test_what_is_sent_is_multiplied():
 def test_a_step_on_a_tpu_slice():
     """State cut in four, parameters gathered, gradients summed, all of it in bounds and with a time."""
     target = topology("v5e:2x2")
-    config, mesh = settle(dataclasses.replace(HERE, mesh=type(HERE.mesh)({"data": 1, "fsdp": -1, "seq": 1})), target)
+    config, mesh = settle(HERE.with_changes(mesh={"data": 1, "fsdp": -1}), target)
     found = plan(config, mesh, target)
     assert (found.num_devices, found.config.batch_size, found.mesh["fsdp"]) == (4, 4, 4)
     whole = bytes_per_device(abstract_state(config, make_mesh({"data": 1, "fsdp": 1, "seq": 1})))

@@ -71,7 +71,7 @@ def main() -> None:
     for sizes, accumulate in json.loads(MESHES):
         mesh = dict(zip(("data", "fsdp", "seq"), sizes, strict=True))
         losses, gradients, num_bytes = run(
-            TrainingConfig.from_dict({**json.loads(SETTINGS), "mesh": mesh, "accumulate": accumulate})
+            TrainingConfig.from_dict(json.loads(SETTINGS)).with_changes(mesh=mesh, optimizer={"accumulate": accumulate})
         )
         if is_first():
             name = f"gradients-{jax.process_count()}-{'x'.join(map(str, sizes))}-{accumulate}.npz"

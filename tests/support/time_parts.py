@@ -102,10 +102,8 @@ def run(config):
 
 def main():
     for name, changed in json.loads(CASES).items():
-        fields = json.loads(SETTINGS)
-        for field, value in changed.items():
-            fields[field] = {**fields[field], **value} if isinstance(value, dict) else value
-        measured, sent, arrays = run(TrainingConfig.from_dict(fields))
+        config = TrainingConfig.from_dict(json.loads(SETTINGS)).with_changes(**changed)
+        measured, sent, arrays = run(config)
         np.savez(Path(FOLDER) / f"{name}.npz", **arrays)
         print(json.dumps({"case": name, "measured": measured, "sent": sent}), flush=True)
 

@@ -55,10 +55,8 @@ def fields_of(name):
 
 
 def tiny_run(model=None, **fields):
-    base = fields_of("quickstart")
-    return TrainingConfig.from_dict(
-        {**base, **TRAINING, **fields, "model": {**base["model"], **MODEL, **(model or {})}}
-    )
+    quickstart = TrainingConfig.from_dict(fields_of("quickstart"))
+    return quickstart.with_changes(**TRAINING, model=MODEL).with_changes(**fields, model=model or {})
 
 
 @contextlib.contextmanager
@@ -138,4 +136,4 @@ LEAST_TRAINING = {
 
 
 def tiny(model=None, **fields):
-    return TrainingConfig.from_dict({**LEAST_TRAINING, **fields, "model": {**LEAST_MODEL, **(model or {})}})
+    return TrainingConfig().with_changes(**LEAST_TRAINING, model=LEAST_MODEL).with_changes(**fields, model=model or {})

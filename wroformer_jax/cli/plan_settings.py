@@ -17,23 +17,25 @@ from wroformer_jax.planning.lengths import with_seconds
 
 def planned_settings(args: argparse.Namespace) -> tuple[TrainingConfig, int | None]:
     """The config with the changes that were asked for, and the size of a batch if one was."""
+    from wroformer_jax.config.former_names import with_current_names
     from wroformer_jax.config.model import ModelConfig
     from wroformer_jax.config.training import TrainingConfig
 
-    fields = _read(args.config)
+    fields = with_current_names(_read(args.config))
     for assignment in args.set:
         _assign(fields, assignment)
+    fields = with_current_names(fields)
     model = fields.get("model")
     if args.time_mixer and isinstance(model, dict):
         model["time_mixer"] = args.time_mixer
         windows = args.time_mixer == "windowed_sink"
         model["num_sinks"] = (model.get("num_sinks") or ModelConfig.num_sinks) if windows else 0
         if not windows:  # patterns of the sinks would match nothing; scales take no memory
-            fields["learning_rate_scales"] = ()
+            _assign(fields, "optimizer.learning_rate_scales=()")
     if args.mesh:
         fields["mesh"] = args.mesh
-    if args.no_teacher and isinstance(fields.get("loss_weights"), dict):
-        fields["loss_weights"]["masks"] = 0.0
+    if args.no_teacher:
+        _assign(fields, "loss.weights.masks=0")
     batch_size = fields.get("batch_size") if any(text.startswith("batch_size=") for text in args.set) else None
     config = TrainingConfig.from_dict(fields)
     if isinstance(args.seconds, float):

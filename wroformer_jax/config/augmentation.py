@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
-import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
-from wroformer_jax.errors import InputError, suggestion
+from wroformer_jax.config import checks
+from wroformer_jax.config.checks import check_probability, checked_tuple, is_number
+from wroformer_jax.errors import InputError
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,47 +46,32 @@ class Augmentation:
 
     def __post_init__(self) -> None:
         for name in ("remix", "gain", "channel_swap", "polarity", "time_inversion", "silence", "skip_silence"):
-            _check_probability(name, getattr(self, name))
+            check_probability(name, getattr(self, name))
         for name in ("mixup", "gain_range", "mixup_range"):
-            value = getattr(self, name)
-            if isinstance(value, str) or not isinstance(value, Sequence):
-                raise InputError(f"{name} is {value!r}, expected a list of numbers")
-            object.__setattr__(self, name, tuple(value))  # JSON has lists
+            object.__setattr__(self, name, checked_tuple(name, getattr(self, name), "numbers"))
         for probability in self.mixup:
-            _check_probability("mixup", probability)
+            check_probability("mixup", probability)
         for name in ("gain_range", "mixup_range"):
             value = getattr(self, name)
-            if len(value) != 2 or not all(map(_is_number, value)) or not 0 < value[0] <= value[1]:
+            if len(value) != 2 or not all(map(is_number, value)) or not 0 < value[0] <= value[1]:
                 raise InputError(f"{name} is {value!r}, expected the least and the largest factor, both above 0")
 
     @classmethod
     def none(cls) -> Augmentation:
         """No augmentation at all: crops of songs as they are."""
-        nothing = {field.name: 0.0 for field in dataclasses.fields(cls) if field.type == "float"}
-        return cls(**nothing, mixup=())
+        return cls(
+            0.0, 0.0, mixup=(), channel_swap=0.0, polarity=0.0, time_inversion=0.0, silence=0.0, skip_silence=0.0
+        )
 
     def to_dict(self) -> dict[str, Any]:
         """A dict of plain JSON types; `from_dict` reads it back."""
-        return {k: list(v) if isinstance(v, tuple) else v for k, v in dataclasses.asdict(self).items()}
+        return checks.to_dict(self)
 
     @classmethod
     def from_dict(cls, fields: Mapping[str, Any]) -> Augmentation:
-        """Builds it from plain values; what is not named has its default.
+        """Builds it from plain values; fields that are not given get their defaults.
 
         Raises:
           InputError: a field is unknown (the nearest known name is suggested) or has an impossible value.
         """
-        known = [field.name for field in dataclasses.fields(cls)]
-        for name in fields:
-            if name not in known:
-                raise InputError(f"unknown field of the augmentation {name!r}{suggestion(name, known)}")
-        return cls(**fields)
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
-
-
-def _check_probability(name: str, value: Any) -> None:
-    if not _is_number(value) or not 0 <= value <= 1:
-        raise InputError(f"{name} is {value!r}, expected a probability from 0 to 1")
+        return checks.from_dict(cls, fields, what="field of the augmentation")

@@ -7,7 +7,9 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-from wroformer_jax.errors import InputError, suggestion
+from wroformer_jax.config import checks
+from wroformer_jax.config.checks import check_choice, check_flag, check_whole_number, checked_tuple
+from wroformer_jax.errors import InputError
 
 BAND_SCHEMES = ("mel", "band_split")
 TIME_MIXERS = ("windowed_sink", "full", "naive")
@@ -74,33 +76,36 @@ class ModelConfig:
         # JSON and YAML give lists where a hashable config needs tuples.
         object.__setattr__(self, "stems", tuple(self.stems))
         if self.freqs_per_bands is not None:
-            object.__setattr__(self, "freqs_per_bands", tuple(self.freqs_per_bands))
+            bands = checked_tuple("freqs_per_bands", self.freqs_per_bands, "numbers of bins")
+            object.__setattr__(self, "freqs_per_bands", bands)
         elif self.band_scheme == "band_split":
             object.__setattr__(self, "freqs_per_bands", DEFAULT_FREQS_PER_BANDS)
-        if self.band_scheme == "band_split":
+        if self.band_scheme == "band_split" and self.freqs_per_bands is not None:
             object.__setattr__(self, "num_bands", len(self.freqs_per_bands))
         if isinstance(self.remat, bool):  # as models were saved before there was a choice
             object.__setattr__(self, "remat", "block" if self.remat else "none")
         self._validate()
 
     def _validate(self) -> None:
-        for name, allowed in (
-            ("band_scheme", BAND_SCHEMES),
-            ("time_mixer", TIME_MIXERS),
-            ("dtype", DTYPES),
-            ("remat", REMATS),
-            ("stream_dtype", DTYPES),
-            ("channels", (1, 2)),
-        ):
-            if (value := getattr(self, name)) not in allowed:
-                raise InputError(f"{name} is {value!r}, expected one of {', '.join(map(repr, allowed))}")
+        for name, allowed in _CHOICES.items():
+            check_choice(name, getattr(self, name), allowed)
         for name in _POSITIVE:
-            _check_int(name, getattr(self, name), minimum=1)
+            check_whole_number(name, getattr(self, name), minimum=1)
         for name in ("window", "num_sinks", "places_at_once"):
-            _check_int(name, getattr(self, name), minimum=0)
+            check_whole_number(name, getattr(self, name), minimum=0)
         for name in ("skip_connection", "zero_dc"):
-            if not isinstance(value := getattr(self, name), bool):
-                raise InputError(f"{name} is {value!r}, expected true or false")
+            check_flag(name, getattr(self, name))
+        if self.dim_head % 2:
+            raise InputError(f"dim_head is {self.dim_head}, but rotary embeddings turn pairs: it must be even")
+        if not self.stems or not all(isinstance(s, str) and s for s in self.stems):
+            raise InputError(f"stems is {self.stems!r}, expected at least one name")
+        if len(set(self.stems)) != len(self.stems):
+            raise InputError(f"stems names a stem twice: {', '.join(self.stems)}")
+        self._check_memory()
+        self._check_stft()
+        self._check_bands()
+
+    def _check_memory(self) -> None:
         if self.depth % self.blocks_per_save:
             raise InputError(f"blocks_per_save is {self.blocks_per_save}, which does not divide depth = {self.depth}")
         if self.blocks_per_save > 1 and self.remat not in ("block", "offload"):
@@ -112,12 +117,8 @@ class ModelConfig:
             raise InputError(
                 "places_at_once computes products again, which remat 'dots' is to keep: set one of them only"
             )
-        if self.dim_head % 2:
-            raise InputError(f"dim_head is {self.dim_head}, but rotary embeddings turn pairs: it must be even")
-        if not self.stems or not all(isinstance(s, str) and s for s in self.stems):
-            raise InputError(f"stems is {self.stems!r}, expected at least one name")
-        if len(set(self.stems)) != len(self.stems):
-            raise InputError(f"stems names a stem twice: {', '.join(self.stems)}")
+
+    def _check_stft(self) -> None:
         if self.stft_win_length > self.stft_n_fft:
             raise InputError(f"stft_win_length is {self.stft_win_length}, longer than stft_n_fft, {self.stft_n_fft}")
         if not _invertible(self.stft_hop_length, self.stft_win_length):
@@ -125,9 +126,13 @@ class ModelConfig:
                 f"stft_hop_length is {self.stft_hop_length}, too long for stft_win_length = {self.stft_win_length}: "
                 "some samples would be in no frame, or be lost at the zero ends of the windows"
             )
-        if self.band_scheme == "mel" and self.freqs_per_bands is not None:
+
+    def _check_bands(self) -> None:
+        if self.freqs_per_bands is None:
+            return
+        if self.band_scheme == "mel":
             raise InputError("freqs_per_bands belongs to band_scheme 'band_split', but band_scheme is 'mel'")
-        if self.band_scheme == "band_split" and sum(self.freqs_per_bands) != self.num_bins:
+        if sum(self.freqs_per_bands) != self.num_bins:
             raise InputError(
                 f"freqs_per_bands adds up to {sum(self.freqs_per_bands)} bins, "
                 f"but stft_n_fft = {self.stft_n_fft} has {self.num_bins}"
@@ -150,7 +155,7 @@ class ModelConfig:
 
     def to_dict(self) -> dict[str, Any]:
         """A dict of plain JSON types; `from_dict` reads it back."""
-        return {k: list(v) if isinstance(v, tuple) else v for k, v in dataclasses.asdict(self).items()}
+        return checks.to_dict(self)
 
     @classmethod
     def from_dict(cls, fields: Mapping[str, Any]) -> ModelConfig:
@@ -160,19 +165,21 @@ class ModelConfig:
           InputError: a field is unknown (the nearest known name is suggested), has an impossible value, or is given
             under its present and its former name.
         """
-        known = [f.name for f in dataclasses.fields(cls)]
         for former, name in FORMER_NAMES.items():
             if former in fields and name in fields:
                 raise InputError(f"model has both {name!r} and {former!r}, its former name: give {name!r} only")
         fields = {FORMER_NAMES.get(name, name): value for name, value in fields.items()}
-        for name in fields:
-            if name not in known:
-                raise InputError(f"unknown model field {name!r}{suggestion(name, known)}")
-        if (bands := fields.get("freqs_per_bands")) is not None and not isinstance(bands, list | tuple):
-            raise InputError(f"freqs_per_bands is {bands!r}, expected a list of numbers of bins")
-        return cls(**fields)
+        return checks.from_dict(cls, fields, what="model field")
 
 
+_CHOICES = {
+    "band_scheme": BAND_SCHEMES,
+    "time_mixer": TIME_MIXERS,
+    "dtype": DTYPES,
+    "remat": REMATS,
+    "stream_dtype": DTYPES,
+    "channels": (1, 2),
+}
 _POSITIVE = (
     "num_bands",
     "sample_rate",
@@ -199,11 +206,6 @@ def _invertible(hop: int, win: int) -> bool:
         return sum(math.sin(math.pi * n / win) ** 4 for n in range(sample, win, hop))
 
     return hop <= win and all(overlapped(sample) > 1e-11 for sample in range(hop))
-
-
-def _check_int(name: str, value: Any, minimum: int) -> None:
-    if isinstance(value, bool) or not isinstance(value, int) or value < minimum:
-        raise InputError(f"{name} is {value!r}, expected a whole number of at least {minimum}")
 
 
 def forward_only(config: ModelConfig, places_at_once: int) -> ModelConfig:

@@ -3,153 +3,148 @@
 from __future__ import annotations
 
 import dataclasses
-import math
 from collections.abc import Mapping
+from dataclasses import field
 from typing import Any
 
+from wroformer_jax.config import checks
 from wroformer_jax.config.augmentation import Augmentation
-from wroformer_jax.config.checks import FrozenMapping
+from wroformer_jax.config.checks import (
+    FrozenMapping,
+    check_known,
+    check_number,
+    check_text,
+    check_whole_number,
+    checked_tuple,
+    merged,
+)
+from wroformer_jax.config.former_names import nearest_field, with_current_names
+from wroformer_jax.config.groups import (
+    CheckpointsConfig,
+    LoadingConfig,
+    LoggingConfig,
+    LossConfig,
+    OptimizerConfig,
+    SyntheticConfig,
+    ValidationConfig,
+)
 from wroformer_jax.config.model import ModelConfig
-from wroformer_jax.errors import InputError, suggestion
+from wroformer_jax.errors import InputError
 from wroformer_jax.stems import INSTRUMENTAL, SYNTHETIC_STEMS
 
-SCHEDULES = ("cosine", "constant")
-LOSSES = ("l1", "stft", "masks")
-
-
 LONGEST_CROP = 3600.0  # seconds; an hour of a stem is 1.3 GB
+MESH_AXES = ("data", "fsdp", "seq")  # axes of the device mesh; parallel/sharding.py says what is cut over which
+_WHOLE_MESH = {"data": -1, "fsdp": 1, "seq": 1}
 
 
 @dataclasses.dataclass(frozen=True)
 class TrainingConfig:
-    """Everything that decides what a training run computes; configs/quickstart.py explains each field.
+    """Everything that decides what a training run computes. Every field has a default.
+
+    At the top are the fields that most runs set; the others are in groups (groups.py).
 
     Raises:
       InputError: a field has an impossible value, or two fields contradict each other.
     """
 
-    model: ModelConfig
-    seed: int
-    data: str
-    stems: tuple[str, ...]
-    seconds: float
-    augment: Augmentation
-    validation_songs: int
-    validation_chunk_seconds: float
-    workers: int
-    prefetch: int
-    train_songs: int
-    song_seconds: float
-    init: str
-    teacher: str
-    teacher_seconds: float
-    mesh: Mapping[str, int]
-    steps: int
-    batch_size: int
-    accumulate: int
-    learning_rate: float
-    schedule: str
-    warmup: float
-    b1: float
-    b2: float
-    weight_decay: float
-    clip_norm: float
-    ema: float
-    freeze: tuple[str, ...]
-    learning_rate_scales: tuple[tuple[str, float], ...]
-    max_skipped: int
-    loss_weights: Mapping[str, float]
-    loss_windows: tuple[int, ...]
-    loss_hop: int
-    log_every: int
-    validate_every: int
-    checkpoint_every: int
-    keep_checkpoints: int
-    profile_steps: tuple[int, ...]
+    model: ModelConfig = field(default_factory=ModelConfig)
+    # Where the weights start: a checkpoint as `wroformer separate` takes it; "" for random ones. A full-attention
+    # checkpoint gets windowed sinks as model.time_mixer, window and num_sinks say.
+    init: str = ""
+    # A frozen model, whose masks the model learns where loss.weights.masks is above 0; it separates windows of
+    # `teacher_seconds`, since its cost grows with the square of their length.
+    teacher: str = ""
+    teacher_seconds: float = 8.0
+    # A set made by `wroformer prepare`: a folder or gs://BUCKET/SET; "" synthesises songs in the workdir.
+    data: str = ""
+    stems: tuple[str, ...] = ()  # the mixture is the sum of these stems; () for all stems of the set
+    seconds: float = 8.0  # length of a training example, a random crop of a song
+    batch_size: int = 16  # examples per step, on all devices together
+    steps: int = 50_000  # optimiser steps of the whole run
+    seed: int = 0  # of parameters, sinks, synthetic songs, crops and augmentation: the same seed, the same numbers
+    # Devices: copies of the model ("data"), parts of its parameters and optimiser state ("fsdp"), parts of time
+    # ("seq"); -1 for all devices that are left.
+    mesh: Mapping[str, int] = field(default_factory=lambda: FrozenMapping(_WHOLE_MESH))
+    profile_steps: tuple[int, ...] = ()  # the first and the last step of a trace in WORKDIR/profile; () for none
+    augment: Augmentation = field(default_factory=Augmentation)
+    loading: LoadingConfig = field(default_factory=LoadingConfig)
+    synthetic: SyntheticConfig = field(default_factory=SyntheticConfig)
+    loss: LossConfig = field(default_factory=LossConfig)
+    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    validation: ValidationConfig = field(default_factory=ValidationConfig)
+    checkpoints: CheckpointsConfig = field(default_factory=CheckpointsConfig)
+    logging: LoggingConfig = field(default_factory=LoggingConfig)
 
     def __post_init__(self) -> None:
-        for name in _COUNTS:
-            _check(name, getattr(self, name), int, minimum=1)
-        _check("seed", self.seed, int, minimum=0, maximum=2**32 - 1)
-        for name in ("validation_songs", "workers"):
-            _check(name, getattr(self, name), int, minimum=0)
-        _check("seconds", self.seconds, float, above=0, maximum=LONGEST_CROP)
-        for name in ("song_seconds", "learning_rate", "clip_norm", "teacher_seconds"):
-            _check(name, getattr(self, name), float, above=0)
-        for name in ("b1", "b2", "ema"):
-            _check(name, getattr(self, name), float, minimum=0, below=1)
-        for name in ("validation_chunk_seconds", "weight_decay"):
-            _check(name, getattr(self, name), float, minimum=0)
-        _check("warmup", self.warmup, float, minimum=0, maximum=1)
-        for name in ("data", "init", "teacher"):
-            if not isinstance(getattr(self, name), str):
-                raise InputError(f"{name} is {getattr(self, name)!r}, expected {_TEXTS[name]}")
-        if self.schedule not in SCHEDULES:
-            raise InputError(f"schedule is {self.schedule!r}, expected one of {', '.join(map(repr, SCHEDULES))}")
-        self._check_mappings()
-        for window in self.loss_windows:
-            _check("loss_windows", window, int, minimum=1)
-        if not self.loss_windows:
-            raise InputError("loss_windows is empty, expected at least one length in samples")
-        if not self.data and self.model.sample_rate < 16000:
-            raise InputError(
-                f"model.sample_rate is {self.model.sample_rate}, expected at least 16000 Hz: songs are synthesised "
-                "at no lower rate"
-            )
-        needed = max(*self.loss_windows, self.model.stft_n_fft) // 2 + 1
-        if self.crop_samples < needed:
-            raise InputError(
-                f"seconds is {self.seconds}, which is {self.crop_samples} samples in whole hops; "
-                f"the longest window of the loss or the model needs {needed}"
-            )
-        for name, stems in (("stems", self.stems), ("model.stems", self.model.stems)):
-            for stem in stems if not self.data else ():
-                if stem.lower() not in (*SYNTHETIC_STEMS, INSTRUMENTAL):
-                    raise InputError(f"{name} has {stem!r}, but synthetic songs have {', '.join(SYNTHETIC_STEMS)} only")
-        if not self.data and self.song_seconds < self.seconds:
-            raise InputError(f"song_seconds is {self.song_seconds}, shorter than a crop of {self.seconds} s")
-        if self.checkpoint_every % self.log_every:
-            raise InputError(
-                f"checkpoint_every is {self.checkpoint_every}, expected a multiple of log_every, {self.log_every}"
-            )
+        object.__setattr__(self, "stems", checked_tuple("stems", self.stems, "names of stems"))
+        steps = checked_tuple("profile_steps", self.profile_steps, "two steps, the first and the last")
+        object.__setattr__(self, "profile_steps", steps)
+        self._check_mesh()
+        for name in ("steps", "batch_size"):
+            check_whole_number(name, getattr(self, name), minimum=1)
+        check_whole_number("seed", self.seed, minimum=0, maximum=2**32 - 1)
+        check_number("seconds", self.seconds, above=0, maximum=LONGEST_CROP)
+        check_number("teacher_seconds", self.teacher_seconds, above=0)
+        check_text("data", self.data, "the path of a set made by `wroformer prepare`")
+        for name in ("init", "teacher"):
+            check_text(name, getattr(self, name), "a checkpoint as `wroformer separate` takes it")
         if self.profile_steps:
             self._check_profile_steps()
+        self._check_length()
+        if not self.data:
+            self._check_synthetic_songs()
+        if self.loss.weights.masks and not self.teacher:
+            raise InputError(
+                "loss.weights.masks is above 0, but there is no teacher: name one, as in teacher='kim-melband'"
+            )
+        if self.checkpoints.every % self.logging.every:
+            raise InputError(
+                f"checkpoints.every is {self.checkpoints.every}, expected a multiple of logging.every, "
+                f"{self.logging.every}"
+            )
+
+    def _check_mesh(self) -> None:
+        if not isinstance(self.mesh, Mapping):
+            raise InputError(f"mesh is {self.mesh!r}, expected the sizes of its axes {', '.join(MESH_AXES)}")
+        check_known("config field", [f"mesh.{axis}" for axis in self.mesh], [f"mesh.{axis}" for axis in MESH_AXES])
+        object.__setattr__(self, "mesh", FrozenMapping({**_WHOLE_MESH, **self.mesh}))
+        for axis, size in self.mesh.items():
+            if size != -1:
+                check_whole_number(f"mesh.{axis}", size, minimum=1)
 
     def _check_profile_steps(self) -> None:
         if len(self.profile_steps) != 2:
             raise InputError(f"profile_steps is {self.profile_steps!r}, expected the first and the last step, or ()")
         first, last = self.profile_steps
-        _check("the first of profile_steps", first, int, minimum=1, maximum=self.steps)
-        _check("the last of profile_steps", last, int, minimum=first, maximum=self.steps)
+        check_whole_number("the first of profile_steps", first, minimum=1, maximum=self.steps)
+        check_whole_number("the last of profile_steps", last, minimum=first, maximum=self.steps)
 
-    def _check_mappings(self) -> None:
-        for name, known in (("mesh", MESH_AXES), ("loss_weights", LOSSES)):
-            there = getattr(self, name)
-            for key in there:
-                if key not in known:
-                    raise InputError(f"unknown field {name}.{key}{suggestion(key, list(known))}")
-            for key in known:
-                if key not in there:
-                    raise InputError(f"{name} has no field {key!r}, expected {', '.join(known)}")
-        for axis, size in self.mesh.items():
-            if size != -1:
-                _check(f"mesh.{axis}", size, int, minimum=1)
-        for loss, weight in self.loss_weights.items():
-            _check(f"loss_weights.{loss}", weight, float, minimum=0)
-        if not any(self.loss_weights.values()):
-            raise InputError("loss_weights are all 0: there is nothing to learn from")
-        if self.loss_weights["masks"] and not self.teacher:
+    def _check_length(self) -> None:
+        needed = max(*self.loss.windows, self.model.stft_n_fft) // 2 + 1
+        if self.crop_samples < needed:
             raise InputError(
-                "loss_weights.masks is above 0, but there is no teacher: name one, as in teacher='kim-melband'"
+                f"seconds is {self.seconds}, which is {self.crop_samples} samples in whole hops; "
+                f"the longest window of the loss or the model needs {needed}"
             )
-        for entry in self.learning_rate_scales:
-            if not isinstance(entry, tuple) or len(entry) != 2 or not isinstance(entry[0], str):
-                raise InputError(f"learning_rate_scales has {entry!r}, expected pairs of a pattern and a factor")
-            _check(f"learning_rate_scales of {entry[0]!r}", entry[1], float, minimum=0)
+
+    def _check_synthetic_songs(self) -> None:
+        if self.model.sample_rate < 16000:
+            raise InputError(
+                f"model.sample_rate is {self.model.sample_rate}, expected at least 16000 Hz: songs are synthesised "
+                "at no lower rate"
+            )
+        for name, stems in (("stems", self.stems), ("model.stems", self.model.stems)):
+            for stem in stems:
+                if stem.lower() not in (*SYNTHETIC_STEMS, INSTRUMENTAL):
+                    raise InputError(f"{name} has {stem!r}, but synthetic songs have {', '.join(SYNTHETIC_STEMS)} only")
+        if self.synthetic.song_seconds < self.seconds:
+            raise InputError(
+                f"synthetic.song_seconds is {self.synthetic.song_seconds}, shorter than a crop of {self.seconds} s"
+            )
 
     @property
     def teacher_samples(self) -> int:
-        """What the teacher hears at once in samples, whole hops."""
+        """Length of the windows that the teacher separates, in samples: whole hops."""
         hop = self.model.stft_hop_length
         return max(1, round(self.teacher_seconds * self.model.sample_rate) // hop) * hop
 
@@ -159,107 +154,38 @@ class TrainingConfig:
         hop = self.model.stft_hop_length
         return round(self.seconds * self.model.sample_rate) // hop * hop
 
+    def with_changes(self, **fields: Any) -> TrainingConfig:
+        """The same settings with other values; of a group, a mapping of the fields that change will do.
+
+        Raises:
+          InputError: as for `from_dict`.
+        """
+        return self.from_dict(merged(self.to_dict(), with_current_names(fields)))
+
     def to_dict(self) -> dict[str, Any]:
-        """A dict of plain JSON types; `from_dict` reads it back."""
-        fields = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
-        lists = {name: list(fields[name]) for name in _LISTS}
-        lists["learning_rate_scales"] = [list(pair) for pair in self.learning_rate_scales]
-        mappings = {name: dict(fields[name]) for name in ("mesh", "loss_weights")}
-        parts = {"model": self.model.to_dict(), "augment": self.augment.to_dict()}
-        return {**fields, **lists, **mappings, **parts}
+        """A dict of plain JSON types, the groups as dicts; `from_dict` reads it back."""
+        return checks.to_dict(self)
 
     @classmethod
     def from_dict(cls, fields: Mapping[str, Any]) -> TrainingConfig:
-        """Builds a config from plain values, `model` and `augment` being mappings of the fields of their own classes.
+        """Builds a config from plain values, each group a mapping of its own fields; former names are known, too.
 
         Raises:
-          InputError: a field is unknown (the nearest known name is suggested), missing or impossible.
+          InputError: a field is unknown (the nearest known name is suggested) or has an impossible value.
         """
-        known = [field.name for field in dataclasses.fields(cls)]
+        if not isinstance(fields, Mapping):
+            raise InputError(f"the settings of a run are {fields!r}, expected fields and their values")
+        fields = with_current_names(fields)
         for name in fields:
-            if name not in known:
-                raise InputError(f"unknown config field {name!r}{suggestion(name, known)}")
-        for name in known:
-            if name not in fields:
-                raise InputError(f"the config has no field {name!r}; configs/quickstart.py shows them all")
-        for name, what in _MAPPINGS.items():
-            if not isinstance(fields[name], Mapping):
-                raise InputError(f"{name} is {fields[name]!r}, expected the fields of {what}")
-        for name, what in _LISTS.items():
-            if not isinstance(fields[name], list | tuple):
-                raise InputError(f"{name} is {fields[name]!r}, expected a list of {what}")
-        # A whole number is as good as any where a fraction is expected (--config.seconds=4).
-        floats = {
-            field.name: float(fields[field.name])
-            for field in dataclasses.fields(cls)
-            if field.type == "float" and type(fields[field.name]) is int
-        }
-        tuples = {name: tuple(fields[name]) for name in _LISTS}
-        tuples["learning_rate_scales"] = tuple(
-            tuple(pair) if isinstance(pair, list | tuple) else pair for pair in fields["learning_rate_scales"]
-        )
-        parts = {
-            "mesh": FrozenMapping(fields["mesh"]),
-            "loss_weights": FrozenMapping(fields["loss_weights"]),
-            "model": ModelConfig.from_dict(fields["model"]),
-            "augment": Augmentation.from_dict(fields["augment"]),
-        }
-        return cls(**{**fields, **floats, **tuples, **parts})
+            if name not in _NAMES:
+                raise InputError(unknown_field(name))
+        return checks.from_dict(cls, fields, what="config field")
 
 
-_MAPPINGS = {
-    "model": "a model",
-    "augment": "the augmentation",
-    "mesh": "the sizes of the mesh",
-    "loss_weights": "the weights of the losses",
-}
-_LISTS = {
-    "loss_windows": "lengths in samples",
-    "stems": "names of stems",
-    "freeze": "patterns of names of parameters",
-    "learning_rate_scales": "pairs of a pattern and a factor",
-    "profile_steps": "two steps, the first and the last",
-}
-_TEXTS = {
-    "data": "the path of a set made by `wroformer prepare`",
-    "init": "a checkpoint as `wroformer separate` takes it",
-    "teacher": "a checkpoint as `wroformer separate` takes it",
-}
-_COUNTS = (
-    "accumulate",
-    "max_skipped",
-    "steps",
-    "batch_size",
-    "prefetch",
-    "train_songs",
-    "loss_hop",
-    "log_every",
-    "validate_every",
-    "checkpoint_every",
-    "keep_checkpoints",
-)
+_NAMES = [one.name for one in dataclasses.fields(TrainingConfig)]
 
 
-def _check(
-    name: str,
-    value: Any,
-    kind: type,
-    *,
-    minimum: float | int = -math.inf,
-    maximum: float | int = math.inf,
-    above: float | int = -math.inf,
-    below: float | int = math.inf,
-) -> None:
-    kinds = (int,) if kind is int else (int, float)
-    is_number = not isinstance(value, bool) and isinstance(value, kinds) and math.isfinite(value)
-    if not is_number or not minimum <= value <= maximum or not above < value < below:
-        number = "a whole number" if kind is int else "a number"
-        bounds = [
-            f"{word} {bound:g}"
-            for word, bound in (("above", above), ("of at least", minimum), ("of at most", maximum), ("below", below))
-            if math.isfinite(bound)
-        ]
-        raise InputError(f"{name} is {value!r}, expected {number} {' and '.join(bounds)}")
-
-
-MESH_AXES = ("data", "fsdp", "seq")  # of devices; sharding.py says what is cut over which
+def unknown_field(name: str) -> str:
+    """The sentence that says that a run has no field of this name, and which one may be meant."""
+    nearest = nearest_field(name, TrainingConfig().to_dict())
+    return f"unknown config field {name!r}" + (f", did you mean {nearest!r}?" if nearest else "")

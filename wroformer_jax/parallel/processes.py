@@ -29,7 +29,7 @@ from wroformer_jax.errors import InputError
 T = TypeVar("T")
 
 _LONGEST_WORK = 6 * 3600  # seconds that processes wait for one of them: to synthesise songs, to read a checkpoint
-_PER_HOST = ("workers", "prefetch")  # settings that hosts may have otherwise than the first
+_PER_HOST = ("loading.workers", "loading.prefetch")  # settings that hosts may have otherwise than the first
 
 _barriers = itertools.count()  # a barrier's name is used once
 

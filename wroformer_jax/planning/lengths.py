@@ -14,10 +14,9 @@ if TYPE_CHECKING:
 
 
 def with_seconds(config: TrainingConfig, seconds: float) -> TrainingConfig:
-    import dataclasses
-
-    # Songs that would be synthesised are never made here.
-    return dataclasses.replace(config, seconds=seconds, song_seconds=max(config.song_seconds, seconds))
+    # The songs that would be synthesised are never made here.
+    song_seconds = max(config.synthetic.song_seconds, seconds)
+    return config.with_changes(seconds=seconds, synthetic={"song_seconds": song_seconds})
 
 
 def shortest(config: TrainingConfig, mesh: Mesh | AbstractMesh) -> float:
@@ -26,7 +25,7 @@ def shortest(config: TrainingConfig, mesh: Mesh | AbstractMesh) -> float:
     from wroformer_jax.training.state import time_of
 
     model = config.model
-    needed = max(*config.loss_windows, model.stft_n_fft) // 2 + 1
+    needed = max(*config.loss.windows, model.stft_n_fft) // 2 + 1
     hops = math.ceil(needed / model.stft_hop_length)
     seconds = math.ceil(1000 * hops * model.stft_hop_length / model.sample_rate) / 1000
     while True:

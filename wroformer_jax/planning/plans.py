@@ -172,14 +172,14 @@ def settle(config: TrainingConfig, target: Target, *, batch_size: int | None = N
     """
     mesh = make_mesh(config.mesh, target.devices)
     if batch_size is None:
-        batch_size = num_example_shards(mesh) * config.accumulate
-    check_batch(batch_size, mesh, accumulate=config.accumulate)
+        batch_size = num_example_shards(mesh) * config.optimizer.accumulate
+    check_batch(batch_size, mesh, accumulate=config.optimizer.accumulate)
     return dataclasses.replace(config, batch_size=batch_size), mesh
 
 
 def teacher_of(config: TrainingConfig) -> ModelConfig | None:
     """The settings of a full-attention teacher of the model's own sizes, None if the run learns from no masks."""
-    if not config.loss_weights["masks"]:
+    if not config.loss.weights.masks:
         return None
     teacher = dataclasses.replace(config.model, time_mixer="full", num_sinks=0, stream_dtype="float32")
     return forward_only(teacher, config.model.places_at_once)  # as starting_point.py has it
@@ -322,8 +322,8 @@ def _training_work(config: TrainingConfig, teacher: ModelConfig | None, state_by
     model, examples = config.model, config.batch_size
     count = _num_parameters(model)
     passes = training_passes(model, samples)
-    work = forward_work(model, samples, examples, count * config.accumulate, passes)
-    work += Work(parameter_bytes=float(2 * 4 * count * config.accumulate + 2 * state_bytes))
+    work = forward_work(model, samples, examples, count * config.optimizer.accumulate, passes)
+    work += Work(parameter_bytes=float(2 * 4 * count * config.optimizer.accumulate + 2 * state_bytes))
     if teacher is not None:
         window = min(config.teacher_samples, samples)
         windows = samples // window

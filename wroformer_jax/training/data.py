@@ -43,12 +43,12 @@ def synthesised_songs(config: TrainingConfig, workdir: Place) -> RecordSet:
 def _synthesise(config: TrainingConfig, path: Place) -> None:
     if is_set(path):
         return
-    print(f"synthesising {config.train_songs + config.validation_songs} songs", flush=True)
+    print(f"synthesising {config.synthetic.train_songs + config.validation.songs} songs", flush=True)
     prepare_synthetic(
         path,
-        train_songs=config.train_songs,
-        test_songs=config.validation_songs,
-        seconds=config.song_seconds,
+        train_songs=config.synthetic.train_songs,
+        test_songs=config.validation.songs,
+        seconds=config.synthetic.song_seconds,
         sample_rate=config.model.sample_rate,
         seed=config.seed,
         say=functools.partial(print, flush=True),
@@ -64,7 +64,7 @@ def loading_of(config: TrainingConfig) -> Loading:
         stems=config.stems,
         channels=config.model.channels,
         seed=config.seed,
-        workers=config.workers,
-        prefetch=config.prefetch,
+        workers=config.loading.workers,
+        prefetch=config.loading.prefetch,
         augmentation=config.augment,
     )

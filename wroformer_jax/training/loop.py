@@ -66,7 +66,7 @@ class Run(NamedTuple):
             )
         step = int(state.step)
         # The scores before the first step, or those that there was no time for when the run was preempted.
-        if validation and step % self.config.validate_every == 0 and step not in self._validated_steps():
+        if validation and step % self.config.validation.every == 0 and step not in self._validated_steps():
             self._validate(state)
         with StepTrace(self.config.profile_steps, self.folder / "profile") as trace:
             state = self._steps(state, trace)
@@ -99,8 +99,8 @@ class Run(NamedTuple):
                 watch.clock.restart()
             last = step == config.steps
             preempted = self.preemption.reached() and not last
-            validate = bool(self.validation) and not preempted and (step % config.validate_every == 0 or last)
-            if validate or preempted or step % config.checkpoint_every == 0 or last:
+            validate = bool(self.validation) and not preempted and (step % config.validation.every == 0 or last)
+            if validate or preempted or step % config.checkpoints.every == 0 or last:
                 watch.catch_up()
                 began = time.perf_counter()
                 score = self._validate(state, stop=lambda: self.preemption.noticed) if validate else None

@@ -76,10 +76,10 @@ class Watch:
         (step, metrics, batch), self._taken = self._taken, None
         values = {name: value.item() for name, value in jax.device_get(metrics).items()}
         self.clock.steps += 1
-        if values["skipped_in_a_row"] >= min(self._config.max_skipped, self._config.steps):
+        if values["skipped_in_a_row"] >= min(self._config.optimizer.max_skipped, self._config.steps):
             self._give_up(step, values["skipped_in_a_row"], batch)
         self.interval.append(values)
-        if step % self._config.log_every == 0 or step == self._config.steps:
+        if step % self._config.logging.every == 0 or step == self._config.steps:
             self._write(step)
 
     def _write(self, step: int) -> None:

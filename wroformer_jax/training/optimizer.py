@@ -21,8 +21,8 @@ from wroformer_jax.model.params import trainable_mask
 def make_optimizer(config: TrainingConfig, params: Params) -> optax.GradientTransformation:
     """AdamW on gradients clipped to a global norm.
 
-    Only matrices (`kernel`) decay. Constants, and what matches a pattern of `config.freeze`, get no update and have no
-    moments. Updates of what matches a pattern of `config.learning_rate_scales` are multiplied by its factor.
+    Only matrices (`kernel`) decay. Constants, and parameters that match a pattern of `freeze`, get no update and have
+    no moments. Updates of parameters that match a pattern of `learning_rate_scales` are multiplied by its factor.
 
     Args:
       config: the settings.
@@ -32,9 +32,9 @@ def make_optimizer(config: TrainingConfig, params: Params) -> optax.GradientTran
       InputError: a pattern matches no parameter, or nothing is left to train.
     """
     adamw = optax.chain(
-        optax.clip_by_global_norm(config.clip_norm),
-        optax.scale_by_adam(b1=config.b1, b2=config.b2),
-        optax.add_decayed_weights(config.weight_decay, mask=_matrices),
+        optax.clip_by_global_norm(config.optimizer.clip_norm),
+        optax.scale_by_adam(b1=config.optimizer.b1, b2=config.optimizer.b2),
+        optax.add_decayed_weights(config.optimizer.weight_decay, mask=_matrices),
         _scale_by_name(config, params),
         optax.scale_by_learning_rate(schedule(config)),
     )
@@ -44,27 +44,27 @@ def make_optimizer(config: TrainingConfig, params: Params) -> optax.GradientTran
 
 def schedule(config: TrainingConfig) -> optax.Schedule:
     """The learning rate by step: a linear warmup, then constant or a cosine to zero at the last step."""
-    warmup_steps = round(config.warmup * config.steps)
-    start = 0.0 if warmup_steps else config.learning_rate
-    if config.schedule == "cosine":
-        return optax.warmup_cosine_decay_schedule(start, config.learning_rate, warmup_steps, config.steps)
-    return optax.warmup_constant_schedule(start, config.learning_rate, warmup_steps)
+    warmup_steps = round(config.optimizer.warmup * config.steps)
+    start = 0.0 if warmup_steps else config.optimizer.learning_rate
+    if config.optimizer.schedule == "cosine":
+        return optax.warmup_cosine_decay_schedule(start, config.optimizer.learning_rate, warmup_steps, config.steps)
+    return optax.warmup_constant_schedule(start, config.optimizer.learning_rate, warmup_steps)
 
 
 def trained_mask(config: TrainingConfig, params: Params) -> Params:
     """A tree like `params`: True for what is trained.
 
     Raises:
-      InputError: a pattern of `config.freeze` matches no parameter, or nothing is left to train.
+      InputError: a pattern of `config.optimizer.freeze` matches no parameter, or nothing is left to train.
     """
-    _check_patterns("freeze", config.freeze, params)
-    frozen = [re.compile(pattern) for pattern in config.freeze]
+    _check_patterns("optimizer.freeze", config.optimizer.freeze, params)
+    frozen = [re.compile(pattern) for pattern in config.optimizer.freeze]
     mask = jax.tree_util.tree_map_with_path(
         lambda path, constant_free: constant_free and not any(pattern.match(_name(path)) for pattern in frozen),
         trainable_mask(params),
     )
     if not any(jax.tree.leaves(mask)):
-        raise InputError(f"freeze is {', '.join(config.freeze)}, which leaves nothing to train")
+        raise InputError(f"optimizer.freeze is {', '.join(config.optimizer.freeze)}, which leaves nothing to train")
     return mask
 
 
@@ -74,9 +74,11 @@ def _matrices(params: Params) -> Params:
 
 
 def _scale_by_name(config: TrainingConfig, params: Params) -> optax.GradientTransformation:
-    """Multiplies updates by the factors of `config.learning_rate_scales`; the last pattern that matches counts."""
-    scales = [(re.compile(pattern), factor) for pattern, factor in config.learning_rate_scales]
-    _check_patterns("learning_rate_scales", [pattern for pattern, _ in config.learning_rate_scales], params)
+    """Multiplies updates by the factors of `learning_rate_scales`; the last pattern that matches counts."""
+    scales = [(re.compile(pattern), factor) for pattern, factor in config.optimizer.learning_rate_scales]
+    _check_patterns(
+        "optimizer.learning_rate_scales", [pattern for pattern, _ in config.optimizer.learning_rate_scales], params
+    )
 
     def factor_of(name: str) -> float:
         return next((factor for pattern, factor in reversed(scales) if pattern.match(name)), 1.0)

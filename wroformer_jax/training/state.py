@@ -60,7 +60,7 @@ def state_shardings(config: TrainingConfig, mesh: Mesh) -> TrainState:
     params, whole = model_shardings(model, mesh), replicated(mesh)
     shapes = abstract_params(model)
     opt_state = mirrored_shardings(jax.eval_shape(make_optimizer(config, shapes).init, shapes), params, mesh)
-    return TrainState(whole, params, params if config.ema else None, opt_state, whole, whole)
+    return TrainState(whole, params, params if config.optimizer.ema else None, opt_state, whole, whole)
 
 
 def initial_state(config: TrainingConfig, mesh: Mesh, params: Params | None = None) -> TrainState:
@@ -95,9 +95,9 @@ def time_of(config: TrainingConfig, mesh: Mesh | AbstractMesh) -> TimeAxis:
     Raises:
       InputError: it cannot be cut over so many.
     """
-    multiple = config.loss_hop
-    longest, parts = max(config.loss_windows), num_time_parts(mesh)
-    if config.loss_weights["masks"]:  # a part is made of whole windows of the teacher
+    multiple = config.loss.hop
+    longest, parts = max(config.loss.windows), num_time_parts(mesh)
+    if config.loss.weights.masks:  # a part is made of whole windows of the teacher
         multiple = math.lcm(multiple, config.teacher_samples)
         if parts > 1 and config.crop_samples < config.teacher_samples:
             raise InputError(
@@ -125,5 +125,5 @@ def abstract_batch(config: TrainingConfig, mesh: Mesh) -> dict[str, jax.ShapeDty
 
 def _start(config: TrainingConfig, params: Params) -> TrainState:
     zero = jnp.zeros((), jnp.int32)
-    ema = jax.tree.map(jnp.copy, params) if config.ema else None
+    ema = jax.tree.map(jnp.copy, params) if config.optimizer.ema else None
     return TrainState(zero, params, ema, make_optimizer(config, params).init(params), zero, zero)

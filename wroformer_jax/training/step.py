@@ -120,16 +120,16 @@ def build_update(config: TrainingConfig) -> Callable[[TrainState, Metrics, Param
 def loss_and_gradients(config: TrainingConfig, mesh: Mesh, teacher: RoFormer | None = None) -> LossAndGradients:
     """(parameters, batch, the teacher's parameters) to ((loss, its parts and the SDR), gradients), not jitted.
 
-    The batch is cut into `config.accumulate` parts, one after the other; all is the mean over them.
+    The batch is cut into `config.optimizer.accumulate` parts, one after the other; all is the mean over them.
     """
     value_and_grad = jax.value_and_grad(_loss(config, mesh, teacher), has_aux=True)
-    if config.accumulate == 1:
+    if config.optimizer.accumulate == 1:
         return value_and_grad
 
     def accumulated(params: Params, batch: Batch, teacher_params: Params | None) -> tuple[Any, Params]:
         # Every device has its share of each part: consecutive rows, which lie together, go to different parts.
         parts = jax.tree.map(
-            lambda rows: rows.reshape(-1, config.accumulate, *rows.shape[1:]).swapaxes(0, 1), dict(batch)
+            lambda rows: rows.reshape(-1, config.optimizer.accumulate, *rows.shape[1:]).swapaxes(0, 1), dict(batch)
         )
 
         def add(total: Any, part: Batch) -> tuple[Any, None]:
@@ -140,7 +140,7 @@ def loss_and_gradients(config: TrainingConfig, mesh: Mesh, teacher: RoFormer | N
             jax.eval_shape(value_and_grad, params, jax.tree.map(lambda rows: rows[0], parts), teacher_params),
         )
         total, _ = jax.lax.scan(add, zeros, parts)
-        return jax.tree.map(lambda leaf: leaf / config.accumulate, total)
+        return jax.tree.map(lambda leaf: leaf / config.optimizer.accumulate, total)
 
     return accumulated
 
@@ -169,7 +169,7 @@ def _local_loss(
     teacher_params: Params | None,
 ) -> tuple[Array, Metrics]:
     """The loss of the examples at hand, over all of time, its parts, and what the SDR is made of."""
-    model, weights, mixture = RoFormer(config.model, time), config.loss_weights, batch["mixture"]
+    model, weights, mixture = RoFormer(config.model, time), config.loss.weights, batch["mixture"]
     estimate, *masks = model.apply({"params": params}, mixture, method="stems_and_masks")
     target = batch["targets"][..., : estimate.shape[-1]]
     parts = {
@@ -178,8 +178,8 @@ def _local_loss(
             estimate,
             target,
             stft_n_fft=config.model.stft_n_fft,
-            windows=config.loss_windows,
-            hop=config.loss_hop,
+            windows=config.loss.windows,
+            hop=config.loss.hop,
             time=time,
             # A place of the residual stream is `dim` values.
             values_at_once=config.model.places_at_once * config.model.dim // (target.shape[1] * target.shape[2]),
@@ -190,7 +190,7 @@ def _local_loss(
         theirs = teacher_masks(teacher, teacher_params, mixture, window_samples=window, time=time)
         counts = compared_frames(config.model, mixture.shape[-1], window, time=time)
         parts["masks"] = mask_distance(Masks(*masks), theirs, counts, time=time)
-    loss = sum(weights[name] * value for name, value in parts.items())
+    loss = sum(getattr(weights, name) * value for name, value in parts.items())
     return loss, {**parts, **_decibels(target, jax.lax.stop_gradient(estimate), time)}
 
 
@@ -204,7 +204,7 @@ def _trained_norm(config: TrainingConfig, gradients: Params) -> Float[Array, ""]
 def _averaged(config: TrainingConfig, ema: Params | None, params: Params, step: Int[Array, ""]) -> Params | None:
     if ema is None:
         return None
-    decay = jnp.minimum(config.ema, (1.0 + step) / (_EMA_WARMUP + step))
+    decay = jnp.minimum(config.optimizer.ema, (1.0 + step) / (_EMA_WARMUP + step))
     return jax.tree.map(lambda mean, new: mean + (1.0 - decay) * (new - mean), ema, params)
 
 

@@ -69,7 +69,7 @@ def train(config: TrainingConfig, workdir: str | Path) -> dict[str, float]:
     band_layout(config.model)
     make_optimizer(config, abstract_params(RoFormer(config.model)))
     mesh = make_mesh(config.mesh)
-    check_batch(config.batch_size, mesh, accumulate=config.accumulate)
+    check_batch(config.batch_size, mesh, accumulate=config.optimizer.accumulate)
     share = together(lambda: _share(config, mesh))
     songs = together(lambda: open_songs(config)) if config.data else None
     if songs:  # stems that there are not are refused before the claim, too
@@ -92,7 +92,7 @@ def train(config: TrainingConfig, workdir: str | Path) -> dict[str, float]:
         if not mirror:
             in_first(lambda: stack.enter_context(locked(workdir)))
         checkpoints = stack.enter_context(
-            TrainingCheckpoints(workdir, config.model, max_to_keep=config.keep_checkpoints)
+            TrainingCheckpoints(workdir, config.model, max_to_keep=config.checkpoints.keep)
         )
         songs = songs or synthesised_songs(config, workdir)
         loader = stack.enter_context(batches(songs, TRAIN, loading_of(config), share))
@@ -134,6 +134,6 @@ def _restored(
     _, params, training = restored
     data, interval = json.loads(training.pop("data")), json.loads(training.pop("interval"))
     together(lambda: loader.set_state(data))
-    if config.ema:
+    if config.optimizer.ema:
         return _Start(TrainState(**training, ema=params), interval)
     return _Start(TrainState(**training, params=params, ema=None), interval)

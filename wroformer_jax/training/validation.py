@@ -30,8 +30,8 @@ class Validation:
     def __init__(self, config: TrainingConfig, songs: RecordSet) -> None:
         split = next((split for split in UNSEEN if split in songs.splits), None)
         self._set, self._config = songs, config
-        self._songs = songs.songs(split)[: config.validation_songs] if split else ()
-        self.chunk_seconds = config.validation_chunk_seconds or None
+        self._songs = songs.songs(split)[: config.validation.songs] if split else ()
+        self.chunk_seconds = config.validation.chunk_seconds or None
 
     def __bool__(self) -> bool:
         return bool(self._songs)

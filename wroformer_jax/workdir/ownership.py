@@ -21,16 +21,14 @@ CONFIG = "config.json"
 # The songs may have been moved: the fingerprint of the set tells whether they are the same.
 _FREE_TO_CHANGE = (
     "data",
-    "workers",
-    "prefetch",
+    "loading",
     "mesh",
-    "log_every",
-    "validate_every",
-    "checkpoint_every",
-    "keep_checkpoints",
-    "max_skipped",
+    "logging",
+    "validation.every",
+    "checkpoints",
+    "optimizer.max_skipped",
     "profile_steps",
-    *(name for name in MEMORY_FIELDS if name != "stream_dtype"),
+    *(f"model.{name}" for name in MEMORY_FIELDS if name != "stream_dtype"),
 )
 
 _LONGER = ": to train for longer, start a new run there from this one's weights (--config.init=THIS_WORKDIR)"
@@ -97,7 +95,7 @@ def _read_config(path: Place) -> dict[str, Any] | None:
 
 def _check_same(workdir: Place, there: dict[str, Any], here: dict[str, Any], prefix: str = "") -> None:
     for name, value in here.items():
-        if name in _FREE_TO_CHANGE:
+        if prefix + name in _FREE_TO_CHANGE:
             continue
         if isinstance(value, dict):
             _check_same(workdir, there[name], value, prefix=f"{prefix}{name}.")

@@ -1,0 +1,76 @@
+"""Names that fields of a training run had before they were put into groups, so that older runs and files still load."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Mapping
+from typing import Any
+
+# Former name to (group, name).
+FORMER_NAMES = {
+    "workers": ("loading", "workers"),
+    "prefetch": ("loading", "prefetch"),
+    "train_songs": ("synthetic", "train_songs"),
+    "song_seconds": ("synthetic", "song_seconds"),
+    "loss_weights": ("loss", "weights"),
+    "loss_windows": ("loss", "windows"),
+    "loss_hop": ("loss", "hop"),
+    "learning_rate": ("optimizer", "learning_rate"),
+    "schedule": ("optimizer", "schedule"),
+    "warmup": ("optimizer", "warmup"),
+    "b1": ("optimizer", "b1"),
+    "b2": ("optimizer", "b2"),
+    "weight_decay": ("optimizer", "weight_decay"),
+    "clip_norm": ("optimizer", "clip_norm"),
+    "ema": ("optimizer", "ema"),
+    "freeze": ("optimizer", "freeze"),
+    "learning_rate_scales": ("optimizer", "learning_rate_scales"),
+    "accumulate": ("optimizer", "accumulate"),
+    "max_skipped": ("optimizer", "max_skipped"),
+    "validation_songs": ("validation", "songs"),
+    "validation_chunk_seconds": ("validation", "chunk_seconds"),
+    "validate_every": ("validation", "every"),
+    "checkpoint_every": ("checkpoints", "every"),
+    "keep_checkpoints": ("checkpoints", "keep"),
+    "log_every": ("logging", "every"),
+}
+
+
+def with_current_names(fields: Mapping[str, Any]) -> dict[str, Any]:
+    """The fields of a `TrainingConfig` with those of former names in their groups.
+
+    Where a field is given by both names, the value of the former name counts: a file of older style that starts from
+    today's defaults has both.
+    """
+    current = {name: value for name, value in fields.items() if name not in FORMER_NAMES}
+    for former, (group, name) in FORMER_NAMES.items():
+        if former not in fields:
+            continue
+        members, value = current.get(group, {}), fields[former]
+        if not isinstance(members, Mapping):
+            continue  # the group itself will be refused
+        if isinstance(value, Mapping) and isinstance(members.get(name), Mapping):
+            value = {**members[name], **value}
+        current[group] = {**members, name: value}
+    return current
+
+
+def nearest_field(name: str, fields: Mapping[str, Any]) -> str | None:
+    """The field that is meant by an unknown name, with the names of its groups; None if none is near.
+
+    Args:
+      name: without the names of groups.
+      fields: all fields, groups as mappings.
+    """
+    names = {former: f"{group}.{current}" for former, (group, current) in FORMER_NAMES.items()} | _leaves(fields)
+    close = difflib.get_close_matches(name, names, n=1)
+    return names[close[0]] if close else None
+
+
+def _leaves(fields: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
+    """Names of fields to their names with those of their groups; where two share a name, the outer one counts."""
+    names = {}
+    for name, value in fields.items():
+        if isinstance(value, Mapping):
+            names |= _leaves(value, f"{prefix}{name}.")
+    return names | {name: prefix + name for name in fields}

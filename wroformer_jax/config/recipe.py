@@ -1,0 +1,23 @@
+"""What a recipe starts from: the settings of a training run at their defaults, to be changed."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+from wroformer_jax.config.training import TrainingConfig
+
+
+def default_config() -> Any:
+    """All fields of a `TrainingConfig` at their defaults, for `get_config` of a file in configs/ to change.
+
+    Returns:
+      A locked `ml_collections.ConfigDict`: a field that does not exist is refused where it is set, in the file or on
+      the command line (--config.FIELD=VALUE), and so is a value of another type. (Type checkers are told `Any`: they
+      cannot know the fields of a ConfigDict.)
+    """
+    from ml_collections import ConfigDict, config_dict
+
+    config: Any = ConfigDict(dataclasses.asdict(TrainingConfig()))
+    config.model.freqs_per_bands = config_dict.placeholder(tuple)  # None, but can be set on the command line
+    return config.lock()
