@@ -6,6 +6,7 @@ import contextlib
 import hashlib
 import logging
 import os
+import shutil
 from collections.abc import Iterator
 from pathlib import Path, PurePath
 from typing import TYPE_CHECKING, TypeAlias
@@ -102,6 +103,14 @@ def write_whole(path: Place, text: str) -> None:
         return
     with disk_errors_named(path), replacing(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
+
+
+def remove_tree(path: Place) -> None:
+    """Deletes a directory and everything in it."""
+    if isinstance(path, Path):
+        shutil.rmtree(path)
+    else:
+        path.rmtree()
 
 
 def upload(local: Path, remote: Place) -> None:

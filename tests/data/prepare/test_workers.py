@@ -5,7 +5,7 @@ import signal
 
 import pytest
 
-from wroformer_jax.data.prepare import workers as parallel
+from wroformer_jax.data.prepare.workers import run_tasks
 from wroformer_jax.errors import InputError
 
 
@@ -26,7 +26,7 @@ def die(number, advance):
 
 def run(task, items, workers, finish=lambda item, result: None):
     told = []
-    parallel.run(task, items, workers=workers, finish=finish, advance=told.append)
+    run_tasks(task, items, workers=workers, finish=finish, advance=told.append)
     return sum(told)
 
 

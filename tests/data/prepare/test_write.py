@@ -1,4 +1,4 @@
-"""From stems on disk to a set: what is stored, what is reported, and that nothing is lost on the way."""
+"""Preparing sets: the stored samples, the reports on bad files, and going on after an interruption."""
 
 import json
 import os
@@ -16,8 +16,10 @@ from support.separation_models import limited_file_size, tone
 from support.stems_on_disk import RATE, damage, files_of, make_song, sound, write
 
 from wroformer_jax.data.prepare import shards, staging
+from wroformer_jax.data.prepare.find_stems import find
 from wroformer_jax.data.prepare.write import BadFiles, prepare, prepare_synthetic
 from wroformer_jax.data.record_set import RecordSet, is_set
+from wroformer_jax.data.record_writer import Storage
 from wroformer_jax.data.synthetic.song import synthesise_song
 from wroformer_jax.errors import InputError
 from wroformer_jax.io.audio import resample_blocks
@@ -34,10 +36,33 @@ def data(tmp_path):
     return tmp_path / "data"
 
 
+LOW_RATE = 1000  # Hz, at which songs are quickly long enough for a shard of their own
+SHARD_SECONDS = 60  # seconds of stems after which a shard of a small split is closed
+
+
 @pytest.fixture
-def shard_per_song(monkeypatch):
-    """Every song has a shard of its own."""
-    monkeypatch.setattr(shards, "_UNIT_SECONDS", 0.0)
+def long_songs(tmp_path):
+    """Five songs, one of them to test on, each of which becomes a shard."""
+    samples = SHARD_SECONDS // 2 * LOW_RATE
+    for index in range(4):
+        make_song(tmp_path / "data" / "train" / f"Song {index}", index, samples=samples, rate=LOW_RATE)
+    make_song(tmp_path / "data" / "test" / "Song 4", 4, samples=samples, rate=LOW_RATE)
+    return tmp_path / "data"
+
+
+def damaged_songs(folder, seconds):
+    """Four songs of two stems; two of them have a file that is damaged in its middle."""
+    for index in range(4):
+        make_song(folder / f"Song {index}", index, suffix=".flac", samples=seconds * RATE)
+    for name in ("Song 1/drums", "Song 3/vocals"):
+        damage(folder / f"{name}.flac")
+    return folder
+
+
+def interrupt_before_publishing(line):
+    """As `say`: the last line comes when all shards are written."""
+    if line.startswith("wrote "):
+        raise KeyboardInterrupt
 
 
 def run(source, directory, **settings):
@@ -45,6 +70,10 @@ def run(source, directory, **settings):
     said = []
     usual = {"sample_rate": RATE, "segment_seconds": 1, "say": said.append}
     return prepare(source, directory, **(usual | settings)), "\n".join(said)
+
+
+def run_long(source, directory, **settings):
+    return run(source, directory, sample_rate=LOW_RATE, **settings)
 
 
 def read(record_set, split, name, stem):
@@ -71,9 +100,9 @@ def test_a_set_has_the_samples_of_its_files(tmp_path, data):
     assert not (tmp_path / "set" / staging.FOLDER).exists()
 
 
-def test_the_set_does_not_depend_on_who_wrote_it(tmp_path, data, shard_per_song):
-    run(data, tmp_path / "one", workers=1)
-    run(data, tmp_path / "two", workers=2)
+def test_the_set_does_not_depend_on_who_wrote_it(tmp_path, long_songs):
+    run_long(long_songs, tmp_path / "one", workers=1)
+    run_long(long_songs, tmp_path / "two", workers=2)
     names = files_of(tmp_path / "one")
     assert sum("array_record" in name for name in names) == 5
     assert files_of(tmp_path / "two") == names
@@ -216,12 +245,8 @@ def test_songs_with_bad_files_are_left_out_whole(tmp_path, data):
 
 @pytest.fixture
 def damaged(tmp_path):
-    """Two of four songs have a file that breaks off on the way."""
-    for index in range(4):
-        make_song(tmp_path / "data" / f"Song {index}", index, suffix=".flac", samples=20 * RATE)
-    for name in ("Song 1/drums", "Song 3/vocals"):
-        damage(tmp_path / "data" / f"{name}.flac")
-    return tmp_path / "data"
+    """Damaged songs that share a shard with whole ones."""
+    return damaged_songs(tmp_path / "data", 20)
 
 
 def test_files_that_decode_half_way_are_named(tmp_path, damaged):
@@ -254,24 +279,24 @@ def test_samples_that_are_no_audio(tmp_path, data):
     assert "vocals.wav has samples above 1.84467e+19 times full scale" in loud
 
 
-def test_what_was_finished_before_a_bad_file_is_kept(tmp_path, damaged, shard_per_song):
+def test_what_was_finished_before_a_bad_file_is_kept(tmp_path):
+    songs = damaged_songs(tmp_path / "data", SHARD_SECONDS // 2)
     with pytest.raises(BadFiles, match=r"the rest is written \(2 of 4 shards\)"):
-        run(damaged, tmp_path / "set")
+        run(songs, tmp_path / "set")
     for name in ("Song 1/drums", "Song 3/vocals"):
-        write(damaged / f"{name}.flac", sound(20 * RATE))
-    prepared, said = run(damaged, tmp_path / "set")
+        write(songs / f"{name}.flac", sound(30 * RATE))
+    prepared, said = run(songs, tmp_path / "set")
     assert "goes on with 2 of 4 shards" in said
     assert len(list(prepared.songs("train"))) == 4
 
 
-def test_songs_that_were_skipped_once_are_not_forgotten(tmp_path, damaged, shard_per_song, monkeypatch):
-    with monkeypatch.context() as patch:
-        patch.setattr(staging.Staging, "publish", interrupt)
-        with pytest.raises(KeyboardInterrupt):
-            run(damaged, tmp_path / "set", skip_bad=True)
+def test_songs_that_were_skipped_once_are_not_forgotten(tmp_path):
+    songs = damaged_songs(tmp_path / "data", SHARD_SECONDS // 2)
+    with pytest.raises(KeyboardInterrupt):
+        run(songs, tmp_path / "set", skip_bad=True, say=interrupt_before_publishing)
     with pytest.raises(BadFiles, match=r"2 files of 2 songs"):
-        run(damaged, tmp_path / "set")
-    prepared, said = run(damaged, tmp_path / "set", skip_bad=True)
+        run(songs, tmp_path / "set")
+    prepared, said = run(songs, tmp_path / "set", skip_bad=True)
     assert "goes on with 4 of 4 shards" in said
     assert [name for name, _ in prepared.skipped] == ["Song 1", "Song 3"]
     assert len(prepared.splits["train"]) == 2
@@ -288,19 +313,16 @@ def test_no_song_is_left(tmp_path, damaged):
     assert not (tmp_path / "other").exists()
 
 
-def test_a_file_that_changes_while_it_is_prepared(tmp_path, data, monkeypatch):
+def test_a_file_that_changes_while_it_is_prepared(tmp_path):
     """It is shorter by the time that it is read."""
-    plan = shards.plan
-    path = data / "train" / "Song 0" / "vocals.wav"
-
-    def shorten(*arguments):
-        write(path, sound(100))
-        return plan(*arguments)
-
-    monkeypatch.setattr("wroformer_jax.data.prepare.write.plan", shorten)
-    prepared, _ = run(data, tmp_path / "set")
-    song = next(iter(prepared.songs("train")))
-    assert song["notes"] == ["padded: vocals by 15900 samples"]
+    make_song(tmp_path / "data" / "Song 0")
+    (found,) = find(tmp_path / "data").songs
+    song = shards.InspectedSong(found, {stem: shards.SourceFile.inspect(path) for stem, path in found.stems.items()})
+    storage = Storage(sample_rate=RATE, segment_seconds=1)
+    (unit,) = shards.plan({"train": [song]}, storage)
+    write(found.stems["vocals"], sound(100))
+    written = shards.write_unit(unit, lambda seconds: None, storage=storage, folder=str(tmp_path), skip_bad=False)
+    assert [song["notes"] for song in written.part["songs"]] == [["padded: vocals by 15900 samples"]]
 
 
 # --- where it is written
@@ -328,13 +350,12 @@ def test_a_set_of_another_version_is_replaced_only_when_asked_to(tmp_path, data)
     assert len(RecordSet.open(tmp_path / "set").songs("train")) == 4
 
 
-def test_units_of_another_version_are_not_used(tmp_path, data, shard_per_song, monkeypatch):
+def test_units_of_another_version_are_not_used(tmp_path, long_songs, monkeypatch):
     with monkeypatch.context() as patch:
         patch.setattr(shards, "__version__", "0.0.0")
-        patch.setattr(staging.Staging, "publish", interrupt)
         with pytest.raises(KeyboardInterrupt):
-            run(data, tmp_path / "set")
-    _, said = run(data, tmp_path / "set")
+            run_long(long_songs, tmp_path / "set", say=interrupt_before_publishing)
+    _, said = run_long(long_songs, tmp_path / "set")
     assert "goes on" not in said
 
 
@@ -372,14 +393,14 @@ def test_two_at_a_time_are_refused(tmp_path, data):
 
 
 @pytest.mark.parametrize("encoding", ["lossless", "float32"])
-@pytest.mark.parametrize("workers", [1, 2])
-def test_a_disk_that_fills_up(tmp_path, data, shard_per_song, encoding, workers):
-    make_song(data / "train" / "Song 2", samples=100 * RATE)
-    with limited_file_size(400_000), pytest.raises(InputError, match=r"the disk is full|File too large"):
-        run(data, tmp_path / "set", encoding=encoding, workers=workers)
+@pytest.mark.parametrize("workers", [1, pytest.param(2, marks=pytest.mark.slow)])
+def test_a_disk_that_fills_up(tmp_path, long_songs, encoding, workers):
+    make_song(long_songs / "train" / "Song 2", samples=100 * RATE, rate=LOW_RATE)
+    with limited_file_size(600_000), pytest.raises(InputError, match=r"the disk is full|File too large"):
+        run_long(long_songs, tmp_path / "set", encoding=encoding, workers=workers)
     assert not is_set(tmp_path / "set")
     assert all(name.endswith((".json", ".array_record")) for name in files_of(tmp_path / "set"))
-    _, said = run(data, tmp_path / "set", encoding=encoding)
+    _, said = run_long(long_songs, tmp_path / "set", encoding=encoding)
     assert "goes on with" in said
     assert is_set(tmp_path / "set")
 
@@ -394,27 +415,21 @@ def test_a_disk_without_room_is_found_at_once(tmp_path, data, monkeypatch):
 # --- interrupted
 
 
-def interrupt(*_, **__):
-    raise KeyboardInterrupt
-
-
-def test_files_whose_owner_has_no_name(tmp_path, data, shard_per_song, monkeypatch):
-    """As in a container that runs as any user: etils asks for the name."""
+def test_files_whose_owner_has_no_name(tmp_path, long_songs, monkeypatch):
+    """As in a container that runs as any user: etils would ask for the name."""
 
     def unknown(uid):
         raise KeyError(uid)
 
-    with monkeypatch.context() as patch:
-        patch.setattr(staging.Staging, "publish", interrupt)
-        with pytest.raises(KeyboardInterrupt):
-            run(data, tmp_path / "set")
+    with pytest.raises(KeyboardInterrupt):
+        run_long(long_songs, tmp_path / "set", say=interrupt_before_publishing)
     monkeypatch.setattr("pwd.getpwuid", unknown)
-    _, said = run(data, tmp_path / "set")
+    _, said = run_long(long_songs, tmp_path / "set")
     assert "goes on with 5 of 5 shards" in said
 
 
-def test_an_interrupted_run_goes_on(tmp_path, data, shard_per_song, monkeypatch):
-    run(data, tmp_path / "at once")
+def test_an_interrupted_run_goes_on(tmp_path, long_songs, monkeypatch):
+    run_long(long_songs, tmp_path / "at once")
     keep, kept = staging.Staging.keep, []
 
     def interrupted(self, key, written):
@@ -426,11 +441,11 @@ def test_an_interrupted_run_goes_on(tmp_path, data, shard_per_song, monkeypatch)
     with monkeypatch.context() as patch:
         patch.setattr(staging.Staging, "keep", interrupted)
         with pytest.raises(KeyboardInterrupt):
-            run(data, tmp_path / "set")
+            run_long(long_songs, tmp_path / "set")
     assert files_of(tmp_path / "set") == sorted(
         f".preparing/{key}.{suffix}" for key in kept for suffix in ("json", "array_record")
     )
-    _, said = run(data, tmp_path / "set")
+    _, said = run_long(long_songs, tmp_path / "set")
     assert "goes on with 2 of 5 shards" in said
     assert_same(tmp_path / "set", tmp_path / "at once")
 
@@ -441,71 +456,81 @@ def assert_same(one, other):
         assert (one / name).read_bytes() == (other / name).read_bytes()
 
 
-# Kills the process itself, in the state that the test asks for.
+# Prepares a set, and kills itself when the function that the test names has been called `number` times.
 _KILLED = """
     import os, signal, sys
-    from wroformer_jax.data import prepare, segments, staging, units
-    units._UNIT_SECONDS = 0.0
+    from wroformer_jax.data import segments
+    from wroformer_jax.data.prepare import staging, write
     source, directory, what, number = sys.argv[1:]
     calls = 0
     def killed(original):
         def call(*arguments, **keywords):
             global calls
-            calls += 1
+            name = str(getattr(arguments[0], "name", ""))
+            calls += not (name.startswith(".") and "-" in name)  # temporary files do not count
             if calls > int(number):
                 os.kill(os.getpid(), signal.SIGKILL)
             return original(*arguments, **keywords)
         return call
+    path_class = type(staging.as_place(directory))
     owner, name = {
         "record": (segments, "encode"),
         "shard": (staging.Staging, "keep"),
-        "rename": (staging.PATH, "replace"),
+        "rename": (path_class, "replace"),
         "write": (staging, "write_whole"),
         "finish": (staging, "finish_set"),
-        "tidy": (staging.PATH, "rmtree"),
-        "unlink": (staging.PATH, "unlink"),
+        "tidy": (staging, "remove_tree"),
+        "unlink": (path_class, "unlink"),
     }[what]
     setattr(owner, name, killed(getattr(owner, name)))
-    prepare.prepare(source, directory, sample_rate=8000, segment_seconds=1, overwrite=True)
+    write.prepare(source, directory, sample_rate=1000, segment_seconds=1, overwrite=True)
 """
+
+
+def prepare_and_die(source, directory, what, number):
+    command = [sys.executable, "-c", textwrap.dedent(_KILLED), str(source), str(directory), what, str(number)]
+    process = subprocess.run(command, capture_output=True)
+    assert process.returncode == -signal.SIGKILL, process.stderr
 
 
 @pytest.mark.parametrize(
     ("what", "number", "earlier"),
     [
-        ("record", 5, False),
-        ("record", 5, True),
-        ("shard", 3, True),
-        ("write", 4, False),
-        ("write", 5, True),
-        ("rename", 0, True),
-        ("rename", 3, False),
         ("rename", 3, True),
-        ("finish", 0, False),
-        ("finish", 0, True),
-        ("tidy", 0, True),
-        ("unlink", 1, True),
+        *(
+            pytest.param(*case, marks=pytest.mark.slow)
+            for case in [
+                ("record", 5, False),
+                ("record", 5, True),
+                ("shard", 3, True),
+                ("write", 4, False),
+                ("write", 5, True),
+                ("rename", 0, True),
+                ("rename", 3, False),
+                ("finish", 0, False),
+                ("finish", 0, True),
+                ("tidy", 0, True),
+                ("unlink", 1, True),
+            ]
+        ),
     ],
 )
-def test_killed_at_any_moment(tmp_path, data, shard_per_song, what, number, earlier):
-    run(data, tmp_path / "at once")
-    if earlier:  # a set that is there and is to be replaced
+def test_killed_at_any_moment(tmp_path, long_songs, what, number, earlier):
+    run_long(long_songs, tmp_path / "at once")
+    if earlier:  # an existing set, which is to be replaced
         make_song(tmp_path / "old" / "a", 7)
         run(tmp_path / "old", tmp_path / "set")
-    code = textwrap.dedent(_KILLED).replace("staging.PATH", "type(staging.Staging('.').directory)")
-    process = subprocess.run(
-        [sys.executable, "-c", code, str(data), str(tmp_path / "set"), what, str(number)], capture_output=True
-    )
-    assert process.returncode == -signal.SIGKILL, process.stderr
+    prepare_and_die(long_songs, tmp_path / "set", what, number)
     if is_set(tmp_path / "set"):  # whole, the old one or the new
         record_set = RecordSet.open(tmp_path / "set")
         assert len(record_set.songs("train")) == (4 if what == "tidy" else 1)
         assert what != "unlink"
-    _, said = run(data, tmp_path / "set", overwrite=True)
+    _, said = run_long(long_songs, tmp_path / "set", overwrite=True)
     assert what in ("record", "tidy") or "goes on with" in said
     assert_same(tmp_path / "set", tmp_path / "at once")
 
 
+@pytest.mark.slow
 def test_workers_end_with_their_parent(tmp_path):
     """Nobody would ever stop them, and they would write on beside the next run."""
     for index in range(4):
@@ -513,14 +538,14 @@ def test_workers_end_with_their_parent(tmp_path):
     code = textwrap.dedent(
         """
         import sys, threading, time, os, signal, multiprocessing
-        from wroformer_jax.data import parallel, prepare, units
+        from wroformer_jax.data.prepare import write
         def kill(self, seconds):
             if seconds > 0:
                 print(*(child.pid for child in multiprocessing.active_children()), flush=True)
                 os.kill(os.getpid(), signal.SIGKILL)
         if __name__ == "__main__":
-            prepare.Progress.advance = kill
-            prepare.prepare(sys.argv[1], sys.argv[2], sample_rate=8000, segment_seconds=1, workers=2)
+            write.Progress.advance = kill
+            write.prepare(sys.argv[1], sys.argv[2], sample_rate=8000, segment_seconds=1, workers=2)
         """
     )
     (tmp_path / "run.py").write_text(code)
@@ -559,28 +584,25 @@ def objects_of(bucket):
     return {name.removeprefix("sets/one/"): content for (_, name), content in bucket.objects.items()}
 
 
-@pytest.mark.parametrize("workers", [1, 2])
-def test_a_set_in_a_bucket(tmp_path, data, shard_per_song, bucket, workers):
-    run(data, tmp_path / "local")
-    run(data, "gs://bucket/sets/one", workers=workers)
+@pytest.mark.parametrize("workers", [1, pytest.param(2, marks=pytest.mark.slow)])
+def test_a_set_in_a_bucket(tmp_path, long_songs, bucket, workers):
+    run_long(long_songs, tmp_path / "local")
+    run_long(long_songs, "gs://bucket/sets/one", workers=workers)
     assert objects_of(bucket) == {
         name: (tmp_path / "local" / name).read_bytes() for name in files_of(tmp_path / "local")
     }
     with pytest.raises(InputError, match="gs://bucket/sets/one is a prepared set already"):
-        run(data, "gs://bucket/sets/one")
+        run_long(long_songs, "gs://bucket/sets/one")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("what", "number"), [("shard", 3), ("rename", 3), ("finish", 0)])
-def test_killed_while_it_writes_to_a_bucket(tmp_path, data, shard_per_song, bucket, what, number):
-    run(data, tmp_path / "local")
+def test_killed_while_it_writes_to_a_bucket(tmp_path, long_songs, bucket, what, number):
+    run_long(long_songs, tmp_path / "local")
     make_song(tmp_path / "old" / "a", 7)
     run(tmp_path / "old", "gs://bucket/sets/one")
-    code = textwrap.dedent(_KILLED).replace("staging.PATH", "type(staging.Staging('.').directory)")
-    process = subprocess.run(
-        [sys.executable, "-c", code, str(data), "gs://bucket/sets/one", what, str(number)], capture_output=True
-    )
-    assert process.returncode == -signal.SIGKILL, process.stderr
-    _, said = run(data, "gs://bucket/sets/one", overwrite=True)
+    prepare_and_die(long_songs, "gs://bucket/sets/one", what, number)
+    _, said = run_long(long_songs, "gs://bucket/sets/one", overwrite=True)
     assert "goes on with" in said
     assert objects_of(bucket) == {
         name: (tmp_path / "local" / name).read_bytes() for name in files_of(tmp_path / "local")

@@ -1,4 +1,4 @@
-"""From stems on disk, or from synthetic songs, to a prepared set."""
+"""Prepares sets: from stems on disk, or of synthetic songs."""
 
 from wroformer_jax.data.prepare.write import prepare, prepare_synthetic
 

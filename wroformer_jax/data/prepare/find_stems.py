@@ -1,6 +1,6 @@
-"""Stems to prepare: which audio file is which stem of which song of which split.
+"""Finds the stems to prepare: the split, the song and the stem of each audio file.
 
-Three layouts are known, described in docs/data.md:
+There are three layouts, described in docs/data.md:
 
 - "songs": a folder for each song with a file for each stem, as MUSDB18-HQ has them;
 - "stems": a folder for each stem with a file for each song;
@@ -40,37 +40,37 @@ _SUFFIXES = ", ".join(AUDIO_SUFFIXES)
 
 
 @dataclasses.dataclass(frozen=True)
-class SongFiles:
-    """A song and its files."""
+class FoundSong:
+    """A song and the files of its stems."""
 
     name: str  # unique in its split; with / between the parts where it was found in folders
     split: str
-    stems: Mapping[str, Path]  # in alphabetical order; "mixture", too, but for songs to train on
+    stems: Mapping[str, Path]  # in alphabetical order; with "mixture", except in songs to train on
     notes: tuple[str, ...] = ()
 
 
 @dataclasses.dataclass(frozen=True)
 class Found:
-    """All that there is to prepare."""
+    """The songs to prepare."""
 
     layout: str
-    songs: tuple[SongFiles, ...]  # split by split, each in the order of the names
+    songs: tuple[FoundSong, ...]  # by split, and then by name
     warnings: tuple[str, ...]
 
 
 def find(source: str | os.PathLike, layout: str | None = None) -> Found:
-    """Looks for songs; no file is opened but a CSV.
+    """Finds the songs of a folder or of a CSV file, without opening audio files.
 
-    Names of stems are in lower case and those of songs in Unicode's composed form (NFC). What begins with a dot is
-    passed over, and links to folders are followed.
+    Returns names of stems in lower case and names of songs in Unicode's composed form (NFC). Skips files and folders
+    whose names begin with a dot, and follows links to folders.
 
     Args:
       source: a folder, or a .csv file.
-      layout: one of LAYOUTS, or None to find out.
+      layout: one of LAYOUTS, or None to detect it.
 
     Raises:
-      InputError: there is nothing to be found, the layout cannot be told, the CSV cannot be read, or two files are the
-        same stem of the same song.
+      InputError: no stems were found, the layout cannot be detected, the CSV cannot be read, or two files are the same
+        stem of the same song.
     """
     if "://" in os.fspath(source):
         raise InputError(f"{source} is not a local path: copy the stems to a disk first")
@@ -91,7 +91,7 @@ def counted(number: int, what: str) -> str:
 
 
 class _File(NamedTuple):
-    """An audio file and what it is taken for."""
+    """An audio file with its split, song and stem."""
 
     split: str
     song: str
@@ -107,17 +107,17 @@ def _find_in_folder(source: Path, layout: str | None) -> Found:
         raise InputError(f"no audio files in {source}: it has {_other_files(source)}, looked for {_SUFFIXES}")
     placed = _by_split(inside)
     places = [place for _, place, _ in placed]
-    told = _told_by_names(places)
-    layout = layout or told or _refuse_to_guess(source, places)
+    guess = _layout_by_names(places)
+    layout = layout or guess or _refuse_to_guess(source, places)
     song_and_stem = _by_song if layout == "songs" else _by_stem
     files, loose = [], []
     for split, place, file in placed:
-        # A file in no folder is a stem of the one song that there is, and nothing in other layouts.
+        # A file that lies in no folder is a stem of the only song, or has no meaning in the layout.
         if len(place.parts) == 1 and (place != file or layout == "stems"):
             loose.append(file)
         else:
             files.append(_File(split, *song_and_stem(place, source), source / file))
-    warnings = [] if told in (layout, None) else [f"--layout {layout}, though by their names these are {told!r}"]
+    warnings = [] if guess in (layout, None) else [f"--layout {layout}, though by their names these are {guess!r}"]
     beside = set(inside) - {file for _, _, file in placed}
     warnings += [
         f"left out, because they {why}: {_counted(sorted(left_out), 'file')}"
@@ -131,7 +131,7 @@ def _find_in_folder(source: Path, layout: str | None) -> Found:
 
 
 def _by_split(files: list[PurePath]) -> list[tuple[str, PurePath, PurePath]]:
-    """Each file's split, its place in the split's folder, and itself; all are to train on if there are no splits."""
+    """Returns (split, path inside the split's folder, path) of each file; without such folders all are to train on."""
     folders = {file.parts[0] for file in files if len(file.parts) > 2 and file.parts[0].lower() in _SPLIT_NAMES}
     if not folders:
         return [("train", file, file) for file in files]
@@ -143,21 +143,21 @@ def _by_split(files: list[PurePath]) -> list[tuple[str, PurePath, PurePath]]:
 
 
 def _by_song(place: PurePath, source: Path) -> tuple[str, str]:
-    """Song and stem of SONG/STEM.wav; files that lie in no folder are those of one song, named as `source`."""
+    """Returns song and stem of SONG/STEM.wav; files that lie in no folder belong to one song, named like `source`."""
     folder = place.parent.as_posix()
     return source.resolve().name if folder == "." else folder, place.stem
 
 
 def _by_stem(place: PurePath, source: Path) -> tuple[str, str]:
-    """Song and stem of STEM/SONG.wav, where SONG may have folders of its own."""
+    """Returns song and stem of STEM/SONG.wav, where SONG may contain folders."""
     return PurePath(*place.parts[1:]).with_suffix("").as_posix(), place.parts[0]
 
 
-def _told_by_names(places: list[PurePath]) -> str | None:
-    """The layout: are files named as stems usually are, or are folders? None if that cannot be told."""
+def _layout_by_names(places: list[PurePath]) -> str | None:
+    """Returns "songs" if files have usual names of stems, "stems" if folders have, and None if that is unclear."""
     files = sum(place.stem.lower() in STEM_NAMES for place in places)
     folders = sum(len(place.parts) > 1 and place.parts[0].lower() in STEM_NAMES for place in places)
-    # A song may well be called "Music": a few such names decide nothing.
+    # A song may be called "Music", so a few such names decide nothing.
     if files > 4 * folders:
         return "songs"
     return "stems" if folders > 4 * files else None
@@ -172,7 +172,7 @@ def _refuse_to_guess(source: Path, places: list[PurePath]) -> NoReturn:
 
 
 def _csv_rows(source: Path) -> Iterator[_File]:
-    """The files of a table, each a song of its own if there is no column that names its song."""
+    """Yields the files of a table; without a column "song" each file is a song by itself."""
     try:
         with source.open(newline="", encoding="utf-8-sig") as file:
             rows = csv.DictReader(file, skipinitialspace=True)
@@ -207,7 +207,7 @@ def _csv_file(source: Path, line: int, row: dict[str | None, str | None]) -> _Fi
 
 
 def _checked(layout: str, source: Path, files: Iterable[_File], warnings: list[str]) -> Found:
-    """Songs of files: no file and no stem of a song twice, no song without a stem."""
+    """Groups files by song. Refuses duplicate files and stems, and leaves out songs without a stem."""
     songs: dict[tuple[str, str], dict[str, Path]] = {}
     seen: dict[str, _File] = {}
     for file in files:
@@ -230,18 +230,18 @@ def _checked(layout: str, source: Path, files: Iterable[_File], warnings: list[s
     return Found(layout, tuple(usable), (*warnings, *_leaks(usable)))
 
 
-def _song(name: str, split: str, stems: dict[str, Path]) -> SongFiles:
-    """A song with the files that are stored of it, and why others are not."""
-    # Stems are summed to a mixture when they are trained on: a file that is a sum itself would be heard twice.
+def _song(name: str, split: str, stems: dict[str, Path]) -> FoundSong:
+    """Returns a song with the files to store, and notes on those that are left out."""
+    # Training sums the stems to a mixture, so a file that is a sum of other stems would count twice.
     parts = stems.keys() - {MIXTURE, VOCALS, *SUMS}
     sums = [stem for stem in SUMS if stem in stems][0 if parts else 1 :]
     unused = {*sums, *([MIXTURE] if split == "train" else [])}
     notes = tuple(f"left out: {stem}, the sum of other stems" for stem in sums)
-    return SongFiles(name, split, {stem: stems[stem] for stem in sorted(stems) if stem not in unused}, notes)
+    return FoundSong(name, split, {stem: stems[stem] for stem in sorted(stems) if stem not in unused}, notes)
 
 
-def _leaks(songs: list[SongFiles]) -> Iterator[str]:
-    """A warning for names that more than one split has."""
+def _leaks(songs: list[FoundSong]) -> Iterator[str]:
+    """Yields a warning for songs whose names occur in more than one split."""
     splits: dict[str, dict[str, str]] = {}
     for song in songs:
         splits.setdefault(song.name.casefold(), {})[song.split] = song.name
@@ -254,7 +254,7 @@ def _leaks(songs: list[SongFiles]) -> Iterator[str]:
 
 
 def _other_files(folder: Path) -> str:
-    """What a folder without audio has, for people who look in the wrong place: '3 .mp4, 1 .txt'."""
+    """Counts the files of a folder without audio, to show that it may be the wrong one: '3 .mp4, 1 .txt'."""
     names = []
     for _, folders, files in os.walk(folder):
         folders[:] = [name for name in folders if name[0] != "."]
@@ -273,5 +273,5 @@ def _counted(names: Sequence[object], what: str) -> str:
 
 
 def _text(name: str) -> str:
-    """The name as a text that can be stored: one form of each letter, no bytes that are not UTF-8."""
+    """Returns a name that can be stored: in NFC, and with bytes that are not UTF-8 escaped."""
     return unicodedata.normalize("NFC", name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace"))

@@ -1,6 +1,6 @@
-"""The work of preparing a set, in units: a unit is a run of songs of one split that become one shard.
+"""Plans and writes the shards of a set: a unit is a group of consecutive songs of one split that become one shard.
 
-Everything here is a pure function of the songs and the storage, so that a set is the same whoever writes its shards.
+Shards depend only on the songs and the storage, so that a set is the same whichever processes write it.
 """
 
 from __future__ import annotations
@@ -18,23 +18,24 @@ import numpy as np
 from jaxtyping import Float32
 
 from wroformer_jax import __version__
-from wroformer_jax.data.prepare.find_stems import SongFiles
+from wroformer_jax.data.prepare.find_stems import FoundSong
 from wroformer_jax.data.record_writer import FORMAT, LOUDEST, Blocks, Storage, write_shard
 from wroformer_jax.data.synthetic.song import synthesise_song
 from wroformer_jax.errors import InputError
 from wroformer_jax.io.audio import AudioInfo, inspect, read_whole, resample_blocks
-from wroformer_jax.io.buckets import is_remote, upload
+from wroformer_jax.io.buckets import as_place, is_remote, upload
 from wroformer_jax.stems import SYNTHETIC_STEMS
 
-# A shard holds at least so many seconds of stems, or its share of a split that is small: every worker finds work.
+# A shard is closed when it has this many seconds of stems, or 1/32 of its split if that is less: so that even a small
+# split has work for every worker.
 _UNIT_SECONDS = 20 * 60.0
-_UNITS_OF_A_SPLIT = 32
+_UNITS_PER_SPLIT = 32
 _LEAST_SECONDS = 60.0
 
 
 @dataclasses.dataclass(frozen=True)
 class SourceFile:
-    """An audio file, what its header says, and when it was written."""
+    """An audio file with its header, size and time of change."""
 
     path: Path
     info: AudioInfo
@@ -43,7 +44,7 @@ class SourceFile:
 
     @classmethod
     def inspect(cls, path: Path) -> SourceFile:
-        """Raises an InputError if the file cannot be used, as far as can be told without decoding it."""
+        """Reads the header; raises an InputError if that already shows that the file cannot be used."""
         info, status = inspect(path), path.stat()
         return cls(path, info, status.st_size, status.st_mtime_ns)
 
@@ -53,10 +54,10 @@ class SourceFile:
 
 
 @dataclasses.dataclass(frozen=True)
-class FileSong:
-    """A song of audio files."""
+class InspectedSong:
+    """A song whose audio files have been inspected."""
 
-    files: SongFiles
+    files: FoundSong
     stems: Mapping[str, SourceFile]
 
     @property
@@ -65,15 +66,20 @@ class FileSong:
 
     @property
     def seconds(self) -> float:
-        """Of all its stems together."""
+        """Seconds of all stems together."""
         return sum(file.seconds for file in self.stems.values())
 
     def open(self, storage: Storage) -> dict[str, Iterator[Float32[np.ndarray, "channel _"]]]:
-        """Its stems, at the rate and with the channels of the storage."""
+        """Returns the blocks of each stem, at the sample rate and with the channels of the storage."""
         return {stem: _blocks(file, storage) for stem, file in self.stems.items()}
 
     def notes(self, storage: Storage, stored: Mapping[str, Any]) -> list[str]:
-        """What was done to it to store it, given what `write_shard` says of it; the kind stands before a colon."""
+        """Describes how the stored song differs from its files, as "KIND: ...".
+
+        Args:
+          storage: of the set.
+          stored: the song's description, as `write_shard` returns it.
+        """
         lengths = {stem: entry["samples"] for stem, entry in stored["stems"].items()}
         short = {stem: stored["samples"] - samples for stem, samples in lengths.items() if samples < stored["samples"]}
         rates = {stem: file.info.sample_rate for stem, file in self.stems.items()}
@@ -85,14 +91,14 @@ class FileSong:
         ]
 
     def state(self) -> Any:
-        """What its stored stems depend on, JSON-able."""
+        """Returns, as JSON types, everything that the stored stems depend on."""
         files = {stem: (os.fsencode(f.path).hex(), f.size, f.modified) for stem, f in self.stems.items()}
         return [self.name, self.files.notes, files]
 
 
 @dataclasses.dataclass(frozen=True)
 class SyntheticSong:
-    """A song of data/synthetic.py; its methods are those of `FileSong`."""
+    """A song that `synthesise_song` makes; it has the methods of `InspectedSong`."""
 
     name: str
     seed: tuple[int, ...]
@@ -113,16 +119,16 @@ class SyntheticSong:
         return [self.name, self.seed, self.length]
 
 
-Song = FileSong | SyntheticSong
+SourceSong = InspectedSong | SyntheticSong
 
 
 @dataclasses.dataclass(frozen=True)
 class Unit:
-    """The songs of a shard."""
+    """The songs that become one shard."""
 
     split: str
-    songs: tuple[Song, ...]
-    key: str  # changes with everything that the shard depends on
+    songs: tuple[SourceSong, ...]
+    key: str  # a hash of everything that the shard depends on
 
     @property
     def seconds(self) -> float:
@@ -131,19 +137,19 @@ class Unit:
 
 @dataclasses.dataclass(frozen=True)
 class Written:
-    """What came of a unit."""
+    """The result of writing a unit."""
 
-    part: Mapping[str, Any] | None  # of `write_shard`; None if nothing was stored
-    bad: tuple[tuple[str, str], ...]  # song and reason of each file that could not be decoded
+    part: Mapping[str, Any] | None  # the description that `write_shard` returned; None if nothing was stored
+    bad: tuple[tuple[str, str], ...]  # (song, reason) for each file that could not be decoded
 
 
-def plan(splits: Mapping[str, Sequence[Song]], storage: Storage) -> list[Unit]:
-    """The units of all splits, in their order."""
+def plan(splits: Mapping[str, Sequence[SourceSong]], storage: Storage) -> list[Unit]:
+    """Groups the songs of each split into units, in their order."""
     units = []
     for split, songs in splits.items():
-        share = sum(song.seconds for song in songs) / _UNITS_OF_A_SPLIT
+        share = sum(song.seconds for song in songs) / _UNITS_PER_SPLIT
         enough = min(_UNIT_SECONDS, max(_LEAST_SECONDS, share))
-        run: list[Song] = []
+        run: list[SourceSong] = []
         seconds = 0.0
         for song in songs:
             run.append(song)
@@ -159,26 +165,24 @@ def write_unit(
 ) -> Written:
     """Writes the shard of a unit as FOLDER/KEY.array_record.
 
-    A song with a file that cannot be decoded is left out with `skip_bad`; else nothing is written.
+    If a file cannot be decoded, its song is left out with `skip_bad`; without it, nothing is written.
 
     Args:
-      unit: what to write.
-      advance: told the seconds of stems as they are stored; less than none if they are to be stored again.
-      storage: how.
-      folder: where shards wait for their set, local or gs://.
-      skip_bad: whether to go on without bad songs.
+      unit: the songs to write.
+      advance: called with the seconds of stems just stored; negative when stored stems have to be written again.
+      storage: how the set keeps audio.
+      folder: the staging folder, a local path or gs://.
+      skip_bad: continue without songs that have a bad file.
 
     Raises:
       InputError: the disk is full or refuses.
     """
     if not is_remote(folder):
         return _write_local(unit, advance, storage, Path(folder), skip_bad)
-    from etils import epath
-
     with tempfile.TemporaryDirectory() as temporary:
         written = _write_local(unit, advance, storage, Path(temporary), skip_bad)
         if written.part is not None:
-            upload(Path(temporary, shard_file(unit.key)), epath.Path(folder) / shard_file(unit.key))
+            upload(Path(temporary, shard_file(unit.key)), as_place(folder) / shard_file(unit.key))
     return written
 
 
@@ -197,7 +201,7 @@ def _write_local(
             opened = ((song.name, _open(song, storage)) for song in songs)
             part = write_shard(folder / shard_file(unit.key), opened, storage, count)
         except _BadSong as error:
-            # All bad files of the unit are found at once, not one each time.
+            # Decode the rest of the unit too, so that one run reports all of its bad files.
             rest = songs[[song.name for song in songs].index(error.song) :]
             found = [(song.name, str(reason)) for song in rest for reason in _errors(song, storage)]
             bad += found or [(error.song, str(error.__cause__))]
@@ -213,32 +217,32 @@ def _write_local(
 
 
 def shard_file(key: str) -> str:
-    """The name of a unit's shard before it has one in the set."""
+    """Returns the name of a unit's shard in the staging folder."""
     return f"{key}.array_record"
 
 
 class _BadSong(Exception):
-    """A song's file cannot be decoded; the InputError is the cause."""
+    """A file of a song cannot be decoded; the cause is the InputError."""
 
     def __init__(self, song: str) -> None:
         super().__init__(song)
         self.song = song
 
 
-def _open(song: Song, storage: Storage) -> dict[str, Blocks]:
+def _open(song: SourceSong, storage: Storage) -> dict[str, Blocks]:
     return {stem: _named(song.name, blocks) for stem, blocks in song.open(storage).items()}
 
 
 def _named(song: str, blocks: Blocks) -> Iterator[Float32[np.ndarray, "channel _"]]:
-    """Tells an error of a song from one of the disk that is written to."""
+    """Passes blocks on. Marks an error of the song, so that it differs from one of the disk that is written to."""
     try:
         yield from blocks
     except InputError as error:
         raise _BadSong(song) from error
 
 
-def _errors(song: Song, storage: Storage) -> Iterator[InputError]:
-    """What is wrong with each file of a song, found by decoding all of it."""
+def _errors(song: SourceSong, storage: Storage) -> Iterator[InputError]:
+    """Decodes all files of a song and yields the error of each bad one."""
     for blocks in song.open(storage).values():
         try:
             for _ in blocks:
@@ -248,13 +252,13 @@ def _errors(song: Song, storage: Storage) -> Iterator[InputError]:
 
 
 def _blocks(file: SourceFile, storage: Storage) -> Iterator[Float32[np.ndarray, "channel _"]]:
-    """The blocks of a file, mono on all channels of the storage."""
+    """Yields the blocks of a file; mono is copied to all channels of the storage."""
     for block in resample_blocks(read_whole(file.path), file.info.sample_rate, storage.sample_rate):
         if not np.abs(block).max(initial=0.0) < LOUDEST:
             raise InputError(f"{file.path} has samples above {LOUDEST:g} times full scale: get a whole copy")
         yield np.broadcast_to(block, (storage.channels, block.shape[-1]))
 
 
-def _unit(split: str, songs: Sequence[Song], storage: Storage) -> Unit:
+def _unit(split: str, songs: Sequence[SourceSong], storage: Storage) -> Unit:
     content = [__version__, FORMAT, dataclasses.asdict(storage), split, [song.state() for song in songs]]
     return Unit(split, tuple(songs), hashlib.sha256(json.dumps(content).encode()).hexdigest()[:24])

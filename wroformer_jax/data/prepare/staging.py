@@ -1,8 +1,9 @@
-"""The place where a set comes into being: DIR/.preparing, until all of it is there.
+"""Keeps an unfinished set in the folder DIR/.preparing.
 
-Each finished unit lies there as KEY.array_record and KEY.json, so that it is never done twice. When all are finished,
-their shards are renamed into DIR, and index.json, written last, makes them a set. The file finishing.json tells a
-killed run's successor what was renamed. In a bucket it is the same, with objects.
+A finished unit is kept there as KEY.array_record and KEY.json, so that it is never written twice. When all units are
+finished, their shards are renamed into DIR, and index.json, which is written last, makes them a set. If a run is killed
+while it renames, the next run reads in finishing.json which shards to rename back. Objects in a bucket are handled the
+same way.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from wroformer_jax.data.prepare.shards import Unit, Written, shard_file
 from wroformer_jax.data.record_set import is_set
 from wroformer_jax.data.record_writer import DATASET, INDEX, Storage, finish_set, shard_name
 from wroformer_jax.errors import InputError
-from wroformer_jax.io.buckets import access, is_remote, write_whole
+from wroformer_jax.io.buckets import Place, access, as_place, is_remote, num_bytes, remove_tree, write_whole
 from wroformer_jax.io.files import disk_errors_named, locked
 
 FOLDER = ".preparing"
@@ -29,21 +30,19 @@ _FILES_OF_A_SET = (INDEX, "features.json", "dataset_info.json", f"{DATASET}-*.ar
 
 
 class Staging:
-    """Where a set is to be, and its units on the way there.
+    """The directory of a set and, until the set is whole, its finished units.
 
     Args:
-      directory: of the set, local or gs://.
+      directory: of the set, a local path or gs://.
     """
 
     def __init__(self, directory: str | os.PathLike) -> None:
-        from etils import epath
-
-        self.directory = epath.Path(directory)
+        self.directory = as_place(directory)
         self.folder = self.directory / FOLDER
         self.is_local = not is_remote(directory)
 
     def refuse(self, *, overwrite: bool) -> None:
-        """Raises an InputError if the set must not, or cannot, be written to this directory."""
+        """Raises an InputError if the directory cannot be used or must not be overwritten."""
         with access(self.directory):
             if not self.directory.exists():
                 return
@@ -60,12 +59,12 @@ class Staging:
 
     @contextlib.contextmanager
     def claimed(self, *, overwrite: bool) -> Iterator[None]:
-        """Holds the directory, made if need be, for this process; what an earlier run left is put in order.
+        """Makes the directory if necessary, locks it, and cleans up after a run that was killed.
 
-        Folders that were made in vain are taken away again. A bucket cannot be held.
+        Deletes the folders that it made if they are still empty at the end. A bucket cannot be locked.
 
         Raises:
-          InputError: another process holds it, or it cannot or must not be written.
+          InputError: another process holds the lock, or the directory cannot or must not be written.
         """
         with contextlib.ExitStack() as stack:
             if self.is_local:
@@ -86,11 +85,11 @@ class Staging:
             folder.mkdir(exist_ok=True)
 
     def finished(self, units: Sequence[Unit]) -> dict[str, Written]:
-        """The units that earlier runs have finished, by their keys."""
+        """Returns the results of the units that earlier runs have finished, by their keys."""
         with access(self.directory):
             names = {path.name for path in self.folder.iterdir()} if self.folder.exists() else set()
             noted = {
-                unit.key: json.loads((self.folder / _note(unit.key)).read_text())
+                unit.key: json.loads((self.folder / _note(unit.key)).read_text(encoding="utf-8"))
                 for unit in units
                 if _note(unit.key) in names
             }
@@ -101,15 +100,15 @@ class Staging:
             }
 
     def keep(self, key: str, written: Written) -> None:
-        """Notes that a unit is finished, whose shard is in the folder."""
+        """Records that a unit is finished. Its shard, if it has one, is in the folder already."""
         write_whole(self.folder / _note(key), json.dumps({"part": written.part, "bad": written.bad}))
 
-    def publish(self, storage: Storage, parts: Mapping[str, Sequence[tuple[str, dict[str, Any]]]]) -> None:
-        """Makes finished units a set, in place of the one that may be there.
+    def publish(self, storage: Storage, parts: Mapping[str, Sequence[tuple[str, Mapping[str, Any]]]]) -> None:
+        """Makes a set of the finished units, which replaces an earlier one.
 
         Args:
           storage: of the set.
-          parts: the key and the description of each shard of each split.
+          parts: for each split, the key and the description (of `write_shard`) of each shard.
         """
         named = {
             split: [(shard_name(split, number, len(shards)), part) for number, (_, part) in enumerate(shards)]
@@ -121,7 +120,7 @@ class Staging:
             for (key, _), (name, _) in zip(shards, named[split], strict=True)
         }
         with access(self.directory):
-            # Without its index the rest of an earlier set is none.
+            # First the index: without it, the rest of an earlier set does not count as a set.
             _remove(self.directory / INDEX)
             for path in list(self.directory.iterdir()):
                 if any(fnmatch.fnmatch(path.name, pattern) for pattern in _FILES_OF_A_SET):
@@ -132,10 +131,10 @@ class Staging:
                 (self.folder / shard_file(key)).replace(self.directory / name)
         finish_set(self.directory, storage, named)
         with access(self.directory):
-            self.folder.rmtree()
+            remove_tree(self.folder)
 
     def _put_in_order(self) -> None:
-        """Ends what a run was killed at: half-written files go, and what was renamed gets its old name again."""
+        """Cleans up after a run that was killed: deletes half-written files and renames published shards back."""
         if not self.folder.exists():
             return
         for path in list(self.folder.iterdir()):
@@ -143,22 +142,19 @@ class Staging:
                 path.unlink()
         finishing = self.folder / FINISHING
         if finishing.exists():
-            renamed = {} if is_set(self.directory) else json.loads(finishing.read_text())
+            renamed = {} if is_set(self.directory) else json.loads(finishing.read_text(encoding="utf-8"))
             for key, name in renamed.items():
                 if (self.directory / name).exists():
                     (self.directory / name).replace(self.folder / shard_file(key))
             finishing.unlink()
 
     def _bytes(self, key: str) -> int | None:
-        """The size of a unit's shard, None if there is none."""
+        """Returns the size of a unit's shard, or None if it does not exist."""
         path = self.folder / shard_file(key)
-        if not path.exists():
-            return None
-        # epath's stat wants a local owner to have a name, which not all have in containers.
-        return os.path.getsize(path) if self.is_local else path.stat().length
+        return num_bytes(path) if path.exists() else None
 
 
-def _remove(path: Any) -> None:
+def _remove(path: Place) -> None:
     if path.exists():
         path.unlink()
 
@@ -168,5 +164,5 @@ def _note(key: str) -> str:
 
 
 def _remove_if_empty(path: Path) -> None:
-    with contextlib.suppress(OSError):  # it holds something by now, or is gone
+    with contextlib.suppress(OSError):  # not empty, or already deleted
         path.rmdir()

@@ -1,4 +1,4 @@
-"""What a prepared set has in it, as people want to see it."""
+"""Summarises a prepared set."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from wroformer_jax.data.prepare.find_stems import counted
 from wroformer_jax.data.record_writer import Storage
 from wroformer_jax.stems import MIXTURE
 
-# What notes on songs begin with, and what is told of the songs that have one.
+# The kinds of notes on songs, and the sentence in which the summary counts the songs that have one.
 _NOTES = {
     "padded": "had stems of different lengths: the shorter are padded with silence",
     "resampled": "had files of another sample rate: they are resampled",
@@ -21,19 +21,19 @@ _NOTES = {
 
 @dataclasses.dataclass(frozen=True)
 class Prepared:
-    """A set that is whole."""
+    """A finished set."""
 
     directory: str
     storage: Storage
-    splits: Mapping[str, Sequence[Mapping[str, Any]]]  # for each shard what `write_shard` says of it
-    skipped: tuple[tuple[str, str], ...]  # (song, reason) of each file for which its song was left out
+    splits: Mapping[str, Sequence[Mapping[str, Any]]]  # for each shard, the description that `write_shard` returned
+    skipped: tuple[tuple[str, str], ...]  # (song, reason) for each file because of which its song was left out
 
     def songs(self, split: str) -> Iterator[Mapping[str, Any]]:
         for part in self.splits[split]:
             yield from part["songs"]
 
     def table(self) -> str:
-        """Songs, hours and silence of each stem of each split, and what was done to them."""
+        """Returns a table of songs, hours and silence of each stem of each split, followed by the notes."""
         lines = [("split", "stem", "songs", "hours", "silent")]
         for split in self.splits:
             songs = list(self.songs(split))

@@ -1,4 +1,4 @@
-"""Work for several processes, whose progress is heard and which can be stopped."""
+"""Runs tasks in worker processes that report their progress and can be stopped."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ Result = TypeVar("Result")
 Advance = Callable[[float], object]
 
 
-def run(
+def run_tasks(
     task: Callable[[Item, Advance], Result],
     items: Sequence[Item],
     *,
@@ -30,67 +30,67 @@ def run(
     finish: Callable[[Item, Result], object],
     advance: Advance,
 ) -> None:
-    """Does `finish(item, task(item, advance))` for all items, in no certain order.
+    """Calls `finish(item, task(item, advance))` for all items, in any order.
 
-    With one worker the tasks run in a thread of this process. Else they run in processes of their own, which begin
-    anew ("spawn") and end when this one does, and `finish` in threads of this one.
+    With one worker the tasks run in a thread of this process. With more they run in new processes ("spawn"), which end
+    when this one does, and `finish` runs in threads of this process.
 
-    Nothing runs in the calling thread: Ctrl-C is heard there, and would be lost in libsndfile's callbacks, which would
-    go on with a part of the data.
+    The calling thread only waits, because it receives Ctrl-C: raised inside a callback of libsndfile, the interrupt
+    would be lost, and the task would go on with a part of the data.
 
     Args:
-      task: what to do. It can be pickled, as its items and results, and tells of its progress often, for this is where
-        it is stopped.
-      items: all that there is to do.
-      workers: how many tasks at a time.
-      finish: told of every result; may be slow.
-      advance: told in the calling thread of all that the tasks tell theirs.
+      task: the function to run. It must be picklable, as must items and results. It reports progress often by calling
+        its second argument, which raises an exception in a task that is to stop.
+      items: the arguments of the tasks.
+      workers: number of tasks that run at the same time.
+      finish: called with every item and its result; may be slow.
+      advance: called in this thread with the sum of the progress that the tasks have reported since the last call.
 
     Raises:
-      InputError: a process was killed, as the system does when memory runs out, or could not begin.
-      And whatever a task or `finish` raises; the others are stopped then.
+      InputError: a process was killed, as the system does when memory runs out, or could not start.
+      Any exception of a task or of `finish`; the other tasks are then stopped.
     """
     if workers == 1 or len(items) <= 1:
-        told, stopped = _Sum(), threading.Event()
-        tell = functools.partial(_tell, told, stopped)
-        _watch(lambda item: finish(item, task(item, tell)), items, 1, told, stopped, advance)
+        reported, stopped = _Sum(), threading.Event()
+        report = functools.partial(_report, reported, stopped)
+        _watch(lambda item: finish(item, task(item, report)), items, 1, reported, stopped, advance)
         return
     context = multiprocessing.get_context("spawn")
-    told, stopped = context.Value("d", 0.0), context.Event()
+    reported, stopped = context.Value("d", 0.0), context.Event()
     with concurrent.futures.ProcessPoolExecutor(
-        min(workers, len(items)), mp_context=context, initializer=_begin, initargs=(told, stopped)
+        min(workers, len(items)), mp_context=context, initializer=_begin, initargs=(reported, stopped)
     ) as processes:
 
         def do(item: Item) -> None:
             finish(item, processes.submit(_call, task, item).result())
 
         try:
-            # More threads than processes: while some finish, no process waits.
-            _watch(do, items, 2 * workers, told, stopped, advance)
+            # More threads than processes, so that no process waits while `finish` runs.
+            _watch(do, items, 2 * workers, reported, stopped, advance)
         except BrokenProcessPool as error:
             raise InputError(
                 "a worker process ended early. If memory ran out, run the same command again with fewer workers, and "
-                "it goes on; a program of your own must not do its work again when a worker imports it "
+                "it goes on; a program of your own must not repeat its work when a worker imports it "
                 "(if __name__ == '__main__')"
             ) from error
 
 
 def _watch(
-    do: Callable[[Item], None], items: Sequence[Item], threads: int, told: Any, stopped: Any, advance: Advance
+    do: Callable[[Item], object], items: Sequence[Item], threads: int, reported: Any, stopped: Any, advance: Advance
 ) -> None:
-    """Calls `do` for all items, passes on what is told meanwhile, and stops everything at the first exception."""
+    """Calls `do` for all items in threads, passes on reported progress, and stops all tasks at the first exception."""
     with concurrent.futures.ThreadPoolExecutor(threads) as pool:
         futures = [pool.submit(do, item) for item in items]
-        heard = 0.0
+        passed_on = 0.0
         try:
             waiting = set(futures)
             while waiting:
                 done, waiting = concurrent.futures.wait(
                     waiting, timeout=_POLL_SECONDS, return_when=concurrent.futures.FIRST_COMPLETED
                 )
-                now = told.value
-                advance(now - heard)
-                heard = now
+                now = reported.value
+                advance(now - passed_on)
+                passed_on = now
                 for future in done:
                     future.result()
         finally:
@@ -100,7 +100,7 @@ def _watch(
 
 
 class _Sum:
-    """For threads what `multiprocessing.Value` is for processes."""
+    """A number with a lock, as `multiprocessing.Value` is for processes."""
 
     def __init__(self) -> None:
         self.value = 0.0
@@ -111,33 +111,35 @@ class _Sum:
 
 
 class _Stopped(Exception):
-    """Nobody waits for the result any more."""
+    """Raised in a task that is to stop."""
 
 
-_tell_parent: list[Advance] = []  # of a worker process
+_report_to_parent: list[Advance] = []  # one function, in a worker process
 
 
-def _begin(told: Any, stopped: Any) -> None:
-    """Makes this process a worker."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent hears it, too, and says when to stop
-    _tell_parent.append(functools.partial(_tell, told, stopped))
+def _begin(reported: Any, stopped: Any) -> None:
+    """Initialises a worker process."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent receives it too, and stops the workers
+    _report_to_parent.append(functools.partial(_report, reported, stopped))
     threading.Thread(target=_end_with_parent, daemon=True).start()
 
 
 def _end_with_parent() -> None:
-    """A worker would wait for work for ever once its parent is killed."""
-    multiprocessing.connection.wait([multiprocessing.parent_process().sentinel])
+    """Ends this worker when its parent is killed; otherwise it would wait for work for ever."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None  # only runs in workers
+    multiprocessing.connection.wait([parent.sentinel])
     os._exit(1)
 
 
 def _call(task: Callable[[Item, Advance], Result], item: Item) -> Result:
-    (tell,) = _tell_parent
-    tell(0.0)
-    return task(item, tell)
+    (report,) = _report_to_parent
+    report(0.0)
+    return task(item, report)
 
 
-def _tell(told: Any, stopped: Any, amount: float) -> None:
+def _report(reported: Any, stopped: Any, amount: float) -> None:
     if stopped.is_set():
         raise _Stopped
-    with told.get_lock():
-        told.value += amount
+    with reported.get_lock():
+        reported.value += amount

@@ -1,12 +1,14 @@
-"""Preparing a set: stems of any origin, stored so that any crop of any of them can be read at once.
+"""Prepares a set: writes stems from files or from the synthesiser as records, from which any crop can be read.
 
-The songs are planned into units, each of which becomes a shard (units.py); worker processes write them (parallel.py)
-to a hidden folder (staging.py), where they outlive a kill; and when all are there, they are made a set.
+`plan` (shards.py) groups the songs into units, each of which becomes a shard. Worker processes (workers.py) write the
+shards to a hidden folder (staging.py), where they survive if the run is killed. When all are finished, they become the
+set.
 """
 
 from __future__ import annotations
 
 import concurrent.futures
+import dataclasses
 import functools
 import math
 import os
@@ -14,25 +16,46 @@ import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 
-from wroformer_jax.data.prepare import workers as parallel
-from wroformer_jax.data.prepare.find_stems import SongFiles, counted, find
+from wroformer_jax.data.prepare.find_stems import FoundSong, counted, find
 from wroformer_jax.data.prepare.progress import Progress
-from wroformer_jax.data.prepare.shards import FileSong, Song, SourceFile, SyntheticSong, Unit, Written, plan, write_unit
+from wroformer_jax.data.prepare.shards import (
+    InspectedSong,
+    SourceFile,
+    SourceSong,
+    SyntheticSong,
+    Unit,
+    Written,
+    plan,
+    write_unit,
+)
 from wroformer_jax.data.prepare.staging import Staging
 from wroformer_jax.data.prepare.summary import Prepared
+from wroformer_jax.data.prepare.workers import run_tasks
 from wroformer_jax.data.record_writer import SPLITS, Storage
 from wroformer_jax.data.synthetic.song import MIN_SAMPLE_RATE, TRAIN, VALIDATION
 from wroformer_jax.errors import InputError
 from wroformer_jax.io.files import check_space, disk_errors_named
 
 _ADVICE = "mend them, or leave these songs out with --skip-bad"
-_INSPECTORS = 16  # threads: they wait for the disk, not for each other
+_INSPECTORS = 16  # threads, which mostly wait for the disk
 
 Say = Callable[[str], object]
 
 
+@dataclasses.dataclass(frozen=True)
+class _Job:
+    """How and where a set is written."""
+
+    storage: Storage
+    staging: Staging
+    workers: int
+    skip_bad: bool
+    overwrite: bool
+    say: Say
+
+
 class BadFiles(InputError):
-    """Files that cannot be used, with the reason for each in `reasons`."""
+    """Some files cannot be used; `reasons` has a sentence for each."""
 
     def __init__(self, reasons: Sequence[str], message: str) -> None:
         super().__init__(message)
@@ -56,29 +79,29 @@ def prepare(
     overwrite: bool = False,
     say: Say = _to_stderr,
 ) -> Prepared:
-    """Writes a set of the stems in a folder or a table of files; see docs/data.md for layouts and encodings.
+    """Writes the stems of a folder, or of a table of files, as a set; docs/data.md describes layouts and encodings.
 
-    A call that was interrupted goes on where it was when it is made again.
+    If a call was interrupted, the same call again continues where it stopped.
 
     Args:
       source: a folder or a .csv file.
-      directory: where the set is to be, local or gs://.
-      layout: one of stem_sources.LAYOUTS, or None to find out.
-      sample_rate: Hz; other files are resampled.
-      segment_seconds: of a record.
+      directory: where to write the set, a local path or gs://.
+      layout: one of find_stems.LAYOUTS, or None to detect it.
+      sample_rate: of the set, in Hz; files of other rates are resampled.
+      segment_seconds: length of a record.
       encoding: lossless, int16 or float32.
-      workers: processes that write. More than 1 only in programs whose main module can be imported
+      workers: number of processes that write. More than 1 only in programs whose main module can be imported
         (`if __name__ == "__main__"`).
-      skip_bad: leaves songs out that have a file that cannot be used.
-      overwrite: replaces a set that is there, once the new one is whole.
-      say: told what is going on, a line at a time.
+      skip_bad: leave out songs that have an unusable file.
+      overwrite: replace an existing set once the new one is whole.
+      say: called with each line of progress and of warnings.
 
     Returns:
-      What was stored and what was left out.
+      A summary of the stored songs and of those that were left out.
 
     Raises:
-      BadFiles: some files cannot be used, and `skip_bad` is false. Nothing is written if their headers tell.
-      InputError: nothing can be found, the directory is in use or has something else in it, or the disk is full.
+      BadFiles: some files cannot be used, and `skip_bad` is false. Nothing is written if their headers show it.
+      InputError: no stems were found, the directory is in use or holds something else, or the disk is full.
     """
     storage = Storage(sample_rate, 2, segment_seconds, encoding)
     staging = Staging(directory)
@@ -94,7 +117,7 @@ def prepare(
         raise _bad_files(bad, f"; nothing was written to {directory}; {_ADVICE}")
     if not any(splits.values()):
         raise _bad_files(bad, ", and no song is left: mend them")
-    return _write(splits, storage, staging, bad, workers=workers, skip_bad=skip_bad, overwrite=overwrite, say=say)
+    return _write(splits, bad, _Job(storage, staging, workers, skip_bad, overwrite, say))
 
 
 def prepare_synthetic(
@@ -111,20 +134,19 @@ def prepare_synthetic(
     overwrite: bool = False,
     say: Say = _to_stderr,
 ) -> Prepared:
-    """As `prepare`, of songs that are synthesised: (seed, 0, index) of data/synthetic.py to train on, (seed, 1, index)
-    to test on.
+    """Writes a set of synthetic songs: those of the seeds (seed, 0, index) to train on, (seed, 1, index) to test on.
 
     Args:
-      directory: where the set is to be, local or gs://.
-      train_songs: how many.
-      test_songs: how many.
-      seconds: length of each.
-      sample_rate: Hz, at least synthetic.MIN_SAMPLE_RATE.
-      seed: of the songs, 0 or more.
+      directory: where to write the set, a local path or gs://.
+      train_songs: number of songs to train on.
+      test_songs: number of songs to test on.
+      seconds: length of each song.
+      sample_rate: in Hz, at least synthetic.song.MIN_SAMPLE_RATE.
+      seed: 0 or more.
       segment_seconds, encoding, workers, overwrite, say: as for `prepare`.
 
     Raises:
-      InputError: a number that makes no songs; and as `prepare`.
+      InputError: a number is out of range; and as for `prepare`.
     """
     storage = Storage(sample_rate, 2, segment_seconds, encoding)
     if sample_rate < MIN_SAMPLE_RATE:
@@ -145,24 +167,25 @@ def prepare_synthetic(
         ]
         for split, number, count in (("train", TRAIN, train_songs), ("test", VALIDATION, test_songs))
     }
-    return _write(splits, storage, staging, [], workers=workers, skip_bad=False, overwrite=overwrite, say=say)
+    return _write(splits, [], _Job(storage, staging, workers, False, overwrite, say))
 
 
-def _inspected(songs: Iterable[SongFiles]) -> tuple[dict[str, list[FileSong]], list[tuple[str, str]]]:
-    """The usable songs of each split, and (song, reason) of each file that is not."""
+def _inspected(songs: Iterable[FoundSong]) -> tuple[dict[str, list[InspectedSong]], list[tuple[str, str]]]:
+    """Returns the usable songs of each split, and (song, reason) for each unusable file."""
     songs = list(songs)
-    splits: dict[str, list[FileSong]] = {split: [] for split in SPLITS}
+    splits: dict[str, list[InspectedSong]] = {split: [] for split in SPLITS}
     bad = []
     with concurrent.futures.ThreadPoolExecutor(_INSPECTORS) as threads:
-        for song, looked_at in zip(songs, threads.map(_inspect_song, songs), strict=True):
-            errors = [error for error in looked_at.values() if isinstance(error, InputError)]
+        for song, inspected in zip(songs, threads.map(_inspect_song, songs), strict=True):
+            errors = [error for error in inspected.values() if isinstance(error, InputError)]
             bad += [(song.name, str(error)) for error in errors]
+            files = {stem: file for stem, file in inspected.items() if isinstance(file, SourceFile)}
             if not errors:
-                splits[song.split].append(FileSong(song, looked_at))
+                splits[song.split].append(InspectedSong(song, files))
     return splits, bad
 
 
-def _inspect_song(song: SongFiles) -> dict[str, SourceFile | InputError]:
+def _inspect_song(song: FoundSong) -> dict[str, SourceFile | InputError]:
     return {stem: _inspect_file(path) for stem, path in song.stems.items()}
 
 
@@ -181,48 +204,18 @@ def _bad_files(bad: Sequence[tuple[str, str]], what_now: str) -> BadFiles:
     )
 
 
-def _write(
-    splits: Mapping[str, Sequence[Song]],
-    storage: Storage,
-    staging: Staging,
-    bad: Sequence[tuple[str, str]],
-    *,
-    workers: int,
-    skip_bad: bool,
-    overwrite: bool,
-    say: Say,
-) -> Prepared:
-    """Writes what is not written yet, and makes it all a set."""
+def _write(splits: Mapping[str, Sequence[SourceSong]], bad: Sequence[tuple[str, str]], job: _Job) -> Prepared:
+    """Writes the shards that do not exist yet, and publishes all of them as a set."""
+    staging, storage = job.staging, job.storage
     units = plan(splits, storage)
-    with staging.claimed(overwrite=overwrite):
-        done = {key: written for key, written in staging.finished(units).items() if skip_bad or not written.bad}
-        todo = [unit for unit in units if unit.key not in done]
-        if done:
-            say(f"{staging.directory}: goes on with {len(done)} of {len(units)} shards written earlier")
-        _check_space(todo, storage, staging)
-        failed: dict[str, Written] = {}
-
-        def finish(unit: Unit, written: Written) -> None:
-            if written.bad and not skip_bad:
-                failed[unit.key] = written
-            else:
-                staging.keep(unit.key, written)
-                done[unit.key] = written
-
-        if todo:
-            task = functools.partial(write_unit, storage=storage, folder=os.fspath(staging.folder), skip_bad=skip_bad)
-            with Progress(sum(unit.seconds for unit in todo), say) as progress:
-                parallel.run(task, todo, workers=workers, finish=finish, advance=progress.advance)
-        if failed:
-            reasons = [reason for unit in todo if unit.key in failed for reason in failed[unit.key].bad]
-            kept = f"{len(done)} of {len(units)} shards"
-            raise _bad_files(reasons, f"; the rest is written ({kept}) and will be kept; {_ADVICE}")
-        bad = [*bad, *(reason for unit in units for reason in done[unit.key].bad)]
+    with staging.claimed(overwrite=job.overwrite):
+        finished = _finish_units(units, job)
+        bad = [*bad, *(reason for unit in units for reason in finished[unit.key].bad)]
         parts = {
             split: [
-                (unit.key, done[unit.key].part)
+                (unit.key, part)
                 for unit in units
-                if unit.split == split and done[unit.key].part is not None
+                if unit.split == split and (part := finished[unit.key].part) is not None
             ]
             for split in splits
         }
@@ -237,10 +230,44 @@ def _write(
     )
 
 
+def _finish_units(units: Sequence[Unit], job: _Job) -> dict[str, Written]:
+    """Writes the units that no earlier run has finished. Returns the results of all units by their keys.
+
+    Raises:
+      BadFiles: units with bad files were not written, and bad files are not to be skipped. The others are kept.
+    """
+    staging = job.staging
+    finished = {key: done for key, done in staging.finished(units).items() if job.skip_bad or not done.bad}
+    todo = [unit for unit in units if unit.key not in finished]
+    if finished:
+        job.say(f"{staging.directory}: goes on with {len(finished)} of {len(units)} shards written earlier")
+    _check_space(todo, job.storage, staging)
+    failed: dict[str, Written] = {}
+
+    def finish(unit: Unit, written: Written) -> None:
+        if written.bad and not job.skip_bad:
+            failed[unit.key] = written
+        else:
+            staging.keep(unit.key, written)
+            finished[unit.key] = written
+
+    if todo:
+        task = functools.partial(
+            write_unit, storage=job.storage, folder=os.fspath(staging.folder), skip_bad=job.skip_bad
+        )
+        with Progress(sum(unit.seconds for unit in todo), job.say) as progress:
+            run_tasks(task, todo, workers=job.workers, finish=finish, advance=progress.advance)
+    if failed:
+        reasons = [reason for unit in todo if unit.key in failed for reason in failed[unit.key].bad]
+        kept = f"{len(finished)} of {len(units)} shards"
+        raise _bad_files(reasons, f"; the rest is written ({kept}) and will be kept; {_ADVICE}")
+    return finished
+
+
 def _check_space(units: Sequence[Unit], storage: Storage, staging: Staging) -> None:
-    """Finds a full disk before hours of work, where it is known how much will be written."""
+    """Raises an InputError if the disk is too full for encodings whose size is known beforehand."""
     width = {"int16": 2, "float32": 4}.get(storage.encoding)
     if width and staging.is_local:
         seconds = sum(unit.seconds for unit in units)
         with disk_errors_named(staging.directory):
-            check_space(Path(staging.folder), round(seconds * storage.sample_rate) * storage.channels * width)
+            check_space(staging.folder, round(seconds * storage.sample_rate) * storage.channels * width)
