@@ -17,7 +17,7 @@ from support.tiny_model import CONFIG, YAML, make_params
 
 from wroformer_jax.checkpoints.model_dir import load_model, save_model
 from wroformer_jax.checkpoints.torch_weights import to_state_dict
-from wroformer_jax.cli.convert import main
+from wroformer_jax.cli import app, convert
 from wroformer_jax.config.model import ModelConfig
 from wroformer_jax.workdir.checkpoints import TrainingCheckpoints
 
@@ -39,6 +39,10 @@ def folder(tmp_path, monkeypatch):
     torch.save(state_dict(FULL), "full.ckpt")
     Path("full.yaml").write_text(FULL_YAML)
     return tmp_path
+
+
+def main(argv):
+    return convert.main(argv, program="convert_torch_checkpoint.py")
 
 
 def fails(capsys, *argv):
@@ -248,3 +252,11 @@ def test_script():
     )
     assert result.returncode == 2
     assert result.stderr == "convert_torch_checkpoint.py: error: nowhere.ckpt does not exist\n"
+
+
+def test_the_subcommand_does_the_same(folder, capsys):
+    assert app.main(["convert", "to-jax", "wsa.ckpt", "model"]) == 0
+    assert load_model("model")[0] == CONFIG
+    capsys.readouterr()
+    assert app.main(["convert", "to-torch", "nowhere", "a.ckpt"]) == 2
+    assert capsys.readouterr().err.startswith("wroformer: error: nowhere is neither a file nor a known checkpoint")

@@ -1,21 +1,29 @@
 """The training command, as it is typed."""
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
+from wroformer_jax.cli import app, recipes, train
+
 ROOT = Path(__file__).parents[2]
-
-
-def train(*arguments):
-    command = [sys.executable, "train.py", *map(str, arguments)]
-    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
-
-
 CONFIG = "--config=configs/quickstart.py"
+
+
+@pytest.fixture
+def typed(monkeypatch, capsys):
+    """Runs train.py's command line in this process, in the clone; returns its exit status, stdout and stderr."""
+
+    def run(*arguments):
+        status = train.main([str(argument) for argument in arguments], program="train.py")
+        return status, *capsys.readouterr()
+
+    monkeypatch.chdir(ROOT)
+    return run
 
 
 @pytest.mark.parametrize(
@@ -23,6 +31,8 @@ CONFIG = "--config=configs/quickstart.py"
     [
         ([CONFIG], "--workdir"),
         (["--workdir=w", "--config=configs/quickstat.py"], "configs/quickstat.py: no such file"),
+        (["--workdir=w", "--config=quickstat"], "unknown recipe 'quickstat', did you mean 'quickstart'?: --config "),
+        (["--workdir=w", "--config", "nothing"], "one of finetune_wsa, long_context, quickstart, train_full"),
         (["--workdir=w", "--config=LICENSE"], "invalid syntax (LICENSE, line 1)"),
         (["--workdir=w", "--config=tests/bad_configs/imports_what_is_not_there.py"], "No module named 'nowhere'"),
         (["--workdir=w", "--config=tests/bad_configs/no_config.py"], "get_config() gives int, expected a ConfigDict"),
@@ -36,18 +46,50 @@ CONFIG = "--config=configs/quickstart.py"
         (["--workdir=w", CONFIG, "steps=4"], "unexpected argument 'steps=4'"),
     ],
 )
-def test_mistakes_get_one_sentence(tmp_path, arguments, sentence):
-    here = [argument.replace("workdir=w", f"workdir={tmp_path / 'w'}") for argument in arguments]
-    result = train(*here)
-    assert result.returncode == 2
-    assert result.stderr.startswith("train.py: ")
-    assert sentence in result.stderr
-    assert len(result.stderr.splitlines()) == 1
+def test_mistakes_get_one_sentence(typed, tmp_path, arguments, sentence):
+    status, _, error = typed(*(argument.replace("workdir=w", f"workdir={tmp_path / 'w'}") for argument in arguments))
+    assert status == 2
+    assert error.startswith("train.py: ")
+    assert sentence in error
+    assert len(error.splitlines()) == 1
     assert not (tmp_path / "w").exists()
+
+
+def test_verbose_shows_a_traceback(typed, tmp_path):
+    status, _, error = typed(CONFIG, f"--workdir={tmp_path / 'w'}", "--config.steps=-4", "--verbose")
+    assert status == 2
+    assert error.startswith("Traceback (most recent call last)")
+
+
+def test_a_recipe_is_named_or_a_path(tmp_path, monkeypatch):
+    assert recipes.config_file("quickstart").name == "quickstart.py"
+    assert recipes.config_file("configs/mine.py") == Path("configs/mine.py")
+    monkeypatch.chdir(tmp_path)
+    shutil.copy(recipes.config_file("quickstart"), "mine")
+    assert recipes.config_file("mine") == Path("mine")
+
+
+def test_help_names_the_recipes_and_options(capsys):
+    with pytest.raises(SystemExit) as caught:
+        app.main(["train", "--workdir", "w", "--help"])
+    assert caught.value.code == 0
+    shown = capsys.readouterr().out
+    for part in ("Recipes: finetune_wsa, long_context, quickstart, train_full", "--config.FIELD=VALUE", "--process_id"):
+        assert part in shown
+
+
+def test_the_subcommand_names_itself(capsys, tmp_path):
+    assert app.main(["train", "--config", "quickstart", "--workdir", str(tmp_path), "--config.steps=-4"]) == 2
+    assert capsys.readouterr().err == "wroformer train: steps is -4, expected a whole number of at least 1\n"
 
 
 def test_short_quickstart_and_what_a_resumed_one_refuses(tmp_path):
     workdir = tmp_path / "run"
+
+    def train(*arguments):
+        command = [sys.executable, "train.py", *map(str, arguments)]
+        return subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+
     short = [
         CONFIG,
         f"--workdir={workdir}",

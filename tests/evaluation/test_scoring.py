@@ -19,7 +19,7 @@ from support.separation_models import GainModel, limited_file_size, noise
 
 import wroformer_jax
 from wroformer_jax.checkpoints import loading
-from wroformer_jax.cli import app, tables
+from wroformer_jax.cli import app
 from wroformer_jax.errors import InputError
 from wroformer_jax.evaluation import estimates, metrics, scoring, songs
 from wroformer_jax.evaluation.results import Results
@@ -216,7 +216,7 @@ def test_names_with_spaces_letters_of_all_kinds_and_songs_of_one_name(tmp_path, 
     assert evaluate(tmp_path) == 0
     assert list(kept(tmp_path)["songs"]) == ["a/Élan vital & 夜に", "b/Élan vital & 夜に"]
     lines = capsys.readouterr().out.splitlines()
-    assert len({tables._width(line) for line in lines[:8]}) == 1  # aligned
+    assert len({len(line) for line in lines[:8]}) == 1  # aligned
 
 
 def test_names_that_are_not_utf8(tmp_path, model):

@@ -11,6 +11,7 @@ from typing import Any
 from wroformer_jax import __version__
 from wroformer_jax.cli.arguments import add_model_options, add_verbose, chosen_stems, names
 from wroformer_jax.cli.output import EXIT_OK, EXIT_SOME_FAILED, EXIT_UNUSABLE, print_out, report, say
+from wroformer_jax.cli.tables import SCORES_LEGEND, scores_table
 from wroformer_jax.errors import InputError
 
 _HELP = """
@@ -71,7 +72,6 @@ def run(args: argparse.Namespace) -> int:
         _refuse(args, "--estimates", "config", "save_stems")
     if args.data is None:
         raise InputError("--data is missing: name the folder of the songs to evaluate on, or a prepared set")
-    from wroformer_jax.cli.tables import LEGEND, scores_table
     from wroformer_jax.evaluation.estimates import doubtful_rest
     from wroformer_jax.evaluation.metrics import import_museval
     from wroformer_jax.evaluation.results import Results, write_csv
@@ -108,7 +108,7 @@ def run(args: argparse.Namespace) -> int:
     if not results.songs:
         return EXIT_UNUSABLE
     rows_of_stems = results.by_stem()
-    print_out("\n\n".join([*(scores_table(stem, rows) for stem, rows in rows_of_stems.items()), LEGEND]))
+    print_out("\n\n".join([*(scores_table(stem, rows) for stem, rows in rows_of_stems.items()), SCORES_LEGEND]))
     if args.csv:
         write_csv(args.csv, rows_of_stems)
     if failed:
@@ -160,7 +160,6 @@ def _estimates_found(args: argparse.Namespace, songs: Any) -> tuple[Any, Sequenc
 
 
 def _compare(args: argparse.Namespace) -> int:
-    from wroformer_jax.cli.tables import LEGEND, scores_table
     from wroformer_jax.evaluation.results import differences, read, write_csv, write_json
     from wroformer_jax.evaluation.statistics import summarise
 
@@ -176,7 +175,7 @@ def _compare(args: argparse.Namespace) -> int:
     if together[0] != together[1]:
         say("cSDR depends on which stems are scored together, and these results have different ones")
     print_out(f"{args.compare[1]} minus {args.compare[0]}\n")
-    print_out("\n\n".join([*(scores_table(stem, rows, signed=True) for stem, rows in paired.items()), LEGEND]))
+    print_out("\n\n".join([*(scores_table(stem, rows, signed=True) for stem, rows in paired.items()), SCORES_LEGEND]))
     if args.output:
         write_json(args.output, {stem: summarise(rows) for stem, rows in paired.items()})
     if args.csv:

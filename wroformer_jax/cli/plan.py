@@ -4,22 +4,20 @@ from __future__ import annotations
 
 import argparse
 import json
-import math
 import os
-from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from wroformer_jax.cli.arguments import add_verbose
+from wroformer_jax.cli.arguments import add_verbose, mesh, percent, positive, seconds_or_max
 from wroformer_jax.cli.output import EXIT_OK, print_out, say
+from wroformer_jax.cli.plan_settings import planned_settings, planned_target
 from wroformer_jax.cli.plan_tables import tables
+from wroformer_jax.cli.planner import Planner
 from wroformer_jax.errors import InputError
 
 if TYPE_CHECKING:
     from wroformer_jax.planning.longest_fit import Limits
     from wroformer_jax.planning.plans import Plan
-from wroformer_jax.cli.plan_settings import planned_settings, planned_target
-from wroformer_jax.cli.planner import Planner
 
 _HELP = """
 Nothing is run and no checkpoint or data is read: the program is compiled by XLA, which knows the memory of each device,
@@ -46,20 +44,18 @@ def add_to(commands: Any) -> None:
     )
     plan.set_defaults(run=run, goes_on=False)
     add = plan.add_argument
-    add("--config", type=Path, required=True, metavar="FILE.py", help="the settings, as train.py takes them")
+    add("--config", required=True, metavar="NAME|FILE.py", help="the settings, as `wroformer train` takes them")
     add("--topology", metavar="NAME", help="a TPU slice such as v5e:4x4 (default: the devices that are here)")
-    add("--seconds", type=_seconds, metavar="N|max", help="of each example, or 'max': find the longest that fits")
-    add(
-        "--mesh", type=_mesh, metavar="data=N,fsdp=N,seq=N", help="axes left out are 1, one of them may be -1: the rest"
-    )
+    add("--seconds", type=seconds_or_max, metavar="N|max", help="of each example, or 'max': find the longest that fits")
+    add("--mesh", type=mesh, metavar="data=N,fsdp=N,seq=N", help="axes left out are 1, one of them may be -1: the rest")
     add("--time-mixer", metavar="NAME", help="windowed_sink, full or naive, in place of the config's")
     add(
         "--set", action="append", default=[], metavar="FIELD=VALUE", help="another value, as in model.window=20; repeat"
     )
     add("--inference", action="store_true", help="plan separating the examples in one pass, not training")
     add("--no-teacher", action="store_true", help="leave the teacher out that the config has")
-    add("--memory", type=_positive, metavar="GIB", help="plan for devices of so much memory")
-    add("--tolerance", type=_percent, default=5.0, metavar="PERCENT", help="of --seconds max (default: 5)")
+    add("--memory", type=positive, metavar="GIB", help="plan for devices of so much memory")
+    add("--tolerance", type=percent, default=5.0, metavar="PERCENT", help="of --seconds max (default: 5)")
     add("--json", type=Path, metavar="FILE", help="write all of it as JSON, too")
     add_verbose(plan)
 
@@ -103,9 +99,6 @@ def run(args: argparse.Namespace) -> int:
     return EXIT_OK
 
 
-# --- settings
-
-
 def _write_json(path: Path, found: Plan, limits: Limits | None) -> None:
     import dataclasses
 
@@ -119,43 +112,3 @@ def _write_json(path: Path, found: Plan, limits: Limits | None) -> None:
             temporary.write_text(json.dumps(described, indent=1) + "\n")
     except OSError as error:
         raise InputError(f"--json {path} cannot be written: {os.strerror(error.errno)}") from error
-
-
-# --- options
-
-
-def _seconds(text: str) -> float | str:
-    return text if text == "max" else _number(text, "a positive number of seconds, nor 'max'")
-
-
-def _positive(text: str) -> float:
-    return _number(text, "a positive number")
-
-
-def _percent(text: str) -> float:
-    percent = _number(text, "a percentage from 1 to 50")
-    if not 1 <= percent <= 50:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a percentage from 1 to 50")
-    return percent
-
-
-def _number(text: str, expected: str) -> float:
-    try:
-        number = float(text)
-    except ValueError:
-        number = 0.0
-    if not 0 < number < math.inf:
-        raise argparse.ArgumentTypeError(f"{text!r} is not {expected}")
-    return number
-
-
-def _mesh(text: str) -> Mapping[str, int]:
-    from wroformer_jax.config.training import MESH_AXES
-
-    sizes = dict.fromkeys(MESH_AXES, 1)
-    for part in text.split(","):
-        axis, _, size = part.strip().partition("=")
-        if axis not in sizes or not size.removeprefix("-").isdecimal():
-            raise argparse.ArgumentTypeError(f"{part!r} is none of {', '.join(f'{axis}=N' for axis in MESH_AXES)}")
-        sizes[axis] = int(size)
-    return sizes

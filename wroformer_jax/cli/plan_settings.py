@@ -7,12 +7,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from wroformer_jax.cli.plan_tables import GIB
+from wroformer_jax.cli.recipes import config_file
 from wroformer_jax.errors import InputError
 
 if TYPE_CHECKING:
     from wroformer_jax.config.training import TrainingConfig
     from wroformer_jax.planning.topology import Target
-from wroformer_jax.planning.lengths import with_seconds
 
 
 def planned_settings(args: argparse.Namespace) -> tuple[TrainingConfig, int | None]:
@@ -20,8 +20,9 @@ def planned_settings(args: argparse.Namespace) -> tuple[TrainingConfig, int | No
     from wroformer_jax.config.former_names import with_current_names
     from wroformer_jax.config.model import ModelConfig
     from wroformer_jax.config.training import TrainingConfig
+    from wroformer_jax.planning.lengths import with_seconds
 
-    fields = with_current_names(_read(args.config))
+    fields = with_current_names(_read(config_file(args.config)))
     for assignment in args.set:
         _assign(fields, assignment)
     fields = with_current_names(fields)
@@ -50,12 +51,12 @@ def _read(path: Path) -> dict[str, Any]:
     from ml_collections import ConfigDict
 
     if path.is_dir():
-        raise InputError(f"{path} is a folder: --config takes a Python file as train.py does")
+        raise InputError(f"{path} is a folder: --config takes a Python file as `wroformer train` does")
     if not path.is_file():
         raise InputError(f"{path}: no such file")
     spec = importlib.util.spec_from_file_location("wroformer_plan_config", path)
     if spec is None:
-        raise InputError(f"{path} is not a Python file: --config takes one as train.py does")
+        raise InputError(f"{path} is not a Python file: --config takes one as `wroformer train` does")
     module = importlib.util.module_from_spec(spec)
     try:
         spec.loader.exec_module(module)

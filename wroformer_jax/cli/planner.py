@@ -16,7 +16,6 @@ if TYPE_CHECKING:
     from wroformer_jax.planning.longest_fit import Attempt, Limits
     from wroformer_jax.planning.plans import Plan
     from wroformer_jax.planning.topology import Target
-from wroformer_jax.planning.lengths import shortest, with_seconds
 
 _ANY = 1.0  # tolerance of the length that is found to fit in place of one that does not
 
@@ -55,6 +54,7 @@ class Planner:
     def _attempt(self, seconds: float) -> Attempt:
         import time
 
+        from wroformer_jax.planning.lengths import with_seconds
         from wroformer_jax.planning.longest_fit import Attempt
         from wroformer_jax.planning.plans import DoesNotFit, plan
 
@@ -78,6 +78,7 @@ class Planner:
 
     def _longest_fit(self, first: float, tolerance: float, longest: float | None = None, known: Any = ()) -> Limits:
         from wroformer_jax.config.training import LONGEST_CROP
+        from wroformer_jax.planning.lengths import shortest
         from wroformer_jax.planning.longest_fit import longest_fit
 
         return longest_fit(

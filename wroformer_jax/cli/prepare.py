@@ -6,8 +6,9 @@ import argparse
 import os
 from typing import Any
 
-from wroformer_jax.cli.arguments import add_verbose, count
+from wroformer_jax.cli.arguments import add_verbose, count, seconds, whole_number
 from wroformer_jax.cli.output import EXIT_OK, EXIT_SOME_FAILED, print_out, say
+from wroformer_jax.cli.tables import set_table
 from wroformer_jax.errors import InputError
 
 # As in data/stem_sources.py and data/segments.py, which it would take numpy to look up.
@@ -57,10 +58,10 @@ def add_to(commands: Any) -> None:
     add("--skip-bad", action="store_true", help="leave out songs that have a file that cannot be used")
     add("--overwrite", action="store_true", help="replace a set that is there")
     synthetic = prepare.add_argument_group("with --synthetic")
-    synthetic.add_argument("--seconds", type=_seconds, metavar="N", help="length of a song (default: 30)")
-    synthetic.add_argument("--seed", type=_whole, metavar="N", help="other songs for every seed (default: 0)")
+    synthetic.add_argument("--seconds", type=seconds, metavar="N", help="length of a song (default: 30)")
+    synthetic.add_argument("--seed", type=whole_number, metavar="N", help="other songs for every seed (default: 0)")
     synthetic.add_argument(
-        "--test-songs", type=_whole, metavar="N", help="how many of them are to test on (default: one in ten)"
+        "--test-songs", type=whole_number, metavar="N", help="how many of them are to test on (default: one in ten)"
     )
     add_verbose(prepare)
 
@@ -89,7 +90,7 @@ def run(args: argparse.Namespace) -> int:
         raise
     for song, reason in prepared.skipped:
         say(f"wroformer: warning: {song} is skipped: {reason}")
-    print_out(prepared.table())
+    print_out("\n".join([set_table(prepared.rows()), "", *prepared.summary()]))
     return EXIT_SOME_FAILED if prepared.skipped else EXIT_OK
 
 
@@ -120,19 +121,3 @@ def _synthetic_songs(args: argparse.Namespace) -> dict[str, Any]:
 def _cores() -> int:
     """How many cores this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
-def _seconds(text: str) -> float:
-    try:
-        seconds = float(text)
-    except ValueError:
-        seconds = 0.0
-    if not 0 < seconds < float("inf"):
-        raise argparse.ArgumentTypeError(f"{text!r} is not a positive number of seconds")
-    return seconds
-
-
-def _whole(text: str) -> int:
-    if not text.isdecimal():
-        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number")
-    return int(text)

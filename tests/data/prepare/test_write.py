@@ -143,7 +143,7 @@ def test_stems_of_different_lengths_are_padded_and_reported(tmp_path):
     np.testing.assert_array_equal(stored, np.pad(short, ((0, 0), (0, 766))))
     (song,) = RecordSet.open(tmp_path / "set").songs("train")
     assert song.notes == ("padded: vocals by 766 samples",)
-    assert "1 song had stems of different lengths: the shorter are padded with silence" in prepared.table()
+    assert "1 song had stems of different lengths: the shorter are padded with silence" in prepared.summary()
 
 
 def test_stems_of_different_rates_are_resampled_and_reported(tmp_path):
@@ -156,7 +156,7 @@ def test_stems_of_different_rates_are_resampled_and_reported(tmp_path):
     assert np.abs(stored - tone(2, SECOND, RATE)).max() < 1e-3
     (song,) = RecordSet.open(tmp_path / "set").songs("train")
     assert song.notes == ("resampled: vocals from 22050 Hz",)
-    assert "1 song had files of another sample rate: they are resampled" in prepared.table()
+    assert "1 song had files of another sample rate: they are resampled" in prepared.summary()
 
 
 def test_names_with_spaces_and_other_letters(tmp_path):
@@ -200,19 +200,18 @@ def test_the_table(tmp_path):
     write(tmp_path / "data" / "train" / "b" / "drums.wav", sound(16 * SECOND))
     make_song(tmp_path / "data" / "test" / "c", stems=("vocals", "mixture"))
     prepared, _ = run(tmp_path / "data", tmp_path / "set")
-    lines = prepared.table().splitlines()
-    assert lines[:8] == [
-        "split  stem     songs  hours  silent",
-        "------------------------------------",
-        "train               2   0.01",
-        "       drums        2   0.01    0.0%",
-        "       vocals       1   0.01   50.0%",
-        "test                1   0.00",
-        "       vocals       1   0.00    0.0%",
-        "       mixture      1   0.00    0.0%",
+    assert prepared.rows() == [
+        ("split", "stem", "songs", "hours", "silent"),
+        ("train", "", "2", "0.01", ""),
+        ("", "drums", "2", "0.01", "0.0%"),
+        ("", "vocals", "1", "0.01", "50.0%"),
+        ("test", "", "1", "0.00", ""),
+        ("", "vocals", "1", "0.00", "0.0%"),
+        ("", "mixture", "1", "0.00", "0.0%"),
     ]
-    assert lines[9].startswith(f"{tmp_path / 'set'}: ")
-    assert lines[9].endswith(" MB in 2 shards; lossless, 8000 Hz, segments of 1 s")
+    size = next(prepared.summary())
+    assert size.startswith(f"{tmp_path / 'set'}: ")
+    assert size.endswith(" MB in 2 shards; lossless, 8000 Hz, segments of 1 s")
 
 
 # --- bad files
@@ -240,7 +239,7 @@ def test_songs_with_bad_files_are_left_out_whole(tmp_path, data):
     ((name, reason),) = prepared.skipped
     assert name == "Song 1"
     assert "vocals.wav is not audio" in reason
-    assert prepared.table().splitlines()[-1] == "1 song skipped for bad files: Song 1"
+    assert list(prepared.summary())[-1] == "1 song skipped for bad files: Song 1"
 
 
 @pytest.fixture

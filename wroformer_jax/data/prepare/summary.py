@@ -32,24 +32,19 @@ class Prepared:
         for part in self.splits[split]:
             yield from part["songs"]
 
-    def table(self) -> str:
-        """Returns a table of songs, hours and silence of each stem of each split, followed by the notes."""
-        lines = [("split", "stem", "songs", "hours", "silent")]
+    def rows(self) -> list[tuple[str, ...]]:
+        """Returns a table, headings first: songs, hours and silence of each split and of each of its stems."""
+        rows = [("split", "stem", "songs", "hours", "silent")]
         for split in self.splits:
             songs = list(self.songs(split))
             samples = sum(song["samples"] for song in songs)
-            lines.append((split, "", str(len(songs)), f"{samples / self.storage.sample_rate / 3600:.2f}", ""))
+            rows.append((split, "", str(len(songs)), f"{samples / self.storage.sample_rate / 3600:.2f}", ""))
             stems = sorted({stem for song in songs for stem in song["stems"]}, key=lambda stem: (stem == MIXTURE, stem))
-            lines += [("", *self._stem(songs, stem)) for stem in stems]
-        return "\n".join([*_aligned(lines), "", *self._summary()])
+            rows += [("", *self._stem(songs, stem)) for stem in stems]
+        return rows
 
-    def _stem(self, songs: Iterable[Mapping[str, Any]], stem: str) -> tuple[str, ...]:
-        stored = [song["stems"][stem] for song in songs if stem in song["stems"]]
-        hours = sum(entry["samples"] for entry in stored) / self.storage.sample_rate / 3600
-        marks = "".join(entry["active"] for entry in stored)
-        return stem, str(len(stored)), f"{hours:.2f}", f"{marks.count('0') / max(len(marks), 1):.1%}"
-
-    def _summary(self) -> Iterator[str]:
+    def summary(self) -> Iterator[str]:
+        """Yields sentences: the size of the set, what was changed in its songs, and which songs were skipped."""
         parts = [part for parts in self.splits.values() for part in parts]
         songs = [song for split in self.splits for song in self.songs(split)]
         size = sum(part["bytes"] for part in parts) / 1e6
@@ -66,15 +61,8 @@ class Prepared:
         if names:
             yield f"{counted(len(names), 'song')} skipped for bad files: {', '.join(names)}"
 
-
-def _aligned(lines: Sequence[Sequence[str]]) -> list[str]:
-    """Columns of equal width, the first two to the left; a rule below the head."""
-    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-    texts = []
-    for line in lines:
-        cells = [
-            cell.ljust(width) if column < 2 else cell.rjust(width)
-            for column, (cell, width) in enumerate(zip(line, widths, strict=True))
-        ]
-        texts.append("  ".join(cells).rstrip())
-    return [texts[0], "-" * len(texts[0]), *texts[1:]]
+    def _stem(self, songs: Iterable[Mapping[str, Any]], stem: str) -> tuple[str, ...]:
+        stored = [song["stems"][stem] for song in songs if stem in song["stems"]]
+        hours = sum(entry["samples"] for entry in stored) / self.storage.sample_rate / 3600
+        marks = "".join(entry["active"] for entry in stored)
+        return stem, str(len(stored)), f"{hours:.2f}", f"{marks.count('0') / max(len(marks), 1):.1%}"
