@@ -422,8 +422,8 @@ def test_a_trace_of_some_steps(whole, tmp_path, traces, capsys):
     for step in (2, 4, 6, 8):
         [line] = [line for line in lines if line.startswith(f"step {step}/8: loss ")]
         assert re.fullmatch(
-            rf"step {step}/8: loss \d+\.\d{{4}}, SDR -?\d+\.\d\d dB, [\d.e+]+ s of audio a second, [\d.e-]+ s a step, "
-            r"\d+% waiting for data",
+            rf"step {step}/8: loss \d+\.\d{{4}}, SDR -?\d+\.\d\d dB, [\d.e+]+ s of audio per second, "
+            r"[\d.e-]+ s per step, \d+% waiting for data",
             line,
         )
 

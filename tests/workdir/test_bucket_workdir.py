@@ -174,7 +174,7 @@ def test_a_damaged_step_is_passed_over(whole, ended_bucket, caplog, capsys):
     wroformer_jax.load(RUN)
     assert "8 is damaged and passed over" in caplog.text
     trainer.train(tiny(), RUN)
-    assert "8 is damaged, passed over and renamed to 8.damaged" in caplog.text
+    assert "8 is damaged, skipped and renamed to 8.damaged" in caplog.text
     assert "going on from step 6" in capsys.readouterr().out
     assert_ended_as(whole, ended_bucket)
     trainer.train(tiny(), RUN)
@@ -201,9 +201,9 @@ def test_a_bucket_that_refuses_for_a_while_ends_no_run(whole, bucket, monkeypatc
         # Else the save of step 2, which is under way, may be refused or not.
         patch.setattr(trainer.TrainingCheckpoints, "save", save_and_wait(trainer.TrainingCheckpoints.save))
         assert trainer.train(tiny(), RUN) == whole[1]
-    failed = re.findall(r"checkpoint (\d) is not saved, the next one is the next attempt: .*no access", caplog.text)
+    failed = re.findall(r"checkpoint (\d) could not be saved, the next save will try again: .*no access", caplog.text)
     assert failed == ["4", "6"]
-    assert caplog.text.count("the log is not copied") == 1
+    assert caplog.text.count("the log could not be uploaded") == 1
     assert saved_steps(bucket) == {"2", "8"}
     assert_ended_as(whole, bucket)
 
@@ -238,7 +238,7 @@ def test_a_last_state_that_cannot_be_saved_is_an_error(whole, bucket, monkeypatc
         patch.setattr(trainer.TrainingCheckpoints, "save", save_and_wait(trainer.TrainingCheckpoints.save))
         with pytest.raises(InputError, match=r"the last state could not be saved: .*no access"):
             trainer.train(tiny(), RUN)
-    assert re.search(r"the log is not copied to \S+ runs/a yet, it stays in \S+: cannot use", caplog.text)
+    assert re.search(r"the log could not be uploaded to \S+ runs/a yet and stays in \S+: cannot use", caplog.text)
     bucket.refusal = None
     trainer.train(tiny(), RUN)
     assert_ended_as(whole, bucket)

@@ -1,17 +1,17 @@
-"""Training checkpoints: what is saved is restored, damage is passed over, and a kill costs no earlier step."""
+"""Training checkpoints: saved steps are restored, damaged ones are skipped, and a kill costs no earlier step."""
 
 import dataclasses
 import os
 import shutil
 import subprocess
 import sys
-from pathlib import Path
 from types import SimpleNamespace
 
 import jax
 import optax
 import orbax.checkpoint as ocp
 import pytest
+from support.helpers import of_a_program
 from support.tiny_model import CONFIG, FULL, assert_same, fail_halfway, files_in, largest_file, make_params
 
 from wroformer_jax.checkpoints.model_dir import load_model
@@ -72,7 +72,7 @@ def test_oldest_steps_go(tmp_path, params):
 
 
 @pytest.mark.parametrize("item", ["params", "training"])
-def test_damaged_newest_step_is_passed_over(tmp_path, params, caplog, item):
+def test_a_damaged_newest_step_is_skipped(tmp_path, params, caplog, item):
     save_steps(tmp_path, params, [10, 20, 30], max_to_keep=1)
     save_steps(tmp_path, params, [40], max_to_keep=None)
     truncate_step(tmp_path, 40, item)
@@ -80,15 +80,15 @@ def test_damaged_newest_step_is_passed_over(tmp_path, params, caplog, item):
         step, restored, _ = checkpoints.restore(params, training_state(params, 0))
         assert step == 30
         assert_same(jax.tree.map(lambda leaf: leaf + 30, params), restored)
-        assert "40 is damaged, passed over and renamed to 40.damaged" in caplog.text
-        # Training comes to that step again, and the damaged one is neither in the way nor counted.
+        assert "40 is damaged, skipped and renamed to 40.damaged" in caplog.text
+        # When training reaches that step again, the damaged one neither blocks it nor counts as a step.
         checkpoints.save(35, params, training_state(params, 35))
         assert checkpoints.steps() == [35]
         checkpoints.save(40, params, training_state(params, 40))
         assert checkpoints.restore(params, training_state(params, 0))[0] == 40
 
 
-def test_loading_a_workdir_passes_over_damage_and_changes_nothing(tmp_path, params, caplog):
+def test_loading_a_workdir_skips_damage_and_changes_nothing(tmp_path, params, caplog):
     save_steps(tmp_path, params, [10, 20])
     truncate_step(tmp_path, 20)
     before = files_in(tmp_path)
@@ -106,7 +106,7 @@ def test_all_steps_damaged(tmp_path, params):
         pytest.raises(InputError, match=r"none of the 2 checkpoints in \S+ can be read"),
     ):
         checkpoints.restore(params, training_state(params, 0))
-    assert sorted(os.listdir(tmp_path / "checkpoints")) == ["10", "20"]  # nothing is thrown away
+    assert sorted(os.listdir(tmp_path / "checkpoints")) == ["10", "20"]  # nothing is deleted
     with pytest.raises(InputError, match="holds no whole checkpoint"):
         load_model(tmp_path)
 
@@ -138,14 +138,14 @@ def test_a_disk_that_fills_up_while_saving_ends_no_training(tmp_path, params, mo
     save_steps(tmp_path, params, [1])
     before = files_in(tmp_path)
     with TrainingCheckpoints(tmp_path, CONFIG) as checkpoints:
-        if late:  # when training goes on already
+        if late:  # after `save` has returned
             monkeypatch.setattr(ocp.PyTreeCheckpointHandler, "finalize", fail_halfway(error))
         else:
             monkeypatch.setattr(ocp.AsyncCheckpointer, "save", fail_halfway(error))
         checkpoints.save(2, params, training_state(params, 2))
         with pytest.raises(InputError, match=r"the last state could not be saved: cannot write \S+2: the disk is full"):
             checkpoints.finish()
-        assert "checkpoint 2 is not saved, the next one is the next attempt: cannot write" in caplog.text
+        assert "checkpoint 2 could not be saved, the next save will try again: cannot write" in caplog.text
         assert files_in(tmp_path) == before
         monkeypatch.undo()
         checkpoints.save(3, params, training_state(params, 3))
@@ -154,7 +154,7 @@ def test_a_disk_that_fills_up_while_saving_ends_no_training(tmp_path, params, mo
     assert_same(params, load_model(tmp_path)[1])
 
 
-def test_a_disk_without_room_is_known_of_before(tmp_path, params, monkeypatch, caplog):
+def test_a_disk_without_room_is_noticed_before_saving(tmp_path, params, monkeypatch, caplog):
     with TrainingCheckpoints(tmp_path, CONFIG) as checkpoints:
         monkeypatch.setattr(files.shutil, "disk_usage", lambda _: SimpleNamespace(free=1000))
         checkpoints.save(1, params, training_state(params, 1))
@@ -174,12 +174,12 @@ def test_a_workdir_that_is_gone_is_not_called_a_full_disk(tmp_path, params, capl
             checkpoints.finish()
 
 
-def test_an_unreachable_place_is_no_end_either(tmp_path, params, caplog):
+def test_an_unreachable_directory_ends_no_training_either(tmp_path, params, caplog):
     with TrainingCheckpoints(tmp_path, CONFIG) as checkpoints:
         checkpoints.directory.rmdir()
-        checkpoints.directory.write_text("")  # what was mounted there is gone
+        checkpoints.directory.write_text("")  # as if it were no longer mounted
         checkpoints.save(1, params, training_state(params, 1))
-        assert "checkpoint 1 is not saved" in caplog.text
+        assert "checkpoint 1 could not be saved" in caplog.text
         checkpoints.directory.unlink()
         checkpoints.directory.mkdir()
         checkpoints.save(2, params, training_state(params, 2))
@@ -187,7 +187,7 @@ def test_an_unreachable_place_is_no_end_either(tmp_path, params, caplog):
         assert checkpoints.steps() == [2]
 
 
-def test_what_is_given_away_after_saving_is_saved_as_it_was(tmp_path, params):
+def test_arrays_that_are_donated_after_saving_are_saved_as_they_were(tmp_path, params):
     donated = jax.jit(lambda tree: jax.tree.map(lambda leaf: leaf + 1, tree), donate_argnums=0)
     state = jax.tree.map(jax.numpy.array, params)
     with TrainingCheckpoints(tmp_path, CONFIG) as checkpoints:
@@ -206,7 +206,7 @@ def test_the_best_step_stays(tmp_path, params):
         return sorted(map(int, os.listdir(tmp_path / "checkpoints")))
 
     assert save([1, 2, 3], [1.0, 3.0, 2.0]) == [2, 3]
-    assert save([4, 5], [None, float("nan")]) == [2, 5]  # known by another process, too
+    assert save([4, 5], [None, float("nan")]) == [2, 5]  # a new process reads the scores from disk
     assert save([6, 7], [4.0, 3.5]) == [6, 7]
     (tmp_path / "checkpoints" / "6" / "score" / "metadata").write_text("{garbled")
     assert save([8], [1.0]) == [7, 8]
@@ -233,7 +233,7 @@ KILLED = """
 import os, signal, sys
 import orbax.checkpoint as ocp
 from support.tiny_model import CONFIG, make_params
-from wroformer_jax.training_checkpoints import TrainingCheckpoints
+from wroformer_jax.workdir.checkpoints import TrainingCheckpoints
 
 def die(*_, **__):
     os.kill(os.getpid(), signal.SIGKILL)
@@ -247,10 +247,11 @@ checkpoints.finish()
 """
 
 
+@pytest.mark.slow
 def test_killed_while_saving(tmp_path, params):
     result = subprocess.run(
         [sys.executable, "-c", KILLED, str(tmp_path)],
-        env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])},
+        env=of_a_program(),
         stderr=subprocess.PIPE,
         text=True,
         check=False,

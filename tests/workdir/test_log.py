@@ -1,19 +1,17 @@
-"""What a run tells while it goes on: the line of progress, and what TensorBoard gets to hear and to see."""
+"""The log of a run: its lines of progress, metrics.jsonl, and the sounds and pictures in TensorBoard."""
 
-import contextlib
-import errno
 import json
+import sys
 
 import numpy as np
 import pytest
 from support.event_files import events_in, picture_of, sound_of, steps_by_tag
+from support.separation_models import GainModel, limited_file_size
 from support.tiny_training import tiny_run
 
-from wroformer_jax.evaluation import validation_songs
-from wroformer_jax.evaluation.validation_songs import ValidationSong
-from wroformer_jax.model.roformer import RoFormer
+from wroformer_jax.evaluation.metrics import usdr
+from wroformer_jax.evaluation.validation_songs import ValidationSong, separate_and_score
 from wroformer_jax.training.throughput import Work, memory_in_use, speed
-from wroformer_jax.workdir import log as training_log
 from wroformer_jax.workdir.excerpts import Excerpt, excerpt_of, loudest_start
 from wroformer_jax.workdir.log import TrainingLog, progress_line, read_records
 
@@ -37,11 +35,11 @@ def an_excerpt(level=0.5):
 def test_the_line_says_what_is_known():
     known = {**RATES, "mfu": 0.4123, "hbm_gib": 12.34}
     assert progress_line(SCALARS, known) == (
-        "loss 0.1235, SDR 5.68 dB, 16 s of audio a second, 0.5 s a step, MFU 41.2%, 2% waiting for data, "
+        "loss 0.1235, SDR 5.68 dB, 16 s of audio per second, 0.5 s per step, MFU 41.2%, 2% waiting for data, "
         "12.3 GiB of HBM"
     )
     assert progress_line(SCALARS, RATES) == (
-        "loss 0.1235, SDR 5.68 dB, 16 s of audio a second, 0.5 s a step, 2% waiting for data"
+        "loss 0.1235, SDR 5.68 dB, 16 s of audio per second, 0.5 s per step, 2% waiting for data"
     )
 
 
@@ -52,7 +50,7 @@ def test_in_a_file_each_record_is_a_line(tmp_path, capsys):
 
 
 def test_on_a_terminal_it_stands_beside_the_bar(tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(training_log, "on_terminal", lambda: True)
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
     monkeypatch.setenv("COLUMNS", "200")
     with TrainingLog(tmp_path, 0, 4) as log:
         log.train(2, SCALARS, RATES)
@@ -151,24 +149,21 @@ def test_a_short_song_is_its_own_excerpt():
     assert excerpt_of(config, song, song.targets).mixture.shape == (2, 16000)
 
 
-def test_validation_shows_what_it_separated(monkeypatch):
-    config, made = tiny_run().model, []
-
-    def separate_song(_model, _params, mixture, *, chunk_seconds):
-        made.append(0.5 * mixture[None])
-        return made[-1]
-
-    monkeypatch.setattr(validation_songs, "separate_song", separate_song)
+def test_a_validation_hands_on_the_estimates_that_it_scores():
+    model = GainModel(sample_rate=16000)
     songs = [ValidationSong(tones(300, 300), tones(200 * i, 200 * i)[None]) for i in (1, 2, 3)]
-    heard = []
-    for song in songs:
-        validation_songs.separate_and_score(
-            RoFormer(config), None, song, chunk_seconds=None, on_separated=lambda *pair: heard.append(pair)
+    separated = []
+    scores = [
+        separate_and_score(
+            model, model.params(0.5), song, chunk_seconds=None, on_separated=lambda *pair: separated.append(pair)
         )
-    assert len(made) == 3  # once each
-    for (song, estimates), one, other in zip(heard, songs, made, strict=True):
-        assert song is one
-        assert estimates is other
+        for song in songs
+    ]
+    assert len(separated) == 3  # once each
+    for (song, estimates), expected, found in zip(separated, songs, scores, strict=True):
+        assert song is expected
+        np.testing.assert_allclose(estimates[0], 0.5 * song.mixture, atol=1e-6)
+        assert found.estimates == [usdr(song.targets[0], estimates[0])]
 
 
 def test_references_are_there_once_and_estimates_at_every_validation(tmp_path, capsys):
@@ -206,30 +201,25 @@ def test_what_is_heard_and_seen(tmp_path, capsys):
     assert high < low - 20  # rows from the top: the higher tone stands higher
 
 
-def test_a_full_disk_ends_nothing(tmp_path, caplog):
-    with TrainingLog(tmp_path, 0, 8) as log, open("/dev/full", "ab") as full:
-        events, records = log._events._writer._py_recordio_writer, log._file
-        kept, events._writer = events._writer, full
-        log._file = open("/dev/full", "a")  # noqa: SIM115
-        log.validation(0, SCORES, [an_excerpt()])
-        log.train(2, SCALARS, RATES)
+def test_a_full_disk_ends_nothing_and_what_is_not_written_is_written_later(tmp_path, caplog, capsys):
+    """capsys, because the limit would also hold for the file to which pytest else writes the output."""
+    with TrainingLog(tmp_path, 0, 8) as log:
+        with limited_file_size(1):
+            log.validation(0, SCORES)
+            log.train(2, SCALARS, RATES)
         assert [record.getMessage().partition(":")[0] for record in caplog.records] == [
             "cannot write the log of step 0 yet", "cannot write the log of step 2 yet",
         ]  # fmt: skip
         assert [record["step"] for record in log.records] == [0, 2]
-        with contextlib.suppress(OSError):
-            log._file.close()
-        events._writer, log._file = kept, records
         log.train(4, SCALARS, RATES)
-    assert steps_by_tag(tmp_path / "events", "simple_value")["train/loss"] == [4]
+    assert [record["step"] for record in read_records(tmp_path / "metrics.jsonl")] == [0, 2, 4]
+    assert steps_by_tag(tmp_path / "events", "simple_value")["train/loss"][-1] == 4
 
 
-def test_excerpts_on_a_full_disk_end_nothing(tmp_path, caplog, monkeypatch):
-    def refuse(*_):
-        raise OSError(errno.ENOSPC, "No space left on device")
-
+def test_excerpts_on_a_full_disk_end_nothing(tmp_path, caplog, capsys):
     with TrainingLog(tmp_path, 0, 8) as log:
-        monkeypatch.setattr(training_log, "EventFile", refuse)
-        log.validation(0, SCORES, [an_excerpt()])
-    assert "cannot write the log of step 0 yet: [Errno 28]" in caplog.text
-    assert [record["kind"] for record in read_records(tmp_path / "metrics.jsonl")] == ["validation"]
+        with limited_file_size(20_000):  # room for the scores, not for the sounds
+            log.validation(0, SCORES, [an_excerpt()])
+        assert "cannot write the log of step 0 yet: [Errno 27]" in caplog.text
+        log.train(2, SCALARS, RATES)
+    assert [record["kind"] for record in read_records(tmp_path / "metrics.jsonl")] == ["validation", "train"]

@@ -1,4 +1,4 @@
-"""What a training run keeps and shows. This room never trains."""
+"""The files of a training run: checkpoints, logs, pictures, sounds. Nothing in this room trains."""
 
 from wroformer_jax.workdir.checkpoints import TrainingCheckpoints
 from wroformer_jax.workdir.log import TrainingLog

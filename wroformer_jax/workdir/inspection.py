@@ -1,4 +1,4 @@
-"""What a directory of a training run, or of a model, holds; found out without reading weights."""
+"""Looks into the directory of a training run or a model without reading weights."""
 
 from __future__ import annotations
 
@@ -14,23 +14,23 @@ from wroformer_jax.errors import InputError
 from wroformer_jax.io.buckets import Place, access, is_remote, num_bytes, place
 from wroformer_jax.workdir.log import read_records
 
-_WRITING = ".orbax-checkpoint-tmp"  # in the name of a step that is not whole yet
-_DAMAGED = ".damaged"  # ends the name of a step that a run could not read, see training_checkpoints.py
-_NEEDED = ("_METADATA", "manifest.ocdbt")  # of each of the trees of a step, as Orbax writes them
+_WRITING = ".orbax-checkpoint-tmp"  # in the name of a step that is not complete yet
+_DAMAGED = ".damaged"  # at the end of the name of a step that a run could not read, see step_directories.py
+_NEEDED = ("_METADATA", "manifest.ocdbt")  # files that Orbax writes for each tree of a step
 
 
 class Parameter(NamedTuple):
-    """An array of the model."""
+    """A parameter array of a model."""
 
     name: str  # its path in the tree, "blocks/time/mixer_0/to_qkv/kernel"
     shape: tuple[int, ...]
     dtype: str
-    count: int  # numbers in it, without the padding of narrow bands
-    trained: bool  # else a constant
+    count: int  # number of values, without the padding of narrow bands
+    trained: bool  # False for a constant
 
     @property
     def module(self) -> str:
-        """The part of the model that it belongs to."""
+        """The part of the model that the parameter belongs to, such as "blocks/time"."""
         first, *rest = self.name.split("/")
         return f"{first}/{rest[0]}" if first == "blocks" else first
 
@@ -40,23 +40,23 @@ class SavedStep(NamedTuple):
 
     name: str  # of its directory
     num_bytes: int
-    saved: float | None  # seconds since 1970, None if it is not told
-    score: float | None  # uSDR of the validation in dB
-    problem: str | None  # why it cannot be used
+    saved: float | None  # seconds since 1970, None if unknown
+    score: float | None  # mean uSDR of the validation in dB
+    problem: str | None  # why the checkpoint cannot be used
 
 
 class Inspection(NamedTuple):
-    """What there is."""
+    """The content of the directory of a run or a model."""
 
     directory: Place
     model: ModelConfig
-    training: dict[str, Any] | None  # the other settings of the run; None for a model directory
+    training: dict[str, Any] | None  # the settings of the run without "model"; None for a model directory
     checkpoints: tuple[SavedStep, ...]  # oldest first
     records: list[dict[str, Any]]  # of metrics.jsonl
 
     @property
     def newest(self) -> str | None:
-        """The name of the checkpoint that a run goes on from."""
+        """The name of the checkpoint from which the run would continue."""
         return max((step.name for step in self.checkpoints if not step.problem), key=int, default=None)
 
     @property
@@ -66,18 +66,18 @@ class Inspection(NamedTuple):
         return max(scored, key=lambda step: (step.score, int(step.name))).name if scored else None
 
     def curve(self, kind: str, scalar: str) -> list[tuple[int, float]]:
-        """(step, value) of all records of a kind, "train" or "validation", that have a finite value."""
-        there = [record for record in self.records if record.get("kind") == kind and scalar in record]
-        return [(record["step"], record[scalar]) for record in there if math.isfinite(record[scalar])]
+        """Returns (step, value) of a scalar from all records of a kind, "train" or "validation", where it is finite."""
+        found = [record for record in self.records if record.get("kind") == kind and scalar in record]
+        return [(record["step"], record[scalar]) for record in found if math.isfinite(record[scalar])]
 
 
 def inspect_directory(directory: str | os.PathLike) -> Inspection:
-    """Looks into a training workdir, also while the run goes on, or into a model directory.
+    """Inspects a training workdir, even while the run goes on, or a model directory.
 
-    Damage inside the arrays of a checkpoint shows only when they are read, which nothing here does.
+    Arrays are not read, so damage inside them is not noticed.
 
     Raises:
-      InputError: it is neither, or its description is damaged.
+      InputError: the directory is neither, or its model.json or config.json is damaged.
     """
     directory = place(directory)
     with access(directory):
@@ -95,7 +95,7 @@ def inspect_directory(directory: str | os.PathLike) -> Inspection:
 
 
 def parameters(config: ModelConfig) -> list[Parameter]:
-    """The arrays of a model in the order of the tree, from its settings alone."""
+    """Returns the parameters of a model in the order of the tree, from its settings alone."""
     import jax
 
     from wroformer_jax.checkpoints.torch_weights import slots
@@ -111,14 +111,14 @@ def parameters(config: ModelConfig) -> list[Parameter]:
     found = []
     for (path, leaf), is_trained in zip(leaves, trained, strict=True):
         name = "/".join(key.key for key in path)
-        # The constants stand once here, and once for each layer in a PyTorch file.
+        # A PyTorch file repeats the constants in every layer, so `real` would count them several times.
         count = real[name] if is_trained else leaf.size
         found.append(Parameter(name, leaf.shape, leaf.dtype.name, count, is_trained))
     return found
 
 
 def thinned(steps: Sequence[int], most: int) -> list[int]:
-    """At most so many of some steps, evenly spaced, the first and the last among them."""
+    """Returns at most `most` of the steps, evenly spaced, including the first and the last."""
     if len(steps) <= most:
         return list(steps)
     return [steps[round(i * (len(steps) - 1) / (most - 1))] for i in range(most)]
@@ -149,7 +149,7 @@ def _saved_steps(checkpoints: Place) -> Iterator[SavedStep]:
     for name in sorted((name for name, step in named.items() if step.isdigit()), key=lambda name: int(named[name])):
         step = checkpoints / name
         size = sum(_size(file) for file in _files(step))
-        if not step.exists():  # the run has just removed it
+        if not step.exists():  # the run has removed it in the meantime
             continue
         saved = _read_json(step / "_CHECKPOINT_METADATA").get("commit_timestamp_nsecs")
         score = _read_json(step / "score" / "metadata").get("score")
@@ -178,7 +178,7 @@ def _problem(step: Place) -> str | None:
 def _files(directory: Place) -> Iterator[Place]:
     try:
         entries = list(directory.iterdir())
-    except (FileNotFoundError, NotADirectoryError):  # removed meanwhile
+    except (FileNotFoundError, NotADirectoryError):  # removed in the meantime
         return
     for entry in entries:
         if entry.is_dir():
@@ -188,7 +188,7 @@ def _files(directory: Place) -> Iterator[Place]:
 
 
 def _size(file: Place) -> int:
-    """In bytes; 0 for what is not there."""
+    """Returns the size of a file in bytes, 0 if it does not exist."""
     try:
         return num_bytes(file)
     except FileNotFoundError:

@@ -1,4 +1,4 @@
-"""What a training run tells: lines or a progress bar for people, metrics.jsonl and TensorBoard for programs."""
+"""The log of a training run: lines or a progress bar for people, metrics.jsonl and TensorBoard for programs."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import contextlib
 import json
 import logging
 import sys
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,15 +24,15 @@ _log = logging.getLogger("wroformer")
 
 
 class TrainingLog:
-    """Records of a run. Use as a context manager.
+    """Writes the log of a run. Use as a context manager.
 
-    metrics.jsonl holds one record a line and nothing that depends on the clock, so that two runs of the same settings
+    metrics.jsonl holds one record per line and nothing that depends on the clock. So two runs of the same settings
     write the same file, and so does a run that was killed and resumed.
 
     Args:
       workdir: gets metrics.jsonl and events/ (TensorBoard).
-      first_step: the step training goes on from; records of later steps, from before a crash, are dropped.
-      steps: the step it ends with.
+      first_step: the step from which training continues; records of later steps, from before a crash, are dropped.
+      steps: the last step of the run.
     """
 
     def __init__(self, workdir: Path, first_step: int, steps: int) -> None:
@@ -52,9 +52,9 @@ class TrainingLog:
         """Records means over the steps since the last record.
 
         Args:
-          step: the last of them.
-          scalars: "loss", "sdr", and whatever else the training step measures.
-          rates: what depends on the clock and the devices, as `progress_line` takes it; not in metrics.jsonl.
+          step: the last of these steps.
+          scalars: "loss", "sdr" and the other metrics of the training step.
+          rates: values that depend on the clock and the devices, see `progress_line`; not written to metrics.jsonl.
         """
         with _written_later(step):
             self._record("train", step, scalars, {f"speed/{name}": value for name, value in rates.items()})
@@ -66,9 +66,14 @@ class TrainingLog:
             self.say(f"step {step}/{self._steps}: {line}")
 
     def validation(self, step: int, scores: dict[str, float], excerpts: Sequence[Excerpt] = ()) -> None:
-        """Records what `evaluate.mean_scores` returns, and in TensorBoard how excerpts of the songs sound and look.
+        """Records the scores of a validation, and adds excerpts of its songs to TensorBoard as sound and picture.
 
-        Mixtures and references go there at the first validation only: they stay the same.
+        Mixtures and references never change, so they are added at the first validation only.
+
+        Args:
+          step: the step after which the model was validated.
+          scores: as `evaluation.validation_songs.mean_scores` returns them.
+          excerpts: of the first songs.
         """
         with_references = not self.curve("validation", "usdr")
         with _written_later(step):
@@ -82,18 +87,18 @@ class TrainingLog:
         sys.stdout.flush()
 
     def curve(self, kind: str, scalar: str) -> list[tuple[int, float]]:
-        """(step, value) of all records of a kind, "train" or "validation"."""
+        """Returns (step, value) of a scalar from all records of a kind, "train" or "validation"."""
         return [(record["step"], record[scalar]) for record in self.records if record["kind"] == kind]
 
     def last_validation(self) -> dict[str, float] | None:
-        """The scores of the newest validation, None if there was none."""
+        """Returns the scores of the newest validation, or None if there was none."""
         for record in reversed(self.records):
             if record["kind"] == "validation":
                 return {name: value for name, value in record.items() if name not in ("kind", "step")}
         return None
 
     def close(self) -> None:
-        """Ends the bar and flushes the files."""
+        """Closes the bar and the files."""
         self._bar.close()
         self._events.close()
         self._file.close()
@@ -107,8 +112,8 @@ class TrainingLog:
     def _show(self, step: int, excerpts: Sequence[Excerpt], *, with_references: bool) -> None:
         if not excerpts:
             return
-        # A file for each validation, so that where files are copied as they grow (see mirror.py) each goes once. Of
-        # files in one directory TensorBoard reads on in the last one alone, so the scalars are in another.
+        # Each validation has its own file, so that the mirror of a run in a bucket uploads it only once. These files
+        # have a directory of their own, since TensorBoard only keeps reading the last file of a directory.
         with EventFile(self._directory / "excerpts", step) as events:
             for number, excerpt in enumerate(excerpts, start=1):
                 events.add(step, *_summaries(number, excerpt, with_references=with_references))
@@ -116,7 +121,7 @@ class TrainingLog:
     def _record(
         self, kind: str, step: int, scalars: Mapping[str, float], others: Mapping[str, float] | None = None
     ) -> None:
-        """Writes a record, and to TensorBoard its scalars and others that have their names already."""
+        """Writes a record to metrics.jsonl, and its scalars and `others`, named by their full tags, to TensorBoard."""
         from tensorboardX import summary
 
         record = {"kind": kind, "step": step, **scalars}
@@ -129,7 +134,7 @@ class TrainingLog:
 
 @contextlib.contextmanager
 def _written_later(step: int) -> Iterator[None]:
-    """A full disk is no reason to end a run: what could not be written is kept, and written with what comes next."""
+    """Turns errors of the disk into a warning: unwritten data is kept and written with the next record."""
     try:
         yield
     except OSError as error:
@@ -137,7 +142,7 @@ def _written_later(step: int) -> Iterator[None]:
 
 
 def _summaries(number: int, excerpt: Excerpt, *, with_references: bool) -> Iterator[Any]:
-    """What TensorBoard is to play and to show of the excerpt of a song."""
+    """Yields the sounds and spectrograms of an excerpt as TensorBoard summaries."""
     from tensorboardX import summary
 
     sounds = {f"{stem}_estimate": audio for stem, audio in excerpt.estimates.items()}
@@ -146,27 +151,27 @@ def _summaries(number: int, excerpt: Excerpt, *, with_references: bool) -> Itera
         sounds["mixture"] = excerpt.mixture
     rate = excerpt.sample_rate
     for name, audio in sounds.items():
-        # Files of 16 bits: what is beyond full scale is cut off.
+        # The sounds are stored with 16 bits, so samples beyond full scale are clipped.
         yield summary.audio(f"song_{number}/{name}", np.clip(audio.T, -1, 1), sample_rate=rate)
-        # A tag of TensorBoard is of one kind.
+        # A TensorBoard tag holds values of one kind only, so the picture needs another tag.
         picture = spectrogram_image(audio, sample_rate=rate, beside=excerpt.mixture)
         yield summary.image(f"song_{number}_spectrogram/{name}", picture, dataformats="HWC")
 
 
 def progress_line(scalars: Mapping[str, float], rates: Mapping[str, float]) -> str:
-    """One line for people of the steps since the last one.
+    """Returns a line for people about the steps since the last record.
 
     Args:
       scalars: "loss", and "sdr" in dB.
-      rates: "seconds_per_step"; "data_wait", the share of the time that was spent waiting for data;
-        "audio_seconds_per_second" and, where they are known, "mfu" (see `speed.speed`) and "hbm_gib" (see
-        `speed.memory_in_use`).
+      rates: "seconds_per_step"; "data_wait", the share of the time spent waiting for data; "audio_seconds_per_second";
+        and, where they are known, "mfu" (see `training.throughput.speed`) and "hbm_gib" (see
+        `training.throughput.memory_in_use`).
     """
     phrases = [
         f"loss {scalars['loss']:.4f}",
         f"SDR {scalars['sdr']:.2f} dB",
-        f"{rates['audio_seconds_per_second']:.3g} s of audio a second",
-        f"{rates['seconds_per_step']:.3g} s a step",
+        f"{rates['audio_seconds_per_second']:.3g} s of audio per second",
+        f"{rates['seconds_per_step']:.3g} s per step",
         f"MFU {rates['mfu']:.1%}" if "mfu" in rates else "",
         f"{rates['data_wait']:.0%} waiting for data",
         f"{rates['hbm_gib']:.1f} GiB of HBM" if "hbm_gib" in rates else "",
@@ -175,7 +180,7 @@ def progress_line(scalars: Mapping[str, float], rates: Mapping[str, float]) -> s
 
 
 def describe(scores: dict[str, float]) -> str:
-    """One line for people of what `evaluate.mean_scores` returns."""
+    """Returns a line for people about scores as `evaluation.validation_songs.mean_scores` returns them."""
     stems = [name.removesuffix("_usdr") for name in scores if name.endswith("_usdr") and name != "mixture_usdr"]
     each = ", ".join(f"{stem} {scores[f'{stem}_usdr']:.2f} dB" for stem in stems)
     return (
@@ -185,15 +190,8 @@ def describe(scores: dict[str, float]) -> str:
 
 
 def on_terminal() -> bool:
-    """Whether somebody watches: a progress bar in a log file would be noise."""
+    """Whether stderr is a terminal; a progress bar in a log file would be noise."""
     return sys.stderr.isatty()
-
-
-def progress(items: Iterable[int], what: str) -> Iterable[int]:
-    """Iterates with a progress bar on a terminal."""
-    from tqdm import tqdm
-
-    return tqdm(items, desc=what, leave=False, disable=not on_terminal())
 
 
 def _line(record: dict) -> str:
@@ -201,9 +199,13 @@ def _line(record: dict) -> str:
 
 
 def read_records(path: Place, last_step: int | None = None) -> list[dict]:
-    """The records of metrics.jsonl, up to a step if one is given; none if there is no such file.
+    """Reads the records of metrics.jsonl; returns none if the file does not exist.
 
-    A line that is none, because it is being written or a crash cut it short, belongs to a later step.
+    Reading stops at a line that is not a record: it is being written, or a crash has cut it short.
+
+    Args:
+      path: of the file.
+      last_step: records of later steps are left out; None returns all.
     """
     records = []
     for line in path.read_bytes().splitlines() if path.exists() else []:

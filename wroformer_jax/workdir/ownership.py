@@ -1,4 +1,4 @@
-"""The directory of a training run, or its place in a bucket: whose it is."""
+"""Which run a workdir belongs to: its config.json and model.json, on disk or in a bucket."""
 
 from __future__ import annotations
 
@@ -7,8 +7,9 @@ from typing import Any
 
 import jax
 
-from wroformer_jax.checkpoints.model_dir import is_model_directory
-from wroformer_jax.config.model import MEMORY_FIELDS
+from wroformer_jax.checkpoints.model_dir import is_model_directory, read_model_json, write_model_json
+from wroformer_jax.checkpoints.orbax_io import refuse_pattern
+from wroformer_jax.config.model import MEMORY_FIELDS, ModelConfig
 from wroformer_jax.config.training import TrainingConfig
 from wroformer_jax.errors import InputError
 from wroformer_jax.io.buckets import Place, access, is_remote, write_whole
@@ -17,8 +18,8 @@ from wroformer_jax.parallel.processes import gather, together
 
 CONFIG = "config.json"
 
-# Settings that do not change what is learnt, so that a resumed run may have them otherwise.
-# The songs may have been moved: the fingerprint of the set tells whether they are the same.
+# Settings that do not change what is learnt, so a resumed run may have other values. `data` may change because songs
+# can be moved; the fingerprint of the set shows whether they are still the same.
 _FREE_TO_CHANGE = (
     "data",
     "loading",
@@ -35,16 +36,16 @@ _LONGER = ": to train for longer, start a new run there from this one's weights 
 
 
 def claim(workdir: Place, config: TrainingConfig) -> None:
-    """Makes the workdir this run's: writes config.json, or checks that the one there has the same settings.
+    """Assigns the workdir to this run: writes config.json, or checks that an existing one has the same settings.
 
-    Nothing in a bucket can be held: that no other run goes on in the same place at the same time is not checked there.
+    A directory in a bucket cannot be locked, so this does not notice another run that uses it at the same time.
 
     Args:
-      workdir: local, or a path in a bucket (`data.buckets.place`).
+      workdir: local, or in a bucket (see `io.buckets.place`).
       config: the settings of the run.
 
     Raises:
-      InputError: the workdir holds another run or a model, or it cannot be written.
+      InputError: the workdir holds another run or a model, or cannot be written.
     """
     with disk_errors_named(workdir):
         if not is_remote(workdir):
@@ -54,7 +55,11 @@ def claim(workdir: Place, config: TrainingConfig) -> None:
 
 
 def check_shared(workdir: Place) -> None:
-    """Raises an InputError, in all processes, if one does not see the workdir that the first has claimed."""
+    """Checks that all processes see the workdir that the first process has claimed.
+
+    Raises:
+      InputError: in every process, if one of them does not see it.
+    """
     if jax.process_count() == 1:
         return
 
@@ -62,8 +67,8 @@ def check_shared(workdir: Place) -> None:
         with access(workdir):
             return (workdir / CONFIG).read_text(encoding="utf-8") if (workdir / CONFIG).exists() else None
 
-    there = gather(together(read))
-    blind = [str(process) for process, text in enumerate(there) if text != there[0]]
+    texts = gather(together(read))
+    blind = [str(process) for process, text in enumerate(texts) if text != texts[0]]
     if blind:
         raise InputError(
             f"process {', '.join(blind)} does not see the workdir {workdir} of the first: all hosts need one that they "
@@ -72,17 +77,44 @@ def check_shared(workdir: Place) -> None:
 
 
 def refuse_other(workdir: Place, config: TrainingConfig) -> None:
-    """Raises an InputError if the workdir holds a run with other settings, or a model, or cannot be read."""
+    """Checks that the workdir is free or belongs to this run.
+
+    Raises:
+      InputError: the workdir holds a run with other settings, or a model, or cannot be read.
+    """
     path = workdir / CONFIG
     with disk_errors_named(workdir):
-        if (there := _read_config(path)) is not None:
-            _check_same(workdir, there, config.to_dict())
+        if (found := _read_config(path)) is not None:
+            _check_same(workdir, found, config.to_dict())
         elif is_model_directory(workdir):
             raise InputError(f"{workdir} holds a model but no config.json of a training: choose another workdir")
 
 
+def claim_for_model(workdir: Place, config: ModelConfig) -> None:
+    """Writes WORKDIR/model.json, or checks that an existing one describes the same model.
+
+    Raises:
+      InputError: the workdir holds another model, cannot be written, or has a *, ? or [ in its path.
+    """
+    refuse_pattern(workdir)
+    with disk_errors_named(workdir):
+        if not is_remote(workdir):
+            (workdir / "checkpoints").mkdir(parents=True, exist_ok=True)
+        if not is_model_directory(workdir):
+            write_model_json(workdir, config)
+            return
+    found = read_model_json(workdir)[0].to_dict()
+    for name, value in config.to_dict().items():
+        # dtype and the memory fields decide how the model is computed, not what its parameters are.
+        if name not in ("dtype", *MEMORY_FIELDS) and found[name] != value:
+            raise InputError(
+                f"{workdir} holds the training of another model: its {name} is {found[name]!r}, not {value!r}; "
+                "choose another workdir"
+            )
+
+
 def _read_config(path: Place) -> dict[str, Any] | None:
-    """The settings of the run that is there, None if there is none."""
+    """Returns the settings of the run in a workdir, or None if there is no run."""
     with access(path):
         if not path.exists():
             return None

@@ -1,4 +1,4 @@
-"""The pictures that training leaves behind: spectrograms of a separation, and curves of loss and SDR."""
+"""The pictures in a training workdir: spectrograms of a separation, and curves of loss and SDR."""
 
 from __future__ import annotations
 
@@ -11,18 +11,18 @@ from jaxtyping import Float, UInt8
 from wroformer_jax.io.files import replacing
 
 _N_FFT, _HOP, _NUM_MELS = 4096, 1024, 192
-_RANGE_DB = 70  # what a spectrogram shows below its loudest point
+_RANGE_DB = 70  # dynamic range of a spectrogram below its loudest point
 _TICKS_HZ = (100, 500, 1000, 2000, 4000, 8000, 16000)
 
 
 def save_spectrograms(
     path: str | os.PathLike, panels: Mapping[str, Float[np.ndarray, "channel sample"]], *, sample_rate: int
 ) -> None:
-    """Writes a PNG with the mel spectrogram of each panel, one below the other, all on the same scales.
+    """Writes a PNG with one mel spectrogram per panel, one below the other, all on the same scales.
 
     Args:
-      path: of the PNG, replaced when the new one is whole.
-      panels: title -> audio, all of one length.
+      path: of the PNG; an earlier one is replaced once the new one is complete.
+      panels: title -> audio, all of the same length.
       sample_rate: Hz.
     """
     import librosa
@@ -59,12 +59,14 @@ def save_spectrograms(
 def spectrogram_image(
     audio: Float[np.ndarray, "channel sample"], *, sample_rate: int, beside: Float[np.ndarray, "channel other"]
 ) -> UInt8[np.ndarray, "row column rgb"]:
-    """The mel spectrogram as a bare picture, high frequencies on top: two pixels a band and a hop of 1,024 samples.
+    """Returns a mel spectrogram as a picture without axes, high frequencies on top.
+
+    It has two pixels per band (192 bands) and two per hop of 1,024 samples.
 
     Args:
-      audio: what is shown.
+      audio: the audio to show.
       sample_rate: Hz.
-      beside: its loudest point is the brightest level, so that pictures of one song can be compared.
+      beside: audio whose loudest point is the brightest level, so that pictures of one song can be compared.
     """
     from matplotlib import colormaps
 
@@ -83,11 +85,10 @@ def save_curves(
     """Writes a PNG with the training loss and the SDR on unseen songs against the step.
 
     Args:
-      path: of the PNG, replaced when the new one is whole.
+      path: of the PNG; an earlier one is replaced once the new one is complete.
       loss: (step, training loss).
       sdr: (step, mean uSDR in dB).
-      mixture_sdr: uSDR of the mixture taken as the estimate, in dB: what doing nothing gives; None without songs to
-        validate on.
+      mixture_sdr: uSDR in dB of the unprocessed mixture, taken as the estimate; None without validation songs.
     """
     figure = _figure(10.0, 4.0)
     left, right = figure.subplots(1, 2)
@@ -119,7 +120,7 @@ def save_curves(
 
 
 def _mel_levels(audio: Float[np.ndarray, "channel sample"], sample_rate: int) -> Float[np.ndarray, "mel frame"]:
-    """Mel spectrogram in dB."""
+    """Returns the mel spectrogram in dB."""
     import librosa
 
     bank = librosa.filters.mel(sr=sample_rate, n_fft=_N_FFT, n_mels=_NUM_MELS, fmin=40, htk=True)
@@ -127,7 +128,7 @@ def _mel_levels(audio: Float[np.ndarray, "channel sample"], sample_rate: int) ->
 
 
 def _power(audio: np.ndarray, n_fft: int, hop: int) -> Float[np.ndarray, "bin frame"]:
-    """Power spectrogram, mean over channels, so scaled that a full-scale sine is at 0 dB."""
+    """Returns the power spectrogram, averaged over channels; a full-scale sine has a power of 1."""
     margin = n_fft // 2
     padded = np.pad(audio, ((0, 0), (margin, margin)))
     window = np.hanning(n_fft + 1)[:-1]
@@ -137,14 +138,14 @@ def _power(audio: np.ndarray, n_fft: int, hop: int) -> Float[np.ndarray, "bin fr
 
 
 def _running_mean(values: np.ndarray) -> np.ndarray:
-    """Mean over a tenth of the curve around each point."""
+    """Returns the mean over a tenth of the curve around each point."""
     width = max(1, len(values) // 10) | 1
     counts = np.convolve(np.ones(len(values)), np.ones(width), mode="same")
     return np.convolve(values, np.ones(width), mode="same") / counts
 
 
 def _figure(width: float, height: float):
-    # Not through pyplot: no window, no global state, and always the Agg renderer.
+    # pyplot would open a window or keep global state; this always uses the Agg renderer.
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -154,6 +155,6 @@ def _figure(width: float, height: float):
 
 
 def _save(figure, path: str | os.PathLike) -> None:
-    # An open file, since matplotlib would add a suffix to a name without one.
+    # matplotlib would add a suffix to a path without one, but not to an open file.
     with replacing(path) as temporary, temporary.open("wb") as file:
         figure.savefig(file, format="png", dpi=110)

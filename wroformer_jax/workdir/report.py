@@ -1,4 +1,4 @@
-"""What a run leaves for people: a validation song to hear and to see, and curves."""
+"""The report of a run: a separated validation song as sound and picture, and curves of loss and SDR."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from wroformer_jax.workdir.log import TrainingLog
 
 
 def write_curves(workdir: Path, log: TrainingLog) -> None:
-    """The loss and the SDR of the run so far, as curve.png."""
+    """Writes curve.png: the loss and the SDR of the run so far."""
     plots.save_curves(
         workdir / "curve.png",
         loss=log.curve("train", "loss"),
@@ -27,7 +27,7 @@ def write_curves(workdir: Path, log: TrainingLog) -> None:
 def write_example(
     workdir: Path, model: RoFormer, params: Params, song: ValidationSong, chunk_seconds: float | None
 ) -> None:
-    """A song, its stems and what the model makes of them: wavs in example/, and spectrogram.png."""
+    """Writes a song, its true stems and its estimates as WAV files in example/ and as spectrogram.png."""
     import soundfile
 
     sample_rate = model.config.sample_rate
@@ -43,5 +43,5 @@ def write_example(
     (workdir / "example").mkdir(exist_ok=True)
     for name, audio in wavs.items():
         with replacing(workdir / "example" / f"{name}.wav") as temporary:
-            soundfile.write(temporary, audio.T, sample_rate, subtype="FLOAT")  # a difference may exceed full scale
+            soundfile.write(temporary, audio.T, sample_rate, subtype="FLOAT")  # the rest may exceed full scale
     plots.save_spectrograms(workdir / "spectrogram.png", panels, sample_rate=sample_rate)

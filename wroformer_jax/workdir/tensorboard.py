@@ -1,7 +1,7 @@
 """Event files for TensorBoard.
 
-tensorboardX's own `SummaryWriter` has a queue and a thread. A full disk ends the thread, and then the queue, once it is
-full, stops the training for ever. Here the caller writes, and what the disk says is the caller's to know.
+tensorboardX's own `SummaryWriter` writes in a thread that reads from a queue. A full disk ends that thread, and once
+the queue is full, the training blocks for ever. Here the caller's thread writes, so the caller gets the disk's errors.
 """
 
 from __future__ import annotations
@@ -12,37 +12,37 @@ from typing import Any
 
 
 class EventFile:
-    """A new event file. Use as a context manager, or call `close`.
+    """Creates an event file. Use as a context manager, or call `close`.
 
     Args:
-      directory: made if need be; files of one directory are one run in TensorBoard.
-      step: what earlier files of the directory tell of this step and of later ones is void.
+      directory: created if need be; TensorBoard shows all files of one directory as one run.
+      step: TensorBoard discards events of this step and later from earlier files of the directory.
 
     Raises:
-      OSError: (all methods, too) it cannot be written. What is not written yet is kept, and written next time.
+      OSError: (also from every method) the file cannot be written. Unwritten events are kept and written next time.
     """
 
     def __init__(self, directory: Path, step: int) -> None:
         from tensorboardX.event_file_writer import EventsWriter
-        from tensorboardX.proto.event_pb2 import Event, SessionLog
+        from tensorboardX.proto.event_pb2 import Event, SessionLog  # pyright: ignore  # protobuf makes them at import
 
         directory.mkdir(parents=True, exist_ok=True)
-        # Files are called by the second, and one of the same name would be overwritten.
+        # Names contain the time in seconds, and a file of the same name would be overwritten: add the step.
         self._writer = EventsWriter(str(directory / "events"), f".{step}")
         self._writer.write_event(Event(wall_time=time.time(), step=step, file_version="brain.Event:2"))
         begin = SessionLog(status=SessionLog.START)
         self._writer.write_event(Event(wall_time=time.time(), step=step, session_log=begin))
 
     def add(self, step: int, *summaries: Any) -> None:
-        """Writes what `tensorboardX.summary` makes, for a step."""
-        from tensorboardX.proto.event_pb2 import Event
+        """Writes the values of a step, as the functions of `tensorboardX.summary` return them."""
+        from tensorboardX.proto.event_pb2 import Event  # pyright: ignore  # as above
 
         for summary in summaries:
             self._writer.write_event(Event(wall_time=time.time(), step=step, summary=summary))
         self._writer.flush()
 
     def close(self) -> None:
-        """Ends the file."""
+        """Flushes and closes the file."""
         self._writer.close()
 
     def __enter__(self) -> EventFile:
