@@ -143,7 +143,11 @@ def prepare_synthetic(
       seconds: length of each song.
       sample_rate: in Hz, at least synthetic.song.MIN_SAMPLE_RATE.
       seed: 0 or more.
-      segment_seconds, encoding, workers, overwrite, say: as for `prepare`.
+      segment_seconds: as for `prepare`.
+      encoding: as for `prepare`.
+      workers: as for `prepare`.
+      overwrite: as for `prepare`.
+      say: as for `prepare`.
 
     Raises:
       InputError: a number is out of range; and as for `prepare`.
