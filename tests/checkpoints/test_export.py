@@ -1,9 +1,10 @@
-"""From PyTorch through fine-tuning and back: what is exported is, to the public package, a model of its own."""
+"""From PyTorch through fine-tuning and back: the public package separates alike with the exported weights."""
 
 import dataclasses
 
 import jax
 import numpy as np
+import pytest
 import torch
 from support.helpers import music
 from support.reference import make_reference
@@ -14,10 +15,11 @@ from wroformer_jax.checkpoints.torch_weights import from_state_dict
 from wroformer_jax.model.roformer import RoFormer
 from wroformer_jax.training.trainer import train
 
-# The package fixes the hidden widths at four times the model's.
+# The package fixes the hidden widths at four times the model's dim.
 MODEL = {"depth": 2, "heads": 2, "dim_feed_forward": 32, "dim_mask": 32}
 
 
+@pytest.mark.slow
 def test_fine_tuned_weights_separate_alike_in_pytorch(tmp_path):
     checkpoint = tmp_path / "full.ckpt"
     student = tiny_run(model=MODEL).model

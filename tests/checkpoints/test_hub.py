@@ -1,19 +1,23 @@
-"""Downloads, against a local server that answers as the hub does; each fetch runs in a process of its own.
+"""Downloads from a local server that answers as the hub does.
 
-huggingface_hub reads HF_HOME, HF_ENDPOINT and HF_HUB_OFFLINE when it is imported.
+huggingface_hub reads HF_HOME, HF_ENDPOINT and HF_HUB_OFFLINE when it is imported. So each setting has a process of its
+own, which downloads for all tests. They share a cache: a test of a file that is not cached uses a name of its own.
 """
 
+import contextlib
 import dataclasses
 import hashlib
 import http.server
+import json
 import os
 import subprocess
 import sys
 import threading
-from typing import ClassVar
+from typing import ClassVar, NamedTuple
 
 import pytest
 from support import tiny_model
+from support.helpers import of_a_program
 
 from wroformer_jax.checkpoints import hub
 from wroformer_jax.checkpoints.loading import save
@@ -24,38 +28,57 @@ from wroformer_jax.model.roformer import RoFormer
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 WEIGHTS = bytes(range(256)) * 100
-# Nobody listens on port 9 of this machine, the "discard" service of old.
-NOWHERE = "http://127.0.0.1:9"
-
+NOWHERE = "http://127.0.0.1:9"  # the port of the old "discard" service, on which nobody listens
 YAML = b"model: {dim: 8}"
 
-PREPARE = """
-import sys, time
-time.sleep = lambda seconds: None  # huggingface_hub waits longer and longer between attempts to connect
-from wroformer_jax.checkpoints import hub
+# Reads lines of JSON, [function, source], and answers each with a line of JSON.
+PROGRAM = """
+import contextlib, io, json, sys, time
+time.sleep = lambda seconds: None  # huggingface_hub sleeps between its attempts to connect
+from wroformer_jax.checkpoints import hub, loading
 from wroformer_jax.errors import InputError
-try:
-    {}
-except InputError as error:
-    sys.exit(f"error: {{error}}")
+
+FUNCTIONS = {
+    "fetch": hub.fetch,
+    "fetch_yaml": lambda source: [hub.fetch_yaml(source)],
+    "settings": lambda source: [loading.read(source)[0]],
+}
+answers = sys.stdout
+for line in sys.stdin:
+    name, source = json.loads(line)
+    said, answer = io.StringIO(), {"result": None, "error": None}
+    with contextlib.redirect_stderr(said), contextlib.redirect_stdout(said):
+        try:
+            answer["result"] = [None if value is None else str(value) for value in FUNCTIONS[name](source)]
+        except InputError as error:
+            answer["error"] = str(error)
+    print(json.dumps({**answer, "said": said.getvalue()}), file=answers, flush=True)
 """
-FETCH = PREPARE.format("print(*hub.fetch(sys.argv[1]), sep='\\n')")
-FETCH_YAML = PREPARE.format("print(hub.fetch_yaml(sys.argv[1]))")
+
+
+class Answer(NamedTuple):
+    """The answer of a process: what a function returned, as text, or the message of its InputError."""
+
+    result: list[str | None] | None
+    error: str | None
+    said: str  # printed or logged meanwhile
 
 
 class Hub(http.server.BaseHTTPRequestHandler):
     """Has owner/repo, with weights.ckpt and sub/with_yaml.ckpt on main and at a commit, and owner/gated."""
 
+    kim: ClassVar = KNOWN_CHECKPOINTS["kim-melband"]
     files: ClassVar = {
         "/owner/repo/resolve/main/weights.ckpt": WEIGHTS,
         f"/owner/repo/resolve/{COMMIT}/sub/with_yaml.ckpt": WEIGHTS,
         f"/owner/repo/resolve/{COMMIT}/sub/with_yaml.yaml": YAML,
         "/owner/repo/resolve/main/sub/with_yaml.yaml": YAML,
-        f"/{KNOWN_CHECKPOINTS['kim-melband'].repo}/resolve/main/{KNOWN_CHECKPOINTS['kim-melband'].file}": WEIGHTS,
+        f"/{kim.repo}/resolve/main/{kim.file}": WEIGHTS,
     }
+    requests: ClassVar = []
 
     def do_HEAD(self):
-        self.server.requests.append((self.command, self.path))
+        self.requests.append((self.command, self.path))
         if self.path in self.files:
             self.send_response(200)
             content = self.files[self.path]
@@ -85,148 +108,178 @@ class Hub(http.server.BaseHTTPRequestHandler):
         pass
 
 
+class Downloader:
+    """A process with its own settings of huggingface_hub, started when it is first asked."""
+
+    def __init__(self, stack, **settings):
+        self.stack = stack
+        self.settings = settings
+        self.process = None
+
+    def __call__(self, source, function="fetch"):
+        if self.process is None:
+            ignored = ("HF_HUB_CACHE", "HUGGINGFACE_HUB_CACHE", "HF_TOKEN")
+            environment = {
+                name: value
+                for name, value in of_a_program().items()
+                if name not in ignored and not name.lower().endswith("_proxy")
+            }
+            self.process = self.stack.enter_context(
+                subprocess.Popen(
+                    [sys.executable, "-c", PROGRAM],
+                    env={**environment, **self.settings},
+                    stdin=subprocess.PIPE,
+                    stdout=subprocess.PIPE,
+                    text=True,
+                )
+            )
+            self.stack.callback(self.process.stdin.close)
+        self.process.stdin.write(json.dumps([function, source]) + "\n")
+        self.process.stdin.flush()
+        return Answer(**json.loads(self.process.stdout.readline()))
+
+
 @pytest.fixture(scope="module")
-def server():
-    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Hub) as server:
-        server.requests = []
-        threading.Thread(target=server.serve_forever, daemon=True).start()
-        yield server
-        server.shutdown()
+def stack():
+    with contextlib.ExitStack() as stack:
+        yield stack
 
 
-@pytest.fixture
-def fetch(server, tmp_path):
-    def run(source, code=FETCH, **variables):
-        clean = {name: value for name, value in os.environ.items() if not name.lower().endswith("_proxy")}
-        environment = {
-            **clean,
-            "HF_HOME": str(tmp_path / "home"),
-            "HF_ENDPOINT": f"http://127.0.0.1:{server.server_port}",
-            **variables,
-        }
-        for name in ("HF_HUB_CACHE", "HUGGINGFACE_HUB_CACHE", "HF_TOKEN"):
-            environment.pop(name, None)
-        return subprocess.run(
-            [sys.executable, "-c", code, source], env=environment, capture_output=True, text=True, check=False
-        )
-
-    return run
+@pytest.fixture(scope="module")
+def settings(stack, tmp_path_factory):
+    """The environment of a process that reaches the server."""
+    server = stack.enter_context(http.server.ThreadingHTTPServer(("127.0.0.1", 0), Hub))
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    stack.callback(server.shutdown)
+    return {"HF_HOME": str(tmp_path_factory.mktemp("home")), "HF_ENDPOINT": f"http://127.0.0.1:{server.server_port}"}
 
 
-def assert_fails(result, *parts):
-    assert result.returncode == 1
-    # Before the error huggingface_hub may say that it tries to connect again.
-    *retries, line = result.stderr.strip().splitlines()
-    assert all("Retrying" in text or "thrown while requesting" in text for text in retries), retries
-    assert line.startswith("error: ")
+@pytest.fixture(scope="module")
+def online(stack, settings):
+    return Downloader(stack, **settings)
+
+
+@pytest.fixture(scope="module")
+def offline(stack, settings):
+    return Downloader(stack, **settings, HF_HUB_OFFLINE="1")
+
+
+@pytest.fixture(scope="module")
+def unreachable(stack, settings):
+    return Downloader(stack, **{**settings, "HF_ENDPOINT": NOWHERE})
+
+
+def assert_fails(answer, *parts):
+    assert answer.error is not None
+    assert "\n" not in answer.error
+    # huggingface_hub may say that it connects again.
+    assert all("Retrying" in line or "thrown while requesting" in line for line in answer.said.splitlines())
     for part in parts:
-        assert part in line
+        assert part in answer.error
 
 
-def test_download_and_cache(fetch, server, tmp_path):
-    first = fetch("hf://owner/repo/weights.ckpt")
-    assert first.returncode == 0, first.stderr
-    path, config = first.stdout.splitlines()
-    assert path.startswith(str(tmp_path / "home"))
+def test_download_and_cache(online, offline, unreachable, settings):
+    first = online("hf://owner/repo/weights.ckpt")
+    path, config = first.result
+    assert path.startswith(settings["HF_HOME"])
     assert os.path.basename(path) == "weights.ckpt"
     with open(path, "rb") as file:
         assert file.read() == WEIGHTS
-    assert config == "None"
+    assert config is None
 
-    server.requests.clear()
-    assert fetch("hf://owner/repo/weights.ckpt").stdout == first.stdout
-    assert "GET" not in [method for method, path in server.requests if "resolve" in path]
-    assert fetch("hf://owner/repo/weights.ckpt", HF_ENDPOINT=NOWHERE).stdout == first.stdout
-    assert fetch("hf://owner/repo/weights.ckpt", HF_HUB_OFFLINE="1").stdout == first.stdout
+    Hub.requests.clear()
+    for fetch in (online, unreachable, offline):
+        assert fetch("hf://owner/repo/weights.ckpt").result == first.result
+    assert "GET" not in [method for method, path in Hub.requests if "resolve" in path]
 
 
-def test_revision_and_folder(fetch):
-    result = fetch(f"hf://owner/repo@{COMMIT}/sub/with_yaml.ckpt")
-    assert result.returncode == 0, result.stderr
-    assert result.stdout.splitlines()[0].endswith(f"{COMMIT}/sub/with_yaml.ckpt")
+def test_revision_and_folder(online):
+    path, _ = online(f"hf://owner/repo@{COMMIT}/sub/with_yaml.ckpt").result
+    assert path.endswith(f"{COMMIT}/sub/with_yaml.ckpt")
 
 
 @pytest.mark.parametrize("source", ["kim-melband", "hf://KimberleyJSN/melbandroformer/MelBandRoformer.ckpt"])
-def test_known_checkpoint_brings_its_settings(fetch, source):
-    result = fetch(source)
-    assert result.returncode == 0, result.stderr
-    path, config = result.stdout.splitlines()
+def test_known_checkpoint_brings_its_settings(online, source):
+    path, config = online(source).result
     assert path.endswith("/MelBandRoformer.ckpt")
     assert config == str(KNOWN_CHECKPOINTS["kim-melband"].config)
 
 
-def test_no_such_file(fetch):
-    assert_fails(fetch("hf://owner/repo/other.ckpt"), "hf://owner/repo/other.ckpt", "no file 'other.ckpt'")
+def test_no_such_file(online):
+    assert_fails(online("hf://owner/repo/other.ckpt"), "hf://owner/repo/other.ckpt", "no file 'other.ckpt'")
 
 
-def test_no_such_repository(fetch):
-    assert_fails(fetch("hf://owner/other/weights.ckpt"), "has no repository owner/other", "or it is private")
+def test_no_such_repository(online):
+    assert_fails(online("hf://owner/other/weights.ckpt"), "the hub has no repository owner/other", "or it is private")
 
 
-def test_no_such_revision(fetch):
-    assert_fails(fetch("hf://owner/repo@v2/weights.ckpt"), "hf://owner/repo@v2/weights.ckpt", "no revision 'v2'")
+def test_no_such_revision(online):
+    assert_fails(online("hf://owner/repo@v2/weights.ckpt"), "hf://owner/repo@v2/weights.ckpt", "no revision 'v2'")
 
 
-def test_gated(fetch):
-    assert_fails(fetch("hf://owner/gated/weights.ckpt"), "is gated", "hf auth login")
+def test_gated(online):
+    assert_fails(online("hf://owner/gated/weights.ckpt"), "is gated", "hf auth login")
 
 
-def test_offline_and_not_cached(fetch):
-    result = fetch("smule-wsa", HF_HUB_OFFLINE="1")
-    assert_fails(result, "hf://smulelabs/windowed-roformer/mbr-win10-sink8.ckpt is not in the cache", "HF_HUB_OFFLINE")
+def test_offline_and_not_cached(offline):
+    answer = offline("hf://owner/repo@v3/never_asked_for.ckpt")
+    assert_fails(answer, "hf://owner/repo@v3/never_asked_for.ckpt is not in the cache", "HF_HUB_OFFLINE")
 
 
-def test_server_down_and_not_cached(fetch):
-    result = fetch("hf://owner/repo/weights.ckpt", HF_ENDPOINT=NOWHERE)
-    assert_fails(result, "is not in the cache and the hub cannot be reached", NOWHERE)
+def test_server_down_and_not_cached(unreachable):
+    answer = unreachable("hf://owner/repo/never_asked_for.ckpt")
+    assert_fails(answer, "is not in the cache and the hub cannot be reached", NOWHERE)
 
 
-def test_name_that_the_hub_does_not_allow(fetch):
-    assert_fails(fetch("hf://ow ner/repo/weights.ckpt"), "cannot download hf://ow ner/repo/weights.ckpt")
+def test_name_that_the_hub_does_not_allow(online):
+    assert_fails(online("hf://ow ner/repo/weights.ckpt"), "cannot download hf://ow ner/repo/weights.ckpt")
 
 
 @pytest.mark.parametrize("revision", ["", f"@{COMMIT}"])
-def test_yaml_of_the_same_name(fetch, server, revision):
+def test_yaml_of_the_same_name(online, offline, revision):
     source = f"hf://owner/repo{revision}/sub/with_yaml.ckpt"
-    result = fetch(source, FETCH_YAML)
-    assert result.returncode == 0, result.stderr
-    path = result.stdout.strip()
+    (path,) = online(source, "fetch_yaml").result
     assert path.endswith("sub/with_yaml.yaml")
     with open(path, "rb") as file:
         assert file.read() == YAML
-    # Once in the cache, it is there for work offline, as the weights are.
-    assert fetch(source, FETCH_YAML, HF_HUB_OFFLINE="1").stdout == result.stdout
+    # The YAML is in the cache for work offline, as the weights are.
+    assert offline(source, "fetch_yaml").result == [path]
 
 
-def test_no_yaml(fetch):
+def test_no_yaml(online):
     for source in ("hf://owner/repo/weights.ckpt", f"hf://owner/repo@{COMMIT}/weights.ckpt"):
-        result = fetch(source, FETCH_YAML)
-        assert (result.returncode, result.stdout) == (0, "None\n"), result.stderr
-        assert result.stderr == ""
+        assert online(source, "fetch_yaml") == Answer([None], None, "")
 
 
-def test_yaml_that_cannot_be_looked_for(fetch):
-    result = fetch("hf://owner/repo/weights.ckpt", FETCH_YAML, HF_HUB_OFFLINE="1")
-    assert (result.returncode, result.stdout) == (0, "None\n"), result.stderr
-    assert "continuing without the YAML file of hf://owner/repo/weights.ckpt, if it has one" in result.stderr
-    assert_fails(fetch("hf://owner/gated/weights.ckpt", FETCH_YAML), "hf://owner/gated/weights.yaml is gated")
+def test_yaml_that_cannot_be_looked_for(online, offline):
+    answer = offline("hf://owner/repo/looked_for_offline.ckpt", "fetch_yaml")
+    assert answer.result == [None]
+    expected = "continuing without the YAML file of hf://owner/repo/looked_for_offline.ckpt, if it has one"
+    assert expected in answer.said
+    assert_fails(online("hf://owner/gated/weights.ckpt", "fetch_yaml"), "hf://owner/gated/weights.yaml is gated")
 
 
-LOAD = PREPARE.format(
-    "from wroformer_jax.checkpoints.loading import read; c = read(sys.argv[1])[0]; print(c.window, c.stems)"
-)
+@pytest.fixture
+def tiny_weights(tmp_path):
+    save(tmp_path / "tiny.safetensors", RoFormer(tiny_model.CONFIG), tiny_model.make_params())
+    return (tmp_path / "tiny.safetensors").read_bytes()
 
 
-def test_settings_come_with_the_weights(fetch, tmp_path, monkeypatch):
-    model = RoFormer(tiny_model.CONFIG)
-    config = dataclasses.replace(tiny_model.CONFIG, window=6, stems=("drums",))
-    save(tmp_path / "tiny.safetensors", model, tiny_model.make_params())
+def test_settings_come_with_the_weights(online, tiny_weights, monkeypatch):
     yaml = tiny_model.YAML.replace("window_len: 4", "window_len: 6").replace("vocals", "drums")
-    files = {"tiny.safetensors": (tmp_path / "tiny.safetensors").read_bytes(), "tiny.yaml": yaml.encode()}
-    for name, content in files.items():
-        monkeypatch.setitem(Hub.files, f"/owner/repo/resolve/main/{name}", content)
-    result = fetch("hf://owner/repo/tiny.safetensors", LOAD)
-    assert result.stdout == f"{config.window} {config.stems}\n", result.stderr
+    monkeypatch.setitem(Hub.files, "/owner/repo/resolve/main/tiny.safetensors", tiny_weights)
+    monkeypatch.setitem(Hub.files, "/owner/repo/resolve/main/tiny.yaml", yaml.encode())
+    config = dataclasses.replace(tiny_model.CONFIG, window=6, stems=("drums",))
+    assert online("hf://owner/repo/tiny.safetensors", "settings").result == [str(config)]
+
+
+def test_weights_are_checked_against_the_settings_of_a_known_checkpoint(online, tmp_path, monkeypatch):
+    save(tmp_path / "tiny.ckpt", RoFormer(tiny_model.CONFIG), tiny_model.make_params())
+    smule = KNOWN_CHECKPOINTS["smule-wsa"]
+    content = (tmp_path / "tiny.ckpt").read_bytes()
+    monkeypatch.setitem(Hub.files, f"/{smule.repo}/resolve/main/{smule.file}", content)
+    for source in ("smule-wsa", smule.source):
+        assert_fails(online(source, "settings"), "the config says dim is 384, but the weights in", "have 16")
 
 
 @pytest.mark.parametrize("source", ["hf://", "hf://owner", "hf://owner/repo", "hf://owner/repo/", "hf:///repo/file"])

@@ -1,4 +1,4 @@
-"""Model directories: what is written comes back, nothing half-written stays, nothing of others is touched."""
+"""Model directories: round trips, damage, and writes that fail or are killed, which must not cost other files."""
 
 import collections
 import dataclasses
@@ -14,6 +14,7 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 import pytest
+from support.helpers import of_a_program
 from support.tiny_model import CONFIG, FULL, assert_same, fail_halfway, files_in, largest_file, make_params
 
 from wroformer_jax.checkpoints.model_dir import is_model_directory, load_model, save_model, write_model_json
@@ -69,7 +70,7 @@ def test_overwrite_replaces(model_dir):
 
 
 @pytest.mark.parametrize("kind", ["somebody's files", "workdir", "file"])
-def test_overwrite_spares_what_is_no_model_directory(tmp_path, params, kind):
+def test_overwrite_keeps_anything_but_model_directories(tmp_path, params, kind):
     path = tmp_path / "precious"
     if kind == "file":
         path.write_text("notes")
@@ -113,7 +114,7 @@ def test_bad_model_json(model_dir, edit, message):
 
 
 @pytest.mark.parametrize("content", [b"", b'{"format": 1, "mod', b"\x80\xff"])
-def test_model_json_that_is_not_json(model_dir, content):
+def test_garbled_model_json(model_dir, content):
     (model_dir / "model.json").write_bytes(content)
     with pytest.raises(InputError, match=r"model\.json is damaged: it is not JSON"):
         load_model(model_dir)
@@ -167,7 +168,7 @@ Usage = collections.namedtuple("Usage", "total used free")
 
 
 @pytest.mark.parametrize("error", FULL)
-def test_disk_fills_up_while_saving(model_dir, params, monkeypatch, error):
+def test_disk_that_fills_up_while_saving(model_dir, params, monkeypatch, error):
     before = files_in(model_dir)
     monkeypatch.setattr(ocp.Checkpointer, "save", fail_halfway(error))
     for path, overwrite in ((model_dir, True), (model_dir.with_name("new"), False)):
@@ -184,7 +185,7 @@ def test_full_disk_is_found_first(tmp_path, params, monkeypatch):
     assert os.listdir(tmp_path) == []
 
 
-def test_other_errors_are_not_taken_for_a_full_disk(tmp_path, params, monkeypatch):
+def test_other_errors_are_not_reported_as_a_full_disk(tmp_path, params, monkeypatch):
     monkeypatch.setattr(ocp.Checkpointer, "save", fail_halfway(ValueError("a mistake of ours")))
     with pytest.raises(ValueError, match="a mistake of ours") as caught:
         save_model(tmp_path / "model", CONFIG, params)
@@ -192,13 +193,13 @@ def test_other_errors_are_not_taken_for_a_full_disk(tmp_path, params, monkeypatc
     assert os.listdir(tmp_path) == []
 
 
-def test_damaged_metadata_of_orbax_is_neither_needed_nor_mentioned(model_dir, params, caplog):
+def test_metadata_of_orbax_is_not_needed(model_dir, params, caplog):
     (model_dir / "params" / "_CHECKPOINT_METADATA").write_text("{garbled")
     assert_same(params, load_model(model_dir)[1])
     assert caplog.records == []
 
 
-def test_overwrite_spares_what_lies_beside(model_dir):
+def test_overwrite_keeps_neighbours(model_dir):
     beside = {name: model_dir.with_name(name) for name in ("model.replaced", ".model-replaced-", ".model-mine")}
     for path in beside.values():
         path.mkdir()
@@ -208,7 +209,7 @@ def test_overwrite_spares_what_lies_beside(model_dir):
     assert all((path / "notes.txt").read_text() == "notes" for path in beside.values())
 
 
-def test_overwrite_behind_a_link(tmp_path, model_dir):
+def test_overwrite_through_a_link(tmp_path, model_dir):
     link, other = tmp_path / "elsewhere" / "link", make_params(seed=1)
     link.parent.mkdir()
     link.symlink_to(model_dir)
@@ -237,7 +238,7 @@ KILLED = """
 import os, pathlib, signal, sys
 import orbax.checkpoint as ocp
 from support.tiny_model import CONFIG, make_params
-from wroformer_jax.checkpoints import model_dir as checkpoint
+from wroformer_jax.checkpoints.model_dir import save_model
 
 path, when = pathlib.Path(sys.argv[1]), sys.argv[2]
 rename = pathlib.Path.rename
@@ -245,26 +246,31 @@ rename = pathlib.Path.rename
 def die(*_, **__):
     os.kill(os.getpid(), signal.SIGKILL)
 
-def die_when_taking_the_name(self, target):
+def die_before_the_first_rename(self, target):
+    if self == path:
+        die()
+    return rename(self, target)
+
+def die_before_the_second_rename(self, target):
     if target == path:
         die()
     return rename(self, target)
 
-checkpoint.save_model(path, CONFIG, make_params())
+save_model(path, CONFIG, make_params())
 if when == "writing":
     ocp.PyTreeCheckpointHandler.finalize = die
 elif when == "between the renames":
-    pathlib.Path.rename = die_when_taking_the_name
+    pathlib.Path.rename = die_before_the_second_rename
 else:
-    checkpoint._take_name = die
-checkpoint.save_model(path, CONFIG, make_params(seed=1), overwrite=True)
+    pathlib.Path.rename = die_before_the_first_rename
+save_model(path, CONFIG, make_params(seed=1), overwrite=True)
 """
 
 
 def run_until_killed(path, when):
     result = subprocess.run(
         [sys.executable, "-c", KILLED, str(path), when],
-        env={**os.environ, "PYTHONPATH": os.pathsep.join(map(str, Path(__file__).parents[1:3]))},
+        env=of_a_program(),
         stderr=subprocess.PIPE,
         text=True,
         check=False,
@@ -272,12 +278,23 @@ def run_until_killed(path, when):
     assert result.returncode == -9, result.stderr
 
 
+def test_interrupted_overwrite_is_named(model_dir):
+    """The state on disk after a kill between the two renames of an overwrite."""
+    holder = model_dir.with_name(".model-replaced-x1")
+    holder.mkdir()
+    model_dir.rename(holder / "model")
+    with pytest.raises(InputError, match=rf"an interrupted overwrite left {holder}/model: move it back"):
+        load_model(model_dir)
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("when", ["writing", "before the renames"])
 def test_killed_while_overwriting(tmp_path, params, when):
     run_until_killed(tmp_path / "model", when)
     assert_same(params, load_model(tmp_path / "model")[1])
 
 
+@pytest.mark.slow
 def test_killed_between_the_two_renames(tmp_path, params):
     model_dir = tmp_path / "a model"
     run_until_killed(model_dir, "between the renames")
@@ -299,11 +316,11 @@ def test_name_that_is_too_long(tmp_path, params):
 
 
 @pytest.mark.parametrize("name", ["model [1]", "model [1]/model", "model*", "model?"])
-def test_path_in_which_orbax_loses_weights(tmp_path, model_dir, params, name):
+def test_path_with_a_glob_pattern(tmp_path, model_dir, params, name):
     with pytest.raises(InputError, match=r"cannot write \S+/model.*: choose a place without \*, \? and \["):
         save_model(tmp_path / name, CONFIG, params, overwrite=True)
     assert os.listdir(tmp_path) == ["model"]
-    model_dir.rename(tmp_path / "model [1]")  # reading is another matter
+    model_dir.rename(tmp_path / "model [1]")  # reading works
     assert_same(params, load_model(tmp_path / "model [1]")[1])
 
 

@@ -1,4 +1,4 @@
-"""Trees on disk: what is written comes back, damage is told from a mistake, and Orbax does not talk meanwhile."""
+"""Trees on disk: round trips, damage as opposed to another structure, and Orbax's log."""
 
 import logging
 import sys
@@ -50,7 +50,7 @@ def test_damage_is_one_line(tmp_path):
         ({**TREE, "a": {"b": np.ones((2, 3), np.float16)}}, r"a/b is float16\[2,3\], but .* float32\[2,3\]"),
     ],
 )
-def test_first_difference_is_named(tmp_path, found, message):
+def test_the_first_difference_is_named(tmp_path, found, message):
     with pytest.raises(InputError, match=message):
         check_leaves("the tree", found, TREE)
     save_tree(tmp_path / "tree", found)
@@ -72,7 +72,7 @@ def test_orbax_is_quiet(tmp_path, caplog):
     assert [record.message for record in caplog.records] == ["a line of the trainer"]
 
 
-def test_orbax_may_talk_to_others(tmp_path, caplog):
+def test_orbax_still_logs_for_others(tmp_path, caplog):
     absl, report = logging.getLogger("absl"), sys.unraisablehook
     filters = list(absl.filters)
     with pytest.raises(ZeroDivisionError), quiet_orbax():

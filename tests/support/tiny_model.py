@@ -1,4 +1,4 @@
-"""A model small enough to be made, saved and loaded many times in a test, and what goes wrong on a disk."""
+"""A model that tests can make, save and load many times, and the failures of disks."""
 
 import errno
 import os
@@ -27,7 +27,7 @@ CONFIG = ModelConfig(
     num_sinks=2,
 )
 
-# The same settings as a public YAML file has them.
+# The same settings in the public YAML dialect.
 YAML = """\
 audio:
   chunk_size: !!python/tuple [1, 2]
@@ -56,7 +56,7 @@ model:
 
 
 def make_params(config=CONFIG, seed=0):
-    """Random everywhere but in the padding of narrow bands, which has no place in a PyTorch file."""
+    """Returns random parameters; the padding of narrow bands, which a PyTorch file does not have, is zero."""
     rng = np.random.default_rng(seed)
     params = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), abstract_params(RoFormer(config)))
     for slot in slots(config):
@@ -81,7 +81,7 @@ def largest_file(directory):
     return max((p for p in directory.rglob("*") if p.is_file()), key=lambda p: p.stat().st_size)
 
 
-# A full disk, as Python and as TensorStore say it.
+# The errors of Python and of TensorStore on a full disk.
 FULL = [
     OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)),
     ValueError("RESOURCE_EXHAUSTED: Error writing: No space left on device [os_error_code='28']"),
@@ -89,7 +89,7 @@ FULL = [
 
 
 def fail_halfway(error):
-    """Orbax's save, except that it writes a part and then fails."""
+    """Replaces Orbax's save by one that writes a part and then fails."""
 
     def save(self, directory, *_, **__):
         partial = directory.with_name(directory.name + ".orbax-checkpoint-tmp")
