@@ -6,10 +6,8 @@ import numpy as np
 import pytest
 import soundfile
 from support.fake_bucket import fake_storage
-from support.separation_models import GainModel
 from support.tiny_set import RATE, make_set, noise
 
-from wroformer_jax.checkpoints import loading
 from wroformer_jax.cli import app
 from wroformer_jax.errors import InputError
 from wroformer_jax.evaluation.set_songs import find_set_songs
@@ -50,11 +48,10 @@ def twice(tmp_path, songs):
     return tmp_path
 
 
-@pytest.fixture
-def model(monkeypatch):
-    model = GainModel(ramp=True)
-    monkeypatch.setattr(loading, "load", lambda source, *, config=None: (model, model.params(0.25)))
-    return model
+@pytest.fixture(autouse=True)
+def with_ramp(model):
+    """Shows how chunks are put together."""
+    model.ramp = True
 
 
 @pytest.mark.parametrize("by", ["record_writer", "wroformer prepare"])
