@@ -5,11 +5,13 @@ import itertools
 
 import numpy as np
 import pytest
+from support.stored_songs import watch_records
 from support.tiny_set import RATE, STEMS, five_songs, make_set, noise
 
 from wroformer_jax.config.augmentation import Augmentation
 from wroformer_jax.data.augment import Change
 from wroformer_jax.data.examples import Crop, Examples, parts_of_targets, whole_song
+from wroformer_jax.data.record_set import RecordSet
 from wroformer_jax.errors import InputError
 
 NONE = Augmentation.none()
@@ -150,9 +152,13 @@ def test_silent_crops_are_drawn_again_as_often_as_asked(tmp_path, remix):
     assert always < 0.25  # in ten more draws, a song of which a sixth sounds may still not be hit
 
 
-def test_drawing_reads_no_audio(record_set, monkeypatch):
-    monkeypatch.setattr(type(record_set), "read", None)
-    draws(examples(record_set, augmentation=Augmentation()), 20)
+def test_drawing_reads_no_audio(tmp_path):
+    made = examples(make_set(tmp_path, five_songs()), augmentation=Augmentation())
+    for shard in tmp_path.glob("*.array_record*"):
+        shard.unlink()
+    recipes = draws(made, 20)
+    with pytest.raises(InputError, match="cannot be read"):
+        made.render(recipes)
 
 
 def test_the_mixture_is_the_sum_of_the_augmented_stems(record_set):
@@ -233,15 +239,15 @@ def test_stretches_put_together_are_the_whole_examples_bit_for_bit(record_set, c
         (1350, 1400, [], []),
     ],
 )
-def test_of_a_stretch_only_its_samples_are_read(record_set, monkeypatch, start, stop, reads, inverted_reads):
-    made, seen = examples(record_set, stems=("vocals",), targets=("vocals",)), []
-    read = type(record_set).read
+def test_of_a_stretch_only_its_samples_are_read(record_set, start, stop, reads, inverted_reads):
+    seen = []
 
-    def spy(self, song, stem, start, stop):
-        seen.append((start, stop))
-        return read(self, song, stem, start, stop)
+    class Watched(RecordSet):
+        def read(self, song, stem, start, stop):
+            seen.append((start, stop))
+            return super().read(song, stem, start, stop)
 
-    monkeypatch.setattr(type(record_set), "read", spy)
+    made = examples(Watched.open(record_set.path), stems=("vocals",), targets=("vocals",))
     for change, expected in ((Change(), reads), (Change(invert_time=True), inverted_reads)):
         seen.clear()
         assert made.render([((Crop(3, 200, change),),)], start, stop)["mixture"].shape == (1, 2, stop - start)
@@ -252,13 +258,7 @@ def test_a_stretch_of_an_hour_touches_its_own_segments_only(tmp_path, monkeypatc
     hour = noise(0, 36, channels=1)  # of 10 samples a second
     record_set = make_set(tmp_path, {"a": {"vocals": hour}}, channels=1, sample_rate=10, segment_seconds=10)
     made = examples(record_set, targets=("vocals",), channels=1, crop_samples=36000)
-    touched, record = [], type(record_set)._record
-
-    def spy(self, split, shard, number):
-        touched.append(number)
-        return record(self, split, shard, number)
-
-    monkeypatch.setattr(type(record_set), "_record", spy)
+    touched = watch_records(monkeypatch)
     stretch = made.render(draws(made, 1), 18050, 18250)["mixture"][0]
     np.testing.assert_array_equal(stretch, hour[:, 18050:18250])
     assert touched == [180, 181, 182]

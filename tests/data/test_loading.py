@@ -17,8 +17,7 @@ import pytest
 from support.tiny_set import five_songs, make_set, noise
 
 from wroformer_jax.config.augmentation import Augmentation
-from wroformer_jax.data import loading as loading_module
-from wroformer_jax.data.loading import Loading, Share, batches
+from wroformer_jax.data.loading import Loading, Share, batches, fits_into_shared_memory
 from wroformer_jax.errors import InputError
 
 LOADING = Loading(crop_samples=700, batch_size=4, targets=("vocals", "bass"), seed=3, workers=0)
@@ -101,7 +100,8 @@ def test_four_processes_put_together_have_the_batches_of_one(record_set):
         assert loader.get_state() == state
 
 
-def test_shares_are_parts_of_the_rows_and_of_time_of_the_batches_of_one(record_set):
+@pytest.mark.parametrize("with_worker", [False, pytest.param(True, marks=pytest.mark.slow)])
+def test_shares_are_parts_of_the_rows_and_of_time_of_the_batches_of_one(record_set, with_worker):
     loading = dataclasses.replace(LOADING, augmentation=Augmentation(time_inversion=0.5))
     with batches(record_set, "train", loading) as loader:
         whole = [next(loader) for _ in range(3)]
@@ -111,7 +111,7 @@ def test_shares_are_parts_of_the_rows_and_of_time_of_the_batches_of_one(record_s
         for batch in whole
     ]
     for part, start in itertools.product(range(2), (0, 300, 600)):  # 700 samples in three stretches of 300
-        workers = int((part, start) == (1, 300))  # one of the shares is loaded by a worker
+        workers = int(with_worker and (part, start) == (1, 300))  # one of the shares is loaded by a worker
         share = Share((2 * part, 2 * part + 1), start, start + 300)
         with batches(record_set, "train", dataclasses.replace(loading, workers=workers), share) as loader:
             for batch in padded:
@@ -132,21 +132,36 @@ def test_a_run_goes_on_with_another_share(record_set):
         np.testing.assert_array_equal(next(loader)["targets"], second["targets"][:1, ..., 100:200])
 
 
-def test_shared_memory_holds_the_share_only(record_set, monkeypatch):
+def test_shared_memory_holds_the_share_only(monkeypatch):
     loading = dataclasses.replace(LOADING, workers=1, prefetch=1)  # three batches under way
     example = 4 * 2 * 3 * 700  # bytes: float32, stereo, the mixture and two targets
     free = type("Usage", (), {"free": 3 * 4 * example})  # one byte less than this is allowed
-    monkeypatch.setattr(loading_module.os.path, "isdir", lambda path: True)
-    monkeypatch.setattr(loading_module.shutil, "disk_usage", lambda path: free)
+    monkeypatch.setattr("os.path.isdir", lambda path: True)
+    monkeypatch.setattr("shutil.disk_usage", lambda path: free)
     fits = [
-        batches(record_set, "train", loading, share)._fits_into_shared_memory()
+        fits_into_shared_memory(loading, share)
         for share in (Share(), Share((0, 1)), Share(stop=699), Share(start=1), Share(start=600, stop=1300))
     ]
     assert fits == [False, True, True, True, False]
 
 
-def test_workers_and_restarts_change_nothing(record_set, reference, monkeypatch):
-    monkeypatch.setattr(loading_module.shutil, "disk_usage", lambda path: type("Usage", (), {"free": 0}))
+def test_a_worker_and_restarts_change_nothing(record_set, reference):
+    with batches(record_set, "train", dataclasses.replace(LOADING, workers=1)) as loader:
+        assert [digest(next(loader)) for _ in range(3)] == reference[:3]
+        assert len(multiprocessing.active_children()) == 1
+        state = json.loads(json.dumps(loader.get_state()))
+    assert not multiprocessing.active_children()
+    alone = batches(record_set, "train", LOADING)
+    alone.set_state(state)
+    assert [digest(next(alone)) for _ in range(2)] == reference[3:5]
+    alone.close()
+    assert digest(next(alone)) == reference[5]  # closed, it goes on where it was
+    alone.close()
+
+
+@pytest.mark.slow
+def test_several_workers_and_pipes_change_nothing(record_set, reference, monkeypatch):
+    monkeypatch.setattr("shutil.disk_usage", lambda path: type("Usage", (), {"free": 0}))
     with batches(record_set, "train", dataclasses.replace(LOADING, workers=1)) as loader:  # through a pipe
         assert [digest(next(loader)) for _ in range(3)] == reference[:3]
         state = json.loads(json.dumps(loader.get_state()))
@@ -157,12 +172,6 @@ def test_workers_and_restarts_change_nothing(record_set, reference, monkeypatch)
     assert len(multiprocessing.active_children()) == 2
     resumed.close()
     assert not multiprocessing.active_children()
-    alone = batches(record_set, "train", LOADING)
-    alone.set_state(state)
-    assert [digest(next(alone)) for _ in range(2)] == reference[3:5]
-    alone.close()
-    assert digest(next(alone)) == reference[5]  # closed, it goes on where it was
-    alone.close()
 
 
 @pytest.fixture
@@ -178,6 +187,7 @@ def consumer(record_set, tmp_path):
         process.kill()
 
 
+@pytest.mark.slow
 def test_killed_and_resumed(record_set, reference, consumer):
     seen = [json.loads(consumer.stdout.readline()) for _ in range(5)]
     consumer.kill()
@@ -188,6 +198,7 @@ def test_killed_and_resumed(record_set, reference, consumer):
     wait_for_the_end_of(seen[-1]["worker"])
 
 
+@pytest.mark.slow
 def test_an_interrupt_is_for_the_main_process_alone(consumer):
     line = json.loads(consumer.stdout.readline())
     os.killpg(consumer.pid, signal.SIGINT)
@@ -211,7 +222,8 @@ def is_running(process_id):
         return False
 
 
-def test_damage_is_reported_by_workers_as_it_is_without(tmp_path):
+@pytest.mark.parametrize("workers", [0, pytest.param(1, marks=pytest.mark.slow)])
+def test_damage_is_reported_each_time(tmp_path, workers):
     record_set = make_set(tmp_path, {"a": {"vocals": noise(0, 3)}}, encoding="int16")
     [shard] = tmp_path.glob("*.array_record-*")
     content = bytearray(shard.read_bytes())
@@ -219,17 +231,17 @@ def test_damage_is_reported_by_workers_as_it_is_without(tmp_path):
         content[position] ^= 0xFF
     shard.write_bytes(content)
     sentences = []
-    for workers in (0, 1):
-        loading = dataclasses.replace(LOADING, targets=("vocals",), workers=workers)
-        with batches(record_set, "train", loading) as loader:
-            for _ in range(2):  # asked again, it does not go on as if nothing had been
-                with pytest.raises(InputError) as error:
-                    next(loader)
-                sentences.append(str(error.value))
+    loading = dataclasses.replace(LOADING, targets=("vocals",), workers=workers)
+    with batches(record_set, "train", loading) as loader:
+        for _ in range(2):  # asked again, it does not go on as if nothing had been
+            with pytest.raises(InputError) as error:
+                next(loader)
+            sentences.append(str(error.value))
     assert len(set(sentences)) == 1
-    assert shard.name in sentences[0]
+    assert f"{shard.name} cannot be read at segment" in sentences[0]
 
 
+@pytest.mark.slow
 def test_a_worker_that_is_killed_is_reported_and_replaced(record_set, reference):
     with batches(record_set, "train", dataclasses.replace(LOADING, workers=1)) as loader:
         found = [digest(next(loader))]
@@ -268,8 +280,8 @@ def test_a_state_of_something_else(record_set, tmp_path):
         ({"batch_size": 2.5}, "batch_size is 2.5, expected a whole number of at least 1"),
         ({"workers": -1}, "workers is -1, expected a whole number of at least 0"),
         ({"prefetch": 0}, "prefetch is 0, expected a whole number of at least 1"),
-        ({"channels": 3}, "channels is 3, expected a whole number from 1 to 2"),
-        ({"seed": 2**32}, "seed is 4294967296, expected a whole number from 0 to 4294967295"),
+        ({"channels": 3}, "channels is 3, expected a whole number of at least 1 and of at most 2"),
+        ({"seed": 2**32}, "seed is 4294967296, expected a whole number of at least 0 and of at most 4294967295"),
         ({"targets": ()}, "targets is empty, expected at least one name of a stem"),
         ({"targets": "vocals"}, "targets is 'vocals', expected a list of names"),
         ({"stems": ("bass", "Bass")}, "stems names a stem twice: bass, Bass"),

@@ -10,12 +10,11 @@ import threading
 
 import numpy as np
 import pytest
-from support.stored_songs import LENGTHS, RATE, STORAGE, random_songs, write_set
+from support.stored_songs import LENGTHS, RATE, STORAGE, random_songs, watch_records, write_set
 
-from wroformer_jax.data import record_set as record_set_module
 from wroformer_jax.data.record_set import RecordSet, is_set
 from wroformer_jax.data.record_writer import INDEX, Storage, finish_set, shard_name
-from wroformer_jax.data.tf_example import pack, unpack
+from wroformer_jax.data.tf_example import pack
 from wroformer_jax.errors import InputError
 
 
@@ -150,13 +149,12 @@ def test_notes_are_kept(tmp_path, audio):
     ],
 )
 def test_only_the_segments_of_a_crop_are_read(directory, monkeypatch, start, stop, segments):
-    read = []
-    monkeypatch.setattr(record_set_module, "unpack", lambda record: read.append(unpack(record)) or read[-1])
+    read = watch_records(monkeypatch)
     record_set = RecordSet.open(directory)
-    record_set.read(record_set.songs("train")[0], "drums", start, stop)
-    assert [fields["segment"] for fields in read] == list(
-        range(max(start, 0) // RATE, max(start, 0) // RATE + segments)
-    )
+    song = record_set.songs("train")[0]
+    record_set.read(song, "drums", start, stop)
+    first = song.stems["drums"].first + max(start, 0) // RATE
+    assert read == list(range(first, first + segments))
 
 
 def test_files_are_opened_when_they_are_read(directory, audio):
@@ -166,13 +164,22 @@ def test_files_are_opened_when_they_are_read(directory, audio):
     np.testing.assert_array_equal(record_set.read(song, "bass", 0, 1000), audio["one song"]["bass"])
 
 
-def test_no_more_files_are_open_than_the_system_allows(directory, audio, monkeypatch):
-    monkeypatch.setattr(record_set_module, "_MOST_OPEN_FILES", 1)
+def open_shards(directory):
+    """The files of a set that this process has open."""
+    links = [os.path.join("/proc/self/fd", name) for name in os.listdir("/proc/self/fd")]
+    targets = [os.readlink(link) for link in links if os.path.islink(link)]
+    return [target for target in targets if target.startswith(f"{directory}/")]
+
+
+@pytest.mark.skipif(not os.path.isdir("/proc/self/fd"), reason="needs /proc")
+def test_no_more_files_are_open_than_the_system_allows(directory, audio):
     record_set = RecordSet.open(directory)
+    record_set.most_open_files = 1
     for song, stem, start, stop in random_crops(record_set, audio, 50):
         crop = record_set.read(song, stem, start, stop)
         np.testing.assert_array_equal(crop, crop_of(audio[song.name][stem], start, stop))
-        assert len(record_set._readers) <= 1
+        assert len(open_shards(directory)) <= 1
+    assert len(open_shards(directory)) == 1
 
 
 def test_threads_read_at_the_same_time(directory, audio):
@@ -207,17 +214,34 @@ def _read_in_child(record_set, queue):
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
-def test_a_forked_process_opens_its_own_files(directory, audio):
-    """Also when it was forked while a thread was opening one."""
+def test_a_forked_process_opens_its_own_files(directory, audio, monkeypatch):
+    """Also when it was forked while a thread was closing one, and so held a lock that the child inherits."""
+    from array_record.python import array_record_module
+
+    parent, closing, forked = os.getpid(), threading.Event(), threading.Event()
+
+    class SlowToClose(array_record_module.ArrayRecordReader):
+        def __del__(self):
+            if os.getpid() == parent:
+                closing.set()
+                forked.wait(10)
+
+    monkeypatch.setattr(array_record_module, "ArrayRecordReader", SlowToClose)
     record_set = RecordSet.open(directory)
-    record_set.read(record_set.songs("train")[0], "vocals", 0, 1)
+    record_set.most_open_files = 1
+    first, _, third = record_set.songs("train")  # in two shards
+    record_set.read(first, "vocals", 0, 1)
+    thread = threading.Thread(target=record_set.read, args=(third, "vocals", 0, 1))
+    thread.start()
+    assert closing.wait(10)
     context = multiprocessing.get_context("fork")
     queue = context.Queue()
     child = context.Process(target=_read_in_child, args=(record_set, queue), daemon=True)
-    with record_set._lock:
-        child.start()
+    child.start()
+    forked.set()
     np.testing.assert_array_equal(queue.get(timeout=20), audio["third"]["vocals"])
     child.join()
+    thread.join()
 
 
 def test_fingerprint(tmp_path, audio):

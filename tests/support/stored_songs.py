@@ -1,4 +1,4 @@
-"""Small sets of random songs, written as `wroformer prepare` writes them."""
+"""Small sets of random songs, written as `wroformer prepare` writes them, and a look at the records that are read."""
 
 import numpy as np
 
@@ -51,3 +51,18 @@ def write_set(directory, splits, storage=STORAGE, songs_in_shard=2):
             written[split].append((name, write_shard(directory / name, stream, storage)))
     finish_set(directory, storage, written)
     return directory
+
+
+def watch_records(monkeypatch):
+    """The numbers, in their shards, of all records that are read from now on."""
+    from array_record.python import array_record_module
+
+    numbers = []
+
+    class Watched(array_record_module.ArrayRecordReader):
+        def read(self, asked):
+            numbers.extend(asked)
+            return super().read(asked)
+
+    monkeypatch.setattr(array_record_module, "ArrayRecordReader", Watched)
+    return numbers

@@ -144,6 +144,14 @@ def merged(fields: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, A
     return both
 
 
+def flattened(fields: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """The fields with those of mappings in them beside the others, under names such as "augmentation.remix"."""
+    flat = {}
+    for name, value in fields.items():
+        flat |= flattened(value, f"{prefix}{name}.") if isinstance(value, Mapping) else {prefix + name: value}
+    return flat
+
+
 def _plain(value: Any) -> Any:
     if dataclasses.is_dataclass(value):
         return to_dict(value)
@@ -156,4 +164,4 @@ def _bounds(
     minimum: float = -math.inf, maximum: float = math.inf, above: float = -math.inf, below: float = math.inf
 ) -> str:
     limits = (("above", above), ("of at least", minimum), ("of at most", maximum), ("below", below))
-    return " and ".join(f"{words} {limit:g}" for words, limit in limits if math.isfinite(limit))
+    return " and ".join(f"{words} {limit:.12g}" for words, limit in limits if math.isfinite(limit))

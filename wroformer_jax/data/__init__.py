@@ -1,4 +1,4 @@
-"""Sets of songs, and batches made of them, as NumPy arrays. This room knows neither models nor JAX."""
+"""Sets of songs and batches of training examples, as NumPy arrays. This room knows neither models nor JAX."""
 
 from wroformer_jax.data.loading import Batches, Share, batches
 from wroformer_jax.data.record_set import RecordSet

@@ -1,7 +1,7 @@
-"""Augmentation of training examples: how often what is done to a stem, the drawing of it, and the doing.
+"""Draws and applies the random changes of training examples; config/augmentation.py has the settings.
 
-Pure NumPy; every function leaves its input as it was. Where the stems of an example come from (`remix`, `mixup`,
-`silence`, `skip_silence`) is drawn in crops.py, which knows the songs.
+Pure NumPy; no function changes its input. examples.py, which knows the songs, draws from which songs the stems of an
+example come (`remix`, `mixup`, `silence`, `skip_silence`).
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ Audio = Float32[np.ndarray, "channel sample"]
 
 @dataclasses.dataclass(frozen=True)
 class Change:
-    """What is done to a crop."""
+    """The changes of a crop."""
 
     factor: float = 1.0  # negative where the polarity is inverted
     swap_channels: bool = False
@@ -26,7 +26,7 @@ class Change:
 
 
 def draw_changes(augmentation: Augmentation, rng: np.random.Generator) -> tuple[Change, ...]:
-    """The changes of the crops that a stem is the sum of: one crop, and more where `mixup` adds some."""
+    """Draws a stem's changes: one for each crop that is summed to it, which are several if `mixup` adds some."""
     number = 1 + sum(_happens(rng, probability) for probability in augmentation.mixup)
     gain = rng.uniform(*augmentation.gain_range) if _happens(rng, augmentation.gain) else 1.0
     changes = []
@@ -39,7 +39,7 @@ def draw_changes(augmentation: Augmentation, rng: np.random.Generator) -> tuple[
 
 
 def apply_change(audio: Audio, change: Change) -> Audio:
-    """The changed crop: a new array, or `audio` itself or a view of it where no factor applies."""
+    """Returns the changed crop: a new array, or `audio` or a view of it if the factor is 1."""
     if change.swap_channels:
         audio = audio[::-1]
     if change.invert_time:

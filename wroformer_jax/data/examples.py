@@ -1,7 +1,7 @@
-"""Examples: which crops of which songs they are made of, drawn without reading audio; then their sound.
+"""Training examples: draws the crops that they consist of, without reading audio, and renders them.
 
-Drawing and reading are apart: a `Recipe` is small and holds all that is random, so that an example is a pure function
-of (seed, number of the example), whoever renders it.
+Drawing and rendering are separate. A `Recipe` is small and holds everything that is random, so that an example depends
+only on (seed, number of the example), whichever process renders it.
 """
 
 from __future__ import annotations
@@ -19,45 +19,45 @@ from wroformer_jax.data.record_set import RecordSet, StoredSong
 from wroformer_jax.errors import InputError
 from wroformer_jax.stems import INSTRUMENTAL, MIXTURE, VOCALS
 
-_MOST_DRAWS = 10  # more of a place, until something sounds there
+_MOST_DRAWS = 10  # of another start, if the crop is silent
 
 Batch = dict[str, Float32[np.ndarray, "batch ..."]]
 
 
 @dataclasses.dataclass(frozen=True)
 class Crop:
-    """A part of a stem of an example."""
+    """A crop of a stem of a song, one of the summands of an example's stem."""
 
     song: int  # number of the song in the split
-    start: int  # sample
+    start: int  # first sample in the song
     change: Change
 
 
-# For each stem of the mixture, in their order, the crops whose sum it is; none where it is silent.
+# For each stem of the mixture, the crops that are summed to it; none if the stem is silent.
 Recipe = tuple[tuple[Crop, ...], ...]
 
 
 def parts_of_targets(
     record_set: RecordSet, stems: Sequence[str], targets: Sequence[str]
 ) -> tuple[tuple[str, ...], dict[str, tuple[str, ...]]]:
-    """The stems that make the mixture, and for each target the stems whose sum it is.
+    """Returns the stems that are summed to the mixture and, for each target, the stems that are summed to it.
 
-    Small and capital letters are the same here: sets have small ones, and checkpoints whatever their makers liked.
+    Ignores case: sets have names in lower case, checkpoints have whatever case their authors chose.
 
     Args:
       record_set: a prepared set.
-      stems: what the mixture is the sum of; none means all stems of the set.
+      stems: the stems of the mixture; an empty sequence means all stems of the set.
       targets: names of such stems, or "instrumental".
 
     Raises:
-      InputError: a stem or target that there is not.
+      InputError: a stem is not in the set, or a target is not in the mixture.
     """
     stored = {stem.lower(): stem for stem in record_set.stems}
     for stem in stems:
         if stem.lower() not in stored:
             raise InputError(f"{record_set.path} has no stem {stem!r}: its stems are {', '.join(record_set.stems)}")
     stems = tuple(stored[stem.lower()] for stem in stems) or record_set.stems
-    parts = {stem.lower(): (stem,) for stem in stems}
+    parts: dict[str, tuple[str, ...]] = {stem.lower(): (stem,) for stem in stems}
     if VOCALS in parts and len(stems) > 1:
         parts.setdefault(INSTRUMENTAL, tuple(stem for stem in stems if stem.lower() != VOCALS))
     for target in targets:
@@ -72,19 +72,19 @@ def parts_of_targets(
 def whole_song(
     record_set: RecordSet, song: StoredSong, targets: Sequence[str], channels: int, stems: Sequence[str] = ()
 ) -> tuple[Float32[np.ndarray, "channel sample"], Float32[np.ndarray, "target channel sample"]]:
-    """The mixture of a song, and its targets.
+    """Returns the mixture and the targets of a whole song.
 
-    The mixture is the stored one where there is one, unless the song has stems that are to be left out of it.
+    The mixture is the stored one if the song has one, unless `stems` leaves out stems of the song.
 
     Args:
       record_set: a prepared set.
       song: one of its songs.
       targets: names of stems, or "instrumental".
       channels: 1 or 2.
-      stems: what the mixture is the sum of; none means all stems of the set.
+      stems: the stems of the mixture; an empty sequence means all stems of the set.
 
     Raises:
-      InputError: a target that there is not, or a damaged record.
+      InputError: a target is not in the mixture, or a record is damaged.
     """
     stems, parts = parts_of_targets(record_set, stems, targets)
     mixture = np.zeros((channels, song.samples), np.float32)
@@ -98,19 +98,19 @@ def whole_song(
 
 
 class Examples:
-    """The examples of a split of a set. An epoch of them is as long as the songs, so a song counts by its length.
+    """The examples of a split of a set. An epoch lasts as long as all songs together; long songs occur more often.
 
     Args:
       record_set: a prepared set.
-      split: of the set.
-      stems: what the mixture is the sum of; none means all stems of the set.
+      split: name of a split of the set.
+      stems: the stems of the mixture; an empty sequence means all stems of the set.
       targets: names of such stems, or "instrumental".
-      channels: 1 (of a stereo set: the mean) or 2 (of a mono set: twice the same).
+      channels: 1 (the mean of the channels of a stereo set) or 2 (the channel of a mono set twice).
       crop_samples: length of an example.
-      augmentation: what is done to it.
+      augmentation: how the examples are changed at random.
 
     Raises:
-      InputError: no such split, stem or target, or a split without songs.
+      InputError: the split, a stem or a target does not exist, or the split has no songs with these stems.
     """
 
     def __init__(
@@ -135,16 +135,16 @@ class Examples:
         longest = np.max(list(self._lengths.values()), axis=0, initial=0)
         if not longest.any():
             raise InputError(f"the split {split!r} of {record_set.path} has no song with {', '.join(self.stems)}")
-        # An epoch: the number of a song for each crop that fits into it, at least one.
+        # An epoch has the number of a song once for each crop that fits into the song, and at least once.
         crops = np.where(longest > 0, np.maximum(1, np.rint(longest / crop_samples)), 0).astype(np.int64)
         self._items = np.repeat(np.arange(len(self._songs)), crops)
 
     def __len__(self) -> int:
-        """Examples in an epoch."""
+        """The number of examples in an epoch."""
         return len(self._items)
 
     def draw(self, item: int, rng: np.random.Generator) -> Recipe:
-        """Draws the example number `item` of an epoch."""
+        """Draws the recipe of the example number `item` of an epoch."""
         changes = {stem: draw_changes(self._augmentation, rng) for stem in self.stems}
         if rng.random() < self._augmentation.silence:
             silent = self._parts[list(self._parts)[rng.integers(len(self._parts))]]
@@ -154,22 +154,22 @@ class Examples:
         return tuple(self._crops(stem, places.get(stem), changes[stem], rng) for stem in self.stems)
 
     def render(self, recipes: Sequence[Recipe], start: int = 0, stop: int | None = None) -> Batch:
-        """Reads and mixes examples, or a stretch of time of each: the same samples, and only these are read.
+        """Reads and mixes examples, or the same span of samples of each; reads no audio outside it.
 
         Args:
-          recipes: of the examples.
-          start: first sample of the stretch, from 0.
-          stop: the sample after its last one; there is silence from the end of the example on. None means that end.
+          recipes: one for each example.
+          start: first sample of the span, from 0.
+          stop: the sample after the last one, by default the end of the example, after which there is silence.
 
         Returns:
-          "mixture" (batch, channel, sample) and "targets" (batch, target, channel, sample), each of the `stop - start`
-          samples; the mixture is the sum of its stems.
+          "mixture" (batch, channel, sample) and "targets" (batch, target, channel, sample) with `stop - start` samples;
+          the mixture is the sum of its stems.
 
         Raises:
-          InputError: a damaged record.
+          InputError: a record is damaged.
         """
         stop = self._crop_samples if stop is None else stop
-        end = min(stop, self._crop_samples)  # of what can sound
+        end = min(stop, self._crop_samples)  # behind it the example is silent
         shape = (self._channels, stop - start)
         mixture = np.zeros((len(recipes), *shape), np.float32)
         targets = np.zeros((len(recipes), len(self._parts), *shape), np.float32)
@@ -190,14 +190,14 @@ class Examples:
         return total
 
     def _read_crop(self, stem: str, crop: Crop, start: int, stop: int) -> Float32[np.ndarray, "channel sample"]:
-        """What is heard of a crop from `start` to `stop`, still to be changed."""
-        if crop.change.invert_time:  # what is heard last is stored first
+        """Reads the stored samples that are heard from `start` to `stop` of a crop; the change is not applied yet."""
+        if crop.change.invert_time:  # played backwards: the last samples are stored first
             start, stop = self._crop_samples - stop, self._crop_samples - start
         song = self._songs[crop.song]
         return _read(self._record_set, song, stem, crop.start + start, crop.start + stop, self._channels)
 
     def _places(self, song: int, rng: np.random.Generator) -> dict[str, tuple[int, int]]:
-        """(song, start) of the stems of an example that `song` takes part in; a stem may have none."""
+        """Draws (song, start) for the stems of an example to which `song` contributes; a stem may have none."""
         its_stems = [stem for stem in self.stems if self._lengths[stem][song]]
         if rng.random() >= self._augmentation.remix:
             start = self._start(song, its_stems, rng)
@@ -218,7 +218,7 @@ class Examples:
         return tuple(Crop(*where, change) for where, change in zip([place, *others], changes, strict=True))
 
     def _start(self, song: int, stems: Sequence[str], rng: np.random.Generator) -> int:
-        """A place in a song at which each of `stems` that ever sounds does."""
+        """Draws a start in a song where each of `stems` sounds, unless it is silent throughout the song."""
         last = max(0, max(self._lengths[stem][song] for stem in stems) - self._crop_samples)
         audible = [stem for stem in stems if "1" in self._songs[song].stems[stem].active]
         return self._draw_sounding(
@@ -228,7 +228,7 @@ class Examples:
         )
 
     def _elsewhere(self, stem: str, song: int, rng: np.random.Generator) -> tuple[int, int]:
-        """A place in another song that has the stem; songs count by their length. In `song` if no other has it."""
+        """Draws (song, start) in another song that has the stem, by length; in `song` if no other has it."""
         lengths, ends = self._lengths[stem], self._ends[stem]
         skipped = int(lengths[song]) if lengths[song] < ends[-1] else 0
 
@@ -239,16 +239,16 @@ class Examples:
             other = int(np.searchsorted(ends, sample, side="right"))
             return other, int(rng.integers(max(0, lengths[other] - self._crop_samples) + 1))
 
-        return self._draw_sounding(draw, lambda place: self._sounds(stem, *place), rng)
+        return self._draw_sounding(draw, lambda drawn: self._sounds(stem, *drawn), rng)
 
     def _draw_sounding(self, draw: Callable[[], Any], sounds: Callable[[Any], bool], rng: np.random.Generator) -> Any:
-        place = draw()
+        drawn = draw()
         if rng.random() < self._augmentation.skip_silence:
             for _ in range(_MOST_DRAWS):
-                if sounds(place):
+                if sounds(drawn):
                     break
-                place = draw()
-        return place
+                drawn = draw()
+        return drawn
 
     def _sounds(self, stem: str, song: int, start: int) -> bool:
         """Whether a second that the crop touches is marked active."""
@@ -257,7 +257,7 @@ class Examples:
 
 
 def _lengths(songs: Sequence[StoredSong], stem: str) -> np.ndarray:
-    """Samples of a stem in each song, 0 where it has none."""
+    """Returns the length of a stem in each song, in samples; 0 for songs without it."""
     return np.array([song.stems[stem].samples if stem in song.stems else 0 for song in songs], np.int64)
 
 
@@ -277,7 +277,7 @@ def _add(
     targets: Float32[np.ndarray, "target channel sample"],
     parts: Mapping[str, Sequence[str]],
 ) -> None:
-    """Adds a stem to the mixture and to the targets that it is part of, in place."""
+    """Adds a stem in place to the mixture and to each target that contains it."""
     mixture += audio
     for target, stems in zip(targets, parts.values(), strict=True):
         if stem in stems:

@@ -1,9 +1,9 @@
-"""Batches of augmented crops of a prepared set: shared by processes, shuffled by seed, and resumed exactly.
+"""Loads batches of augmented crops of a prepared set: divided among processes, shuffled by a seed, resumed exactly.
 
-Every batch is a pure function of the set, the settings and its number, whatever the number of workers and however
-processes share it: example n of the endless shuffled sequence is drawn from (seed, n), and batch b is made of the
-examples b * batch_size to (b + 1) * batch_size - 1. So the number of the next batch is all the state there is. A
-process reads and mixes its `Share` only: some of the rows, and of each a stretch of time.
+A batch depends only on the set, the settings and its number, not on the number of workers or processes: example n of
+the endless shuffled sequence is drawn from (seed, n), and batch b holds the examples b * batch_size to
+(b + 1) * batch_size - 1. The number of the next batch is therefore the whole state. Each process reads and mixes only
+its `Share`: some of the rows, and a span of samples of each.
 """
 
 from __future__ import annotations
@@ -26,36 +26,37 @@ from typing import Any
 import numpy as np
 
 from wroformer_jax.config.augmentation import Augmentation
+from wroformer_jax.config.checks import check_whole_number, flattened
 from wroformer_jax.data.examples import Batch, Examples, Recipe
 from wroformer_jax.data.record_set import RecordSet
 from wroformer_jax.errors import InputError
 
-_FREE_TO_CHANGE = ("workers", "prefetch")  # without changing a batch
+_FREE_TO_CHANGE = ("workers", "prefetch")  # settings that change no batch
 _SHARED_MEMORY = "/dev/shm"
-_SECONDS_TO_FINISH = 5  # a batch that is asked for already, before the workers are ended
+_SECONDS_TO_FINISH = 5  # how long `close` waits for a batch that is being made
 
 
 @dataclasses.dataclass(frozen=True)
 class Loading:
-    """What batches are made of, and by whom.
+    """The settings of the batches and of the processes that load them.
 
     Raises:
       InputError: a field has an impossible value.
     """
 
-    crop_samples: int  # length of an example; a song that is shorter is followed by silence
-    batch_size: int  # examples of a batch, all processes together
-    targets: tuple[str, ...]  # stems to estimate; "instrumental" is the sum of all stems but vocals
-    stems: tuple[str, ...] = ()  # what the mixture is the sum of; none means all stems of the set
+    crop_samples: int  # length of an example; a shorter song is followed by silence
+    batch_size: int  # examples per batch, over all processes
+    targets: tuple[str, ...]  # stems to estimate; "instrumental" is the sum of all stems except vocals
+    stems: tuple[str, ...] = ()  # stems of the mixture; an empty tuple means all stems of the set
     channels: int = 2
     seed: int = 0  # below 2^32
-    workers: int = 1  # processes that read and augment beside this one; 0: a thread of this one does
-    prefetch: int = 2  # batches that each worker keeps ready
+    workers: int = 1  # processes that read and augment; with 0 a thread of this process does it
+    prefetch: int = 2  # batches that each worker prepares ahead
     augmentation: Augmentation = dataclasses.field(default_factory=Augmentation)
 
     def __post_init__(self) -> None:
-        for name, least, most in _WHOLE_NUMBERS:
-            _check_whole_number(name, getattr(self, name), least, most)
+        for name, minimum, maximum in _WHOLE_NUMBERS:
+            check_whole_number(name, getattr(self, name), minimum=minimum, maximum=maximum)
         for name in ("targets", "stems"):
             value = getattr(self, name)
             if not isinstance(value, list | tuple) or not all(isinstance(stem, str) for stem in value):
@@ -67,7 +68,7 @@ class Loading:
             raise InputError("targets is empty, expected at least one name of a stem")
 
     def to_dict(self) -> dict[str, Any]:
-        """A dict of plain JSON types."""
+        """Returns the settings as plain JSON types."""
         fields = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
         lists = {name: list(value) for name, value in fields.items() if isinstance(value, tuple)}
         return {**fields, **lists, "augmentation": self.augmentation.to_dict()}
@@ -83,52 +84,46 @@ _WHOLE_NUMBERS = (
 )
 
 
-def _check_whole_number(name: str, value: Any, least: int, most: float = math.inf) -> None:
-    if isinstance(value, bool) or not isinstance(value, int) or not least <= value <= most:
-        bounds = f"of at least {least}" if most == math.inf else f"from {least} to {most}"
-        raise InputError(f"{name} is {value!r}, expected a whole number {bounds}")
-
-
 @dataclasses.dataclass(frozen=True)
 class Share:
-    """What a process has of every batch: some of its rows, and of each of them a stretch of time.
+    """The part of every batch that a process loads: some of the rows, and the same span of samples of each.
 
-    Several processes may have the same rows, each another stretch of them, or the same of both.
+    Several processes may have the same rows with different spans, or the same rows and span.
 
     Raises:
-      InputError: there are no such rows, or no such stretch.
+      InputError: the rows do not ascend, or the span is empty.
     """
 
-    rows: tuple[int, ...] | None = None  # numbers of the rows, from 0, ascending; None: all
-    start: int = 0  # first sample of the stretch, from 0
-    stop: int | None = None  # the sample after its last one, silence from the end of the example on; None: that end
+    rows: tuple[int, ...] | None = None  # numbers of the rows, from 0, ascending; None means all
+    start: int = 0  # first sample of the span, from 0
+    stop: int | None = None  # the sample after the span; None means the end of the example, after which it is silent
 
     def __post_init__(self) -> None:
         if self.rows is not None:
             for row in self.rows:
-                _check_whole_number("rows", row, 0)
+                check_whole_number("rows", row, minimum=0)
             if not self.rows or list(self.rows) != sorted(set(self.rows)):
                 raise InputError(f"rows is {self.rows!r}, expected numbers that ascend, at least one")
-        _check_whole_number("start", self.start, 0)
+        check_whole_number("start", self.start, minimum=0)
         if self.stop is not None:
-            _check_whole_number("stop", self.stop, self.start + 1)
+            check_whole_number("stop", self.stop, minimum=self.start + 1)
 
 
 _WHOLE = Share()
 
 
 def batches(record_set: RecordSet, split: str, loading: Loading, share: Share = _WHOLE) -> Batches:
-    """The endless batches of a split of a prepared set, or a share of each.
+    """Returns an endless iterator over batches of a split of a prepared set, or over a share of each batch.
 
     Args:
       record_set: a prepared set.
-      split: of the set.
+      split: name of a split of the set.
       loading: the settings.
-      share: what this process has of every batch.
+      share: the part of every batch that this process loads.
 
     Raises:
-      InputError: no such split, stem or target, rows that a batch does not have, or a stretch that has no end and
-        begins behind the examples.
+      InputError: the split, a stem or a target does not exist, the batch has no such rows, or a span without `stop`
+        starts after the end of the examples.
     """
     if share.rows and share.rows[-1] >= loading.batch_size:
         raise InputError(f"rows has {share.rows[-1]}, expected numbers below batch_size, which is {loading.batch_size}")
@@ -141,14 +136,14 @@ def batches(record_set: RecordSet, split: str, loading: Loading, share: Share = 
 
 
 class Batches:
-    """Batches: dicts of "mixture" (batch, channel, sample) and "targets" (batch, target, channel, sample).
+    """An iterator over batches, which are dicts.
 
-    Of rows and samples they have those of the share. The arrays are float32, full scale 1; the mixture is the sum of
-    its stems. Workers start with the first batch that is asked for; `close` ends them, and so does the end of this
-    process, however it comes. Also a context manager.
+    A batch has "mixture" (batch, channel, sample) and "targets" (batch, target, channel, sample), with the rows and
+    samples of the share. The arrays are float32, full scale 1; the mixture is the sum of its stems. Workers start with
+    the first batch; `close` ends them, as does the end of this process, even if it is killed. Also a context manager.
 
     Attributes:
-      seconds_waited: time spent waiting for batches so far; the first one includes the start of the workers.
+      seconds_waited: seconds spent waiting for batches so far, including the start of the workers.
     """
 
     def __init__(self, record_set: RecordSet, split: str, loading: Loading, share: Share) -> None:
@@ -168,63 +163,62 @@ class Batches:
         settings = {name: value for name, value in loading.to_dict().items() if name not in _FREE_TO_CHANGE}
         self._identity = {"set": record_set.fingerprint, "split": split, **settings}
         self._next = 0  # number of the next batch
-        self._iterator: Any = None
-        self._fetcher: ThreadPoolExecutor | None = None
-        self._fetch: Future | None = None
+        self._pipeline: _Pipeline | None = None
         self.seconds_waited = 0.0
 
     def __iter__(self) -> Batches:
         return self
 
     def __next__(self) -> Batch:
-        """The next batch.
+        """Returns the next batch.
 
         Raises:
-          InputError: a damaged record, or a worker that has died.
+          InputError: a record is damaged, or a worker has died.
         """
         began = time.perf_counter()
-        if self._iterator is None:
-            self._start()
+        if self._pipeline is None:
+            self._pipeline = self._start()
+        pipeline = self._pipeline
         try:
-            batch = self._fetch.result()
+            batch = pipeline.fetch.result()
         except RuntimeError as error:
             self.close()
             if "terminated unexpectedly" not in str(error):
                 raise
             raise InputError(
-                f"a worker that loads batches has died ({error}): where memory is short, set fewer workers, a smaller "
+                f"a worker that loads batches has died ({error}): if memory is short, set fewer workers, a smaller "
                 'prefetch or shorter crops; a script that loads must start under `if __name__ == "__main__":`'
             ) from error
         except BaseException:
             self.close()
             raise
-        self._fetch = self._fetcher.submit(_fetch, self._iterator)
+        pipeline.fetch = pipeline.fetcher.submit(_fetch, pipeline.iterator)
         self._next += 1
         self.seconds_waited += time.perf_counter() - began
         return batch
 
     def get_state(self) -> dict[str, Any]:
-        """Where the iterator is, for `set_state` of one like it: a JSON-able dict, the same for every share."""
+        """Returns the position as JSON types, the same for every share; `set_state` of an equal iterator accepts it."""
         return {"batch": self._next, **self._identity}
 
     def set_state(self, state: Mapping[str, Any]) -> None:
-        """Goes on with the batch after the last one that the iterator had given when it gave this state.
+        """Moves to the position of `state`, which an iterator returned from `get_state`.
 
-        The share and the numbers of workers and of prefetched batches may be others now.
+        That iterator may have had another share, and other numbers of workers and of prefetched batches.
 
         Raises:
-          InputError: the state is of another set or of other settings, or it is damaged.
+          InputError: the state belongs to another set or to other settings, or it is damaged.
         """
-        here, there = _flat(self._identity), _flat(state)
-        if there.get("set") != here["set"]:
+        expected, found = flattened(self._identity), flattened(state)
+        if found.get("set") != expected["set"]:
             raise InputError(
                 f"the batches to go on with are of another set than {self._path}, or it was prepared anew since: give "
                 "that set, or start a new run"
             )
-        for name, value in here.items():
-            if name not in there or there[name] != value:
+        for name, value in expected.items():
+            if name not in found or found[name] != value:
                 raise InputError(
-                    f"the batches to go on with had {name} = {there.get(name)!r}, not {value!r}: set it back, or start "
+                    f"the batches to go on with had {name} = {found.get(name)!r}, not {value!r}: set it back, or start "
                     "a new run"
                 )
         number = state.get("batch")
@@ -237,15 +231,15 @@ class Batches:
         self._next = number
 
     def close(self) -> None:
-        """Ends the workers. Asked for a batch after that, the iterator starts them anew and goes on."""
-        if self._iterator is None:
+        """Ends the workers. The iterator can still be used: the next batch starts them again."""
+        if self._pipeline is None:
             return
-        # What is under way is waited for: grain closes no worker that it is just starting, and the shared memory of a
-        # batch that is dropped at the very end would outlive the process.
-        wait([self._fetch], _SECONDS_TO_FINISH)
-        self._iterator.close()
-        self._fetcher.shutdown(wait=False)
-        self._iterator = self._fetcher = self._fetch = None
+        # First wait for the batch that is being made: grain does not end workers that are just starting, and the shared
+        # memory of a batch that is dropped at the very end would outlive the process.
+        wait([self._pipeline.fetch], _SECONDS_TO_FINISH)
+        self._pipeline.iterator.close()
+        self._pipeline.fetcher.shutdown(wait=False)
+        self._pipeline = None
 
     def __enter__(self) -> Batches:
         return self
@@ -253,45 +247,58 @@ class Batches:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def _start(self) -> None:
+    def _start(self) -> _Pipeline:
         import grain
         from absl import flags
 
         if not flags.FLAGS.is_parsed():
-            flags.FLAGS.mark_as_parsed()  # grain reads its settings there
+            flags.FLAGS.mark_as_parsed()  # grain reads its settings from them
         loading, share = self._loading, self._share
         dataset = (
             grain.MapDataset.range(len(self._examples))
             .shuffle(seed=loading.seed)
             .repeat()
             .random_map(self._examples.draw, seed=loading.seed)
-            .batch(loading.batch_size, drop_remainder=True, batch_fn=list)  # of recipes, which cost little
+            .batch(loading.batch_size, drop_remainder=True, batch_fn=list)  # lists of recipes, which are cheap
             .slice(slice(self._next, None))
             .map(functools.partial(_picked, share.rows))
             .map(functools.partial(self._examples.render, start=share.start, stop=self._stop))
         )
         if loading.workers:
             dataset = dataset.to_iter_dataset(grain.ReadOptions(num_threads=0, prefetch_buffer_size=0))
-            if not self._fits_into_shared_memory():
+            if not fits_into_shared_memory(loading, share):
                 through_pipes = grain.experimental.DatasetOptions(min_shm_size=sys.maxsize)
                 dataset = grain.experimental.WithOptionsIterDataset(dataset, through_pipes)
             options = grain.MultiprocessingOptions(loading.workers, per_worker_buffer_size=loading.prefetch)
             dataset = dataset.mp_prefetch(options, worker_init_fn=_end_with_the_main_process)
         else:
             dataset = dataset.to_iter_dataset(grain.ReadOptions(num_threads=1, prefetch_buffer_size=loading.prefetch))
-        self._fetcher = ThreadPoolExecutor(1, "batches", initializer=_leave_interrupts_to_the_main_thread)
-        self._iterator = iter(dataset)
-        self._fetch = self._fetcher.submit(_fetch, self._iterator)
+        fetcher = ThreadPoolExecutor(1, "batches", initializer=_leave_interrupts_to_the_main_thread)
+        iterator = iter(dataset)
+        return _Pipeline(iterator, fetcher, fetcher.submit(_fetch, iterator))
 
-    def _fits_into_shared_memory(self) -> bool:
-        """Whether all batches under way do; a worker that finds none is killed. Containers often have 64 MB only."""
-        if not os.path.isdir(_SHARED_MEMORY):
-            return True
-        loading, share = self._loading, self._share
-        rows = loading.batch_size if share.rows is None else len(share.rows)
-        samples = rows * (1 + len(loading.targets)) * (self._stop - share.start)
-        under_way = loading.workers * (loading.prefetch + 1) + 1
-        return 4 * loading.channels * samples * under_way < shutil.disk_usage(_SHARED_MEMORY).free
+
+@dataclasses.dataclass
+class _Pipeline:
+    """The running iterator of grain, and the batch that it is making."""
+
+    iterator: Any
+    fetcher: ThreadPoolExecutor
+    fetch: Future[Batch]
+
+
+def fits_into_shared_memory(loading: Loading, share: Share) -> bool:
+    """Whether all batches that the workers hold at a time fit into the free shared memory.
+
+    A worker that finds none is killed by the system. Containers often have only 64 MB.
+    """
+    if not os.path.isdir(_SHARED_MEMORY):
+        return True
+    rows = loading.batch_size if share.rows is None else len(share.rows)
+    stop = loading.crop_samples if share.stop is None else share.stop
+    samples = rows * (1 + len(loading.targets)) * (stop - share.start)
+    num_batches = loading.workers * (loading.prefetch + 1) + 1
+    return 4 * loading.channels * samples * num_batches < shutil.disk_usage(_SHARED_MEMORY).free
 
 
 def _picked(rows: tuple[int, ...] | None, recipes: list[Recipe]) -> list[Recipe]:
@@ -299,29 +306,23 @@ def _picked(rows: tuple[int, ...] | None, recipes: list[Recipe]) -> list[Recipe]
 
 
 def _fetch(iterator: Iterator[Batch]) -> Batch:
-    """The next batch in memory of this process, so that it may be kept: shared memory is scarce."""
+    """Returns the next batch in memory of this process: shared memory is scarce, and callers may keep batches."""
     return {name: array if array.flags.owndata else np.array(array) for name, array in next(iterator).items()}
 
 
-def _flat(fields: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """A mapping of mappings as one, with names like "augmentation.remix"."""
-    flat = {}
-    for name, value in fields.items():
-        flat |= _flat(value, f"{prefix}{name}.") if isinstance(value, Mapping) else {prefix + name: value}
-    return flat
-
-
 def _leave_interrupts_to_the_main_thread() -> None:
-    """Blocks SIGINT in this thread, and thereby in the processes it starts: Ctrl-C is the main thread's alone."""
-    resource_tracker.ensure_running()  # its start would unblock the signal
+    """Blocks SIGINT in this thread and in the processes that it starts, so that only the main thread gets Ctrl-C."""
+    resource_tracker.ensure_running()  # started later, it would unblock the signal
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
 
 
 def _end_with_the_main_process(worker: int, num_workers: int) -> None:
-    """Has this worker end when the main process does, even if that was killed."""
+    """Makes this worker end when the main process does, even if that is killed."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None  # only runs in workers
 
     def watch() -> None:
-        multiprocessing.parent_process().join()
+        parent.join()
         os._exit(1)
 
     threading.Thread(target=watch, daemon=True).start()

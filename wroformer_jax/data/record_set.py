@@ -1,6 +1,6 @@
-"""Sets of stored songs: what is in them, and any crop of any stem, by reading only the segments that it lies in.
+"""Reads prepared sets: lists their songs, and reads any crop of a stem without reading more segments than it touches.
 
-data/record_writer.py writes them and says what they consist of.
+record_writer.py writes sets and describes their files.
 """
 
 from __future__ import annotations
@@ -25,17 +25,15 @@ from wroformer_jax.data.tf_example import unpack
 from wroformer_jax.errors import InputError
 from wroformer_jax.io.buckets import Place, access, as_place, fetch, is_remote, num_bytes
 
-_MOST_OPEN_FILES = 256  # of a set in a process; many systems allow 1,024 in all
-
 
 @dataclasses.dataclass(frozen=True)
 class StoredStem:
     """A stem of a stored song."""
 
-    first: int  # number of its first record in the split
-    samples: int  # its own length, for each channel
+    first: int  # number of the stem's first record in the split
+    samples: int  # length of this stem, for each channel
     levels: tuple[float, ...]  # RMS of each segment in dB of full scale, -inf for digital silence
-    active: str  # for each second that has begun, "1" where its RMS is above -60 dB of full scale, else "0"
+    active: str  # for each second, the last one included, "1" if its RMS exceeds -60 dB of full scale, else "0"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,9 +42,9 @@ class StoredSong:
 
     name: str
     split: str
-    samples: int  # of its longest stem, for each channel
-    stems: Mapping[str, StoredStem]  # also "mixture", where that is stored
-    notes: tuple[str, ...]  # what was done to it when the set was prepared, to be reported
+    samples: int  # length of the longest stem, for each channel
+    stems: Mapping[str, StoredStem]  # with "mixture" if that is stored
+    notes: tuple[str, ...]  # how it was changed when the set was prepared
 
 
 @dataclasses.dataclass(frozen=True)
@@ -59,18 +57,19 @@ class _Shard:
 class RecordSet:
     """A prepared set, opened by `RecordSet.open`.
 
-    It can be pickled, and read from by several threads and processes: each process opens the files for itself, when
-    it first reads from them. Files in a bucket are copied to a local cache then (`data.buckets.fetch`).
+    A set can be pickled, and several threads and processes can read from it: each process opens a file when it first
+    reads from it. Files in a bucket are then downloaded into a local cache (`io.buckets.fetch`).
 
     Attributes:
-      path: where it is, a local path or gs://.
-      sample_rate: of all of it, in Hz.
-      channels: of all of it, 1 or 2.
-      segment_samples: length of a segment; the last one of a stem may be shorter.
-      encoding: how it is stored, "lossless", "int16" or "float32" (data/segments.py).
-      stems: the names of all stems in it, in alphabetical order, without "mixture".
-      splits: the names of its splits.
-      fingerprint: a short text that is another one for a set of other contents.
+      path: a local path or gs://.
+      sample_rate: of all stems, in Hz.
+      channels: of all stems, 1 or 2.
+      segment_samples: length of a segment; the last segment of a stem may be shorter.
+      encoding: "lossless", "int16" or "float32" (segments.py).
+      stems: the names of all stems in alphabetical order, without "mixture".
+      splits: the names of the splits.
+      fingerprint: a short text that identifies the contents of the set.
+      most_open_files: how many shards a process keeps open; many systems allow a process 1,024 files.
     """
 
     path: str
@@ -81,9 +80,10 @@ class RecordSet:
     stems: tuple[str, ...]
     splits: tuple[str, ...]
     fingerprint: str
+    most_open_files: int = 256
 
     def __init__(self, path: str, index: Mapping[str, Any]) -> None:
-        """`index` is the content of index.json."""
+        """Use `RecordSet.open`. `index` is the content of index.json."""
         self.path = path
         self.sample_rate = index["sample_rate"]
         self.channels = index["channels"]
@@ -91,7 +91,7 @@ class RecordSet:
         self.encoding = index["encoding"]
         self.stems = tuple(index["stems"])
         self.splits = tuple(index["splits"])
-        # A set that another version has written alike is the same one.
+        # The version that wrote a set does not matter.
         content = json.dumps({**index, "wroformer": None}, sort_keys=True)
         self.fingerprint = hashlib.sha256(content.encode()).hexdigest()[:16]
         self._songs = {
@@ -100,7 +100,7 @@ class RecordSet:
         self._shards = {
             split: tuple(_Shard(**shard) for shard in part["shards"]) for split, part in index["splits"].items()
         }
-        # For each shard of a split the number of the first record that is no longer in it.
+        # For each shard of a split, the number of the first record after it.
         self._ends = {
             split: tuple(itertools.accumulate(shard.records for shard in shards))
             for split, shards in self._shards.items()
@@ -109,59 +109,61 @@ class RecordSet:
 
     @classmethod
     def open(cls, path: str | os.PathLike) -> RecordSet:
-        """Reads the index of a set and checks that its files are all there.
+        """Reads the index of a set and checks that all of its files exist.
 
         Args:
-          path: the set's directory, local or in a bucket (gs://).
+          path: the directory of the set, local or in a bucket (gs://).
 
         Raises:
-          InputError: there is no set; it is not whole, for `wroformer prepare` was interrupted; it was written in
-            another format; a file is missing or cut short; it cannot be reached.
+          InputError: `path` is no set, or an unfinished one (`wroformer prepare` was interrupted), or one of another
+            format; a file is missing or truncated; the bucket cannot be reached.
         """
-        path = as_place(path)
-        index = _read_index(path)
+        directory = as_place(path)
+        index = _read_index(directory)
         if "format" not in index:
             raise InputError(
-                f"{path} is no prepared set: its {INDEX} is something else; expected a directory made by "
+                f"{directory} is no prepared set: its {INDEX} is something else; expected a directory made by "
                 "`wroformer prepare`"
             )
         if (found := index.get("format")) != FORMAT:
             raise InputError(
-                f"{path} is a set of format {found}, written by wroformer-jax {index.get('wroformer')}; this version "
-                f"reads format {FORMAT}: prepare it again, or use that version"
+                f"{directory} is a set of format {found}, written by wroformer-jax {index.get('wroformer')}; this "
+                f"version reads format {FORMAT}: prepare it again, or use that version"
             )
         try:
-            record_set = cls(os.fspath(path), index)
+            record_set = cls(os.fspath(directory), index)
             record_set._check_records()
         except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
-            raise InputError(f"{path / INDEX} is damaged ({error!r}): restore it, or prepare the set again") from error
+            raise InputError(
+                f"{directory / INDEX} is damaged ({error!r}): restore it, or prepare the set again"
+            ) from error
         record_set._check_files()
         return record_set
 
     def songs(self, split: str) -> tuple[StoredSong, ...]:
-        """The songs of a split.
+        """Returns the songs of a split.
 
         Raises:
-          InputError: there is no such split.
+          InputError: the set has no such split.
         """
         if split not in self._songs:
             raise InputError(f"{self.path} has no split {split!r}, only {', '.join(self.splits)}")
         return self._songs[split]
 
     def read(self, song: StoredSong, stem: str, start: int, stop: int) -> Float32[np.ndarray, "channel sample"]:
-        """A crop of a stem, read from as few segments as it lies in.
+        """Reads a crop of a stem, and only the segments that it touches.
 
         Args:
-          song: one of this set's.
-          stem: may be one that the song does not have, which is silence.
-          start: first sample; there is silence before 0 and after the end of the stem.
+          song: a song of this set.
+          stem: name of a stem; one that the song does not have is silent.
+          start: first sample; the stem is silent before 0 and after its end.
           stop: the sample after the last one.
 
         Returns:
-          All the `stop - start` samples, full scale 1.
+          `stop - start` samples, full scale 1.
 
         Raises:
-          InputError: a file is damaged or gone, or cannot be fetched.
+          InputError: a file is damaged or missing, or cannot be downloaded.
         """
         crop = np.zeros((self.channels, stop - start), np.float32)
         stored = song.stems.get(stem)
@@ -187,7 +189,7 @@ class RecordSet:
             segments.decode(encoded, begin, out)
         except InputError:
             raise
-        # ArrayRecord has RuntimeErrors and IndexErrors; the others come from fields that are not what we write.
+        # ArrayRecord raises RuntimeErrors and IndexErrors; the others come from records that we did not write.
         except (RuntimeError, IndexError, ValueError, KeyError, AttributeError) as error:
             place = os.path.join(self.path, self._shards[song.split][shard].name)
             raise InputError(
@@ -200,20 +202,20 @@ class RecordSet:
         return self._reader(split, shard).read([number - begin])[0]
 
     def _reader(self, split: str, shard: int) -> Any:
-        """The open file of a shard: ArrayRecord's readers of lists of records can be used by several threads."""
+        """Returns the reader of a shard, which several threads may use at the same time."""
         from array_record.python.array_record_module import ArrayRecordReader
 
         if self._process != os.getpid():  # forked
             self._forget_files()
         reader = self._readers.get((split, shard))
         if reader is None:
-            # Not under the lock, for it may have to be fetched; two threads may open it, and the first one counts.
+            # Without the lock, since a download may take long; if two threads open the file, the first reader is kept.
             opened = ArrayRecordReader(
                 self._local_file(self._shards[split][shard]), "readahead_buffer_size:0,max_parallelism:0"
             )
             with self._lock:
                 reader = self._readers.setdefault((split, shard), opened)
-                if len(self._readers) > _MOST_OPEN_FILES:
+                if len(self._readers) > self.most_open_files:
                     del self._readers[next(iter(self._readers))]
         return reader
 
@@ -232,7 +234,7 @@ class RecordSet:
     def _check_files(self) -> None:
         directory = as_place(self.path)
         with access(directory):
-            names = {path.name for path in directory.iterdir()}  # of a bucket, its client keeps the sizes, too
+            names = {path.name for path in directory.iterdir()}  # the client of a bucket caches the sizes, too
             for shard in itertools.chain.from_iterable(self._shards.values()):
                 path = directory / shard.name
                 if shard.name not in names:
@@ -257,10 +259,10 @@ class RecordSet:
 
 
 def is_set(path: str | os.PathLike) -> bool:
-    """Whether there is a whole set at `path`, of any format. Other programs have files called index.json, too.
+    """Whether `path` is a finished set, of any format. TFDS's file counts too: other programs write an index.json.
 
     Raises:
-      InputError: a bucket cannot be reached, or a folder is closed to us.
+      InputError: the bucket cannot be reached, or the folder cannot be read.
     """
     with access(path):
         return all((as_place(path) / name).exists() for name in (INDEX, INFO))

@@ -1,10 +1,10 @@
-"""Sets of stored songs are written here: shards of encoded segments, then what describes them all.
+"""Writes sets of songs: shards of encoded segments, and the files that describe them.
 
-A set is a directory, local or in a bucket, of
+A set is a directory, local or in a bucket, with
 
-- shards: ArrayRecord files of `tf.train.Example`s, a segment of a stem each, the segments of a stem in a row;
-- features.json and dataset_info.json, by which TFDS reads them;
-- index.json, ours: the songs and where they lie. Written last: a set without it is not whole.
+- shards: ArrayRecord files of `tf.train.Example`s. Each is a segment of a stem; those of a stem follow one another;
+- features.json and dataset_info.json, from which TFDS knows how to read the shards;
+- index.json, our own list of the songs and their records. It is written last: a set without it is unfinished.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from jaxtyping import Float32
 from wroformer_jax.data import segments
 from wroformer_jax.data.tf_example import pack
 from wroformer_jax.errors import InputError
-from wroformer_jax.io.buckets import write_whole
+from wroformer_jax.io.buckets import as_place, write_whole
 from wroformer_jax.io.files import disk_errors_named, replacing
 from wroformer_jax.stems import MIXTURE
 
@@ -35,8 +35,8 @@ INDEX = "index.json"
 INFO = "dataset_info.json"  # TFDS's
 SPLITS = ("train", "validation", "test")
 
-LOUDEST = 2.0**64  # full scales; more comes from damage, and float32 is to hold all scales
-_FLAC_RATES = 655_350  # Hz; what its header has room for
+LOUDEST = 2.0**64  # times full scale; higher samples are damage, and their scale would not fit into float32
+_MOST_FLAC_RATE = 655_350  # Hz; the header has no room for more
 
 Blocks = Iterable[Float32[np.ndarray, "channel _"]]
 Songs = Iterable[tuple[str, Mapping[str, Blocks]]]
@@ -44,7 +44,7 @@ Songs = Iterable[tuple[str, Mapping[str, Blocks]]]
 
 @dataclasses.dataclass(frozen=True)
 class Storage:
-    """How a set keeps audio.
+    """How a set stores audio.
 
     Raises:
       InputError: a field has an impossible value.
@@ -52,11 +52,11 @@ class Storage:
 
     sample_rate: int = 44100  # Hz
     channels: int = 2  # or 1
-    segment_seconds: int = 12  # length of the segments that are read as a whole
+    segment_seconds: int = 12  # length of a segment, which is a record
     encoding: str = "lossless"  # or "int16", "float32": see data/segments.py
 
     def __post_init__(self) -> None:
-        for name, most in (("sample_rate", _FLAC_RATES), ("channels", 2), ("segment_seconds", 600)):
+        for name, most in (("sample_rate", _MOST_FLAC_RATE), ("channels", 2), ("segment_seconds", 600)):
             value = getattr(self, name)
             if not isinstance(value, int) or not 1 <= value <= most:
                 raise InputError(f"{name} is {value!r}, expected a whole number from 1 to {most}")
@@ -69,30 +69,31 @@ class Storage:
 
 
 def shard_name(split: str, number: int, count: int) -> str:
-    """The name of shard `number`, from 0, of the `count` shards of a split."""
+    """Returns the file name of shard `number`, from 0, of the `count` shards of a split."""
     return f"{DATASET}-{split}.array_record-{number:05}-of-{count:05}"
 
 
 def write_shard(
     path: Path, songs: Songs, storage: Storage, advance: Callable[[int], object] = lambda samples: None
 ) -> dict[str, Any]:
-    """Writes songs into one local file, holding no more than a segment of them in memory.
+    """Writes songs into one local file, while only one segment is held in memory.
 
-    The file appears under its name when it is whole; after an error nothing of it is left.
+    The file gets its name when it is whole; after an error nothing of it is left.
 
     Args:
       path: the file to write.
-      songs: for each its name and, for each of its stems, float32 blocks (channel, sample) of any lengths, at the
-        rate and with the channels of `storage`. Taken one block after the other.
-      storage: how to keep them.
-      advance: is told the number of samples of each segment that has been written.
+      songs: (name, stems) of each song; a stem is an iterable of float32 blocks (channel, sample) of any lengths, with
+        the sample rate and the channels of `storage`. Blocks are consumed one at a time, in order.
+      storage: how to store them.
+      advance: called with the number of samples of each written segment.
 
     Returns:
-      The shard's part of the index: "records", "bytes" and "songs", whose records are counted from the first one of
-      this shard and whose "notes" are empty.
+      The shard's part of the index: "records", "bytes" and "songs". Their records are numbered from the first one of
+      this shard, and their "notes" are empty.
 
     Raises:
-      InputError: the file cannot be written; a name is not Unicode; samples are not finite. And whatever `songs` raise.
+      InputError: the file cannot be written, a name is not Unicode, or samples are not finite.
+      Any exception that `songs` raises.
     """
     from array_record.python.array_record_module import ArrayRecordWriter
 
@@ -107,7 +108,7 @@ def write_shard(
                 records += len(entry["levels"])
             samples = max((entry["samples"] for entry in entries.values()), default=0)
             described.append({"name": song, "samples": samples, "notes": [], "stems": entries})
-        # Only now all that went wrong on the way is sure to be raised.
+        # ArrayRecord may raise an earlier error only when it is closed.
         writer.close()
         num_bytes = temporary.stat().st_size
     return {"records": records, "bytes": num_bytes, "songs": described}
@@ -116,19 +117,17 @@ def write_shard(
 def finish_set(
     directory: str | os.PathLike, storage: Storage, splits: Mapping[str, Sequence[tuple[str, Mapping[str, Any]]]]
 ) -> None:
-    """Makes a set of the shards in a directory: writes what TFDS needs and, last, the index.
+    """Makes a set of the shards in a directory: writes the files of TFDS and, last, the index.
 
     Args:
       directory: local, or in a bucket (gs://).
       storage: as for `write_shard`.
-      splits: for each split its shards, in their order: the name of the file and what `write_shard` returned.
+      splits: for each split, the shards in order: (file name, result of `write_shard`).
 
     Raises:
       InputError: a file cannot be written.
     """
-    from etils import epath
-
-    directory = epath.Path(directory)
+    directory = as_place(directory)
     joined = {split: _join(shards) for split, shards in splits.items() if shards}
     stems = {stem for content in joined.values() for song in content["songs"] for stem in song["stems"]}
     index = {
@@ -149,12 +148,13 @@ def finish_set(
 def _write_stem(
     writer: Any, names: tuple[str, str], blocks: Blocks, storage: Storage, advance: Callable[[int], object]
 ) -> dict[str, Any]:
-    """Appends the records of a stem, and gives what the index says of it, but for "first"."""
+    """Writes the records of a stem. Returns its entry in the index, without "first"."""
     song, stem = map(_checked_name, names)
     samples, levels, marks = 0, [], []
     for number, audio in enumerate(_segments(blocks, storage)):
         if not np.abs(audio).max() < LOUDEST:
             raise InputError(f"{stem} of {song} has samples that are no audio (NaN, infinite or above {LOUDEST:g})")
+        level = segments.level_db(audio)
         encoded = segments.encode(audio, storage.encoding, storage.sample_rate)
         record = {
             "song": song,
@@ -165,20 +165,20 @@ def _write_stem(
             "sample_rate": storage.sample_rate,
             "encoding": encoded.kind,
             "scale": encoded.scale,
-            "level": segments.level_db(audio),
+            "level": level,
             "active": segments.active_marks(audio, storage.sample_rate),
             "audio": encoded.data,
         }
         writer.write(pack(record))
         samples += audio.shape[-1]
-        levels.append(round(record["level"], 2) if math.isfinite(record["level"]) else None)
+        levels.append(round(level, 2) if math.isfinite(level) else None)
         marks.append(record["active"])
         advance(audio.shape[-1])
     return {"samples": samples, "levels": levels, "active": "".join(marks)}
 
 
 def _segments(blocks: Blocks, storage: Storage) -> Iterator[Float32[np.ndarray, "channel sample"]]:
-    """Cuts a stream into segments, the last one as long as it comes; each is overwritten by the next."""
+    """Cuts a stream of blocks into segments, all in the same array; the last may be shorter."""
     segment = np.empty((storage.channels, storage.segment_samples), np.float32)
     filled = 0
     for block in blocks:
@@ -204,7 +204,7 @@ def _checked_name(name: str) -> str:
 
 
 def _join(shards: Sequence[tuple[str, Mapping[str, Any]]]) -> dict[str, Any]:
-    """The index of a split, whose records are counted through its shards."""
+    """Returns the index of a split, with its records numbered through all shards."""
     files, songs, records = [], [], 0
     for name, part in shards:
         files.append({"name": name, "bytes": part["bytes"], "records": part["records"]})
@@ -216,15 +216,18 @@ def _join(shards: Sequence[tuple[str, Mapping[str, Any]]]) -> dict[str, Any]:
 
 
 def _tfds_files(splits: Mapping[str, Mapping[str, Any]]) -> dict[str, str]:
-    """The files by which TFDS knows a set: name and text of each."""
+    """Returns the names and texts of the files from which TFDS knows a set."""
     import tensorflow_datasets as tfds
+    from etils import epath
+    from tensorflow_datasets.core.dataset_info import DatasetIdentity
+    from tensorflow_datasets.core.splits import SplitDict
 
     text = tfds.features.Text()
-    features = dict.fromkeys(("song", "stem", "encoding", "active", "audio"), text)
+    features: dict[str, Any] = dict.fromkeys(("song", "stem", "encoding", "active", "audio"), text)
     features |= dict.fromkeys(("segment", "offset", "samples", "sample_rate"), np.int64)
     features |= dict.fromkeys(("scale", "level"), np.float32)
     with tempfile.TemporaryDirectory() as folder:
-        identity = tfds.core.dataset_info.DatasetIdentity(
+        identity = DatasetIdentity(
             name=DATASET, version=tfds.core.Version(f"{FORMAT}.0.0"), data_dir=folder, module_name=""
         )
         info = tfds.core.DatasetInfo(
@@ -233,7 +236,9 @@ def _tfds_files(splits: Mapping[str, Mapping[str, Any]]) -> dict[str, str]:
             description="Stems of songs, a segment an example, for the training of music source separation.",
         )
         info.set_file_format(tfds.core.FileFormat.ARRAY_RECORD)
-        names = tfds.core.ShardedFileTemplate(data_dir=folder, dataset_name=DATASET, filetype_suffix="array_record")
+        names = tfds.core.ShardedFileTemplate(
+            data_dir=epath.Path(folder), dataset_name=DATASET, filetype_suffix="array_record"
+        )
         described = [
             tfds.core.SplitInfo(
                 name=split,
@@ -243,6 +248,6 @@ def _tfds_files(splits: Mapping[str, Mapping[str, Any]]) -> dict[str, str]:
             )
             for split, content in splits.items()
         ]
-        info.set_splits(tfds.core.splits.SplitDict(described))
+        info.set_splits(SplitDict(described))
         info.write_to_directory(folder)
         return {path.name: path.read_text(encoding="utf-8") for path in sorted(Path(folder).iterdir())}

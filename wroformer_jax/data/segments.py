@@ -1,14 +1,14 @@
-"""Segments: a few seconds of one stem as the bytes of a record, and back; what is measured of them.
+"""Encodes and decodes segments, which are a few seconds of one stem in a record, and measures their level.
 
 Audio is float32 (channel, sample), finite, full scale 1. The encodings of a set are
 
-- lossless: FLAC. Samples that are all 16-bit values, k / 2^15, take 16 bits; others 24 bits, which is exact for
-  24-bit values and rounds what is finer by at most half a step of 2^-23, times the scale;
-- int16: raw 16-bit integers, little-endian, the channels of a sample side by side;
-- float32: raw likewise, exact for whatever comes.
+- lossless: FLAC, with 16 bits if all samples are 16-bit values k / 2^15, else with 24 bits. That is exact for 24-bit
+  values; finer ones are rounded by at most half a step of 2^-23, times the scale;
+- int16: raw 16-bit integers, little-endian, interleaved channels;
+- float32: raw floats, likewise interleaved, which are always exact.
 
-Integers cannot hold what exceeds full scale. Such a segment is divided by its scale, the smallest power of two that
-brings it into their range, so that nothing is ever clipped.
+Integers cannot hold samples that exceed full scale. A segment that has some is divided by its scale, the smallest power
+of two that brings it into range, so that nothing is clipped.
 """
 
 from __future__ import annotations
@@ -24,16 +24,16 @@ ENCODINGS = ("lossless", "int16", "float32")
 ACTIVE_DB = -60.0  # dB of full scale: a second whose RMS is above it is active
 
 _FLAC = "flac"
-_DECODED_AT_ONCE = 1 << 14  # samples
+_SAMPLES_PER_READ = 1 << 14
 _RAW = {"int16": np.dtype("<i2"), "float32": np.dtype("<f4")}
 
 
 @dataclasses.dataclass(frozen=True)
 class Encoded:
-    """The audio of a segment as bytes."""
+    """The encoded audio of a segment."""
 
     kind: str  # "flac", "int16" or "float32"
-    scale: float  # power of two, at least 1: the samples are the stored ones times it
+    scale: float  # a power of two, at least 1, by which stored samples are multiplied
     data: bytes
 
 
@@ -41,9 +41,9 @@ def encode(audio: Float32[np.ndarray, "channel sample"], encoding: str, sample_r
     """Encodes a segment.
 
     Args:
-      audio: at least one sample; full scale may be exceeded.
+      audio: at least one sample; may exceed full scale.
       encoding: one of ENCODINGS.
-      sample_rate: Hz, for the header of FLAC.
+      sample_rate: in Hz, for the header of FLAC.
     """
     if encoding == "float32":
         return Encoded(encoding, 1.0, audio.T.astype(_RAW[encoding]).tobytes())
@@ -56,10 +56,10 @@ def encode(audio: Float32[np.ndarray, "channel sample"], encoding: str, sample_r
 
 
 def decode(encoded: Encoded, start: int, out: Float32[np.ndarray, "channel sample"]) -> None:
-    """Fills `out` with the samples of a segment from `start` on; of FLAC only the frames that they lie in are decoded.
+    """Fills `out` with the samples of a segment from `start` on, without decoding the whole segment.
 
     Raises:
-      ValueError: the bytes are damaged, or fewer samples or other channels than that.
+      ValueError: the bytes are damaged, or hold fewer samples or a different number of channels.
     """
     if encoded.kind == _FLAC:
         _read_flac(encoded, start, out)
@@ -72,15 +72,15 @@ def decode(encoded: Encoded, start: int, out: Float32[np.ndarray, "channel sampl
 
 
 def level_db(audio: Float32[np.ndarray, "channel sample"]) -> float:
-    """RMS over channels and samples in dB of full scale; -inf for digital silence and for no samples."""
-    # In float64, for float32 would lose the quiet ones among 10^6. No dot product: its threads get in each other's way
-    # where several processes write.
+    """Returns the RMS over channels and samples in dB of full scale; -inf for digital silence or no samples."""
+    # In float64, since a float32 sum of 10^6 squares loses the quiet samples. Not as a dot product: the threads of BLAS
+    # slow each other down when several processes write.
     power = float(np.square(audio, dtype=np.float64).sum()) / max(audio.size, 1)
     return 10 * math.log10(power) if power else -math.inf
 
 
 def active_marks(audio: Float32[np.ndarray, "channel sample"], sample_rate: int) -> str:
-    """A character for each second that has begun: "1" where its RMS is above ACTIVE_DB, else "0"."""
+    """Returns a character for each second, the last one included: "1" if its RMS exceeds ACTIVE_DB, else "0"."""
     seconds = (audio[:, start : start + sample_rate] for start in range(0, audio.shape[-1], sample_rate))
     return "".join("1" if level_db(second) > ACTIVE_DB else "0" for second in seconds)
 
@@ -102,7 +102,7 @@ def _scale(audio: Float32[np.ndarray, "channel sample"], bits: int) -> float:
 def _write_flac(integers: Float32[np.ndarray, "sample channel"], bits: int, sample_rate: int) -> bytes:
     import soundfile
 
-    # libsndfile takes 24 bits from the upper part of 32.
+    # libsndfile expects 24-bit samples in the upper bits of 32.
     samples = integers.astype(np.int16) if bits == 16 else integers.astype(np.int32) << 8
     file = io.BytesIO()
     soundfile.write(file, samples, sample_rate, format="FLAC", subtype=f"PCM_{bits}")
@@ -117,10 +117,10 @@ def _read_flac(encoded: Encoded, start: int, out: Float32[np.ndarray, "channel s
             if file.channels != len(out) or file.frames < start + out.shape[-1]:
                 raise ValueError(f"FLAC of {file.frames} samples of {file.channels} channels is not what is expected")
             file.seek(start)
-            # In parts that stay in the processor's cache: new memory for it all takes as long as decoding it.
-            buffer = np.empty((_DECODED_AT_ONCE, len(out)), np.float32)
-            for place in range(0, out.shape[-1], _DECODED_AT_ONCE):
-                part = out[:, place : place + _DECODED_AT_ONCE]
+            # In parts that fit into the processor's cache: allocating all of it would take as long as decoding.
+            buffer = np.empty((_SAMPLES_PER_READ, len(out)), np.float32)
+            for offset in range(0, out.shape[-1], _SAMPLES_PER_READ):
+                part = out[:, offset : offset + _SAMPLES_PER_READ]
                 decoded = file.read(part.shape[-1], always_2d=True, out=buffer[: part.shape[-1]])
                 np.multiply(decoded.T, np.float32(encoded.scale), out=part)
     except soundfile.SoundFileError as error:

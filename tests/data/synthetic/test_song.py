@@ -108,7 +108,7 @@ def test_consonants_hiss_and_no_notes_are_silence():
 
 
 def test_sawtooth_hardly_aliases():
-    wave = voice._sawtooth(np.full(RATE, 1234.5 / RATE))
+    wave = voice.sawtooth(np.full(RATE, 1234.5 / RATE))
     spectrum = np.abs(np.fft.rfft(wave * np.hanning(RATE)))
     away = np.ones(len(spectrum), bool)
     for harmonic in range(1, 18):
@@ -129,5 +129,5 @@ def test_low_sample_rate_is_refused():
 
 def test_mix_of_silent_stems_is_silent():
     silent = {name: np.zeros((2, 100), np.float32) for name in SYNTHETIC_STEMS}
-    mixed = synthetic._mix(np.random.default_rng(0), silent)
+    mixed = synthetic.mix(np.random.default_rng(0), silent)
     assert not any(stem.any() for stem in mixed.values())

@@ -1,7 +1,7 @@
-"""Songs made from a seed: stems to train and to test on that need no download and no licence.
+"""Synthesises songs from a seed, as stems for training and testing that need no download and no licence.
 
-Every song has its own key, tempo, chords, singer, instruments and room. The voice is in voice.py; here are
-the band, the arrangement and the mixing desk.
+Every song has its own key, tempo, chords, singer, instruments and room. voice.py makes the voice; this module makes the
+arrangement, the instruments and the mix.
 """
 
 from __future__ import annotations
@@ -15,11 +15,11 @@ from wroformer_jax.data.synthetic import voice
 from wroformer_jax.errors import InputError
 from wroformer_jax.stems import SYNTHETIC_STEMS
 
-TRAIN, VALIDATION = 0, 1  # the songs of a set are those of the seeds (seed, TRAIN or VALIDATION, index)
-MIN_SAMPLE_RATE = 16000  # Hz: consonants and cymbals need room
+TRAIN, VALIDATION = 0, 1  # the second number of a song's seed: (seed, TRAIN or VALIDATION, index)
+MIN_SAMPLE_RATE = 16000  # Hz; consonants and cymbals need high frequencies
 
 _SCALES = {"major": (0, 2, 4, 5, 7, 9, 11), "minor": (0, 2, 3, 5, 7, 8, 10)}
-# Degrees of the scale that chords are built on, one chord a bar.
+# Degrees of the scale on which the chords are built, one chord per bar.
 _PROGRESSIONS = (
     (0, 4, 5, 3),
     (0, 5, 3, 4),
@@ -39,18 +39,18 @@ _Audio = Float32[np.ndarray, "channel sample"]
 def synthesise_song(
     seed: int | Sequence[int], seconds: float, sample_rate: int = 44100
 ) -> dict[str, Float32[np.ndarray, "2 sample"]]:
-    """The stems of a song, stereo; their sum is the mixture and never reaches full scale (peak below 1).
+    """Returns the stereo stems of a song. Their sum is the mixture, whose peak is below full scale (1).
 
-    The same seed and length always give the same samples. The voice is 0 to 6 dB weaker than the rest
-    together, as in songs whose voice is in front, so the mixture's own vocals SDR is -6 to 0 dB.
+    The same arguments always give the same samples. The voice is 0 to 6 dB weaker than the other stems together, as in
+    songs with a prominent voice, so that the mixture taken as an estimate of the vocals has an SDR of -6 to 0 dB.
 
     Args:
-      seed: a whole number, or several (`(seed, split, index)` names one song of a set).
+      seed: an integer, or a sequence of them: `(seed, split, index)` for the songs of a set.
       seconds: length; the first phrase of the voice begins within the first beat.
-      sample_rate: Hz, at least MIN_SAMPLE_RATE.
+      sample_rate: in Hz, at least MIN_SAMPLE_RATE.
 
     Raises:
-      InputError: a length that is not positive or a sample rate that is too low.
+      InputError: the length is not positive, or the sample rate is too low.
     """
     num_samples = round(seconds * sample_rate)
     if num_samples <= 0:
@@ -76,11 +76,11 @@ def synthesise_song(
     room = _room(rng, sample_rate)
     stems["vocals"] += rng.uniform(0.05, 0.2) * _reverberate(stems["vocals"], room)
     stems["other"] += rng.uniform(0.05, 0.3) * _reverberate(stems["other"], room)
-    return _mix(rng, stems)
+    return mix(rng, stems)
 
 
 class _Studio:
-    """What all players of a song share: the plan of the song and the source of randomness."""
+    """The plan of a song and its random generator, which all instruments share."""
 
     def __init__(self, rng, num_samples, sample_rate, beat, scale, tonic, chords):
         self.rng = rng
@@ -89,14 +89,14 @@ class _Studio:
         self.beat = beat  # seconds
         self.scale = scale  # semitones above the tonic
         self.tonic = tonic
-        self.chords = chords  # a degree of the scale for each bar
+        self.chords = chords  # degree of the scale for each bar
 
     @property
     def num_beats(self) -> int:
         return len(self.chords) * _BEATS_PER_BAR
 
     def pitch(self, degree: int) -> int:
-        """MIDI note number of a degree of the scale, 7 degrees an octave."""
+        """Returns the MIDI note number of a degree of the scale; an octave has 7 degrees."""
         octave, step = divmod(degree, 7)
         return self.tonic + 12 * octave + int(self.scale[step])
 
@@ -104,7 +104,7 @@ class _Studio:
         return np.zeros((2, self.num_samples), np.float32)
 
     def place(self, track: _Audio, beat: float | int, sound: np.ndarray) -> None:
-        """Adds a mono (sample,) or stereo (channel, sample) sound to a track, cut at the end of the song."""
+        """Adds a mono (sample,) or stereo (channel, sample) sound to a track, and cuts it at the end of the song."""
         start = round(beat * self.beat * self.sample_rate)
         length = min(sound.shape[-1], self.num_samples - start)
         if length > 0:
@@ -112,7 +112,7 @@ class _Studio:
 
 
 def _melody(studio: _Studio) -> list[voice.SungNote]:
-    """Phrases of 3 to 7 beats with rests between, on the scale, near the notes of the chords."""
+    """Returns the notes of the voice: phrases of 3 to 7 beats and rests, in the scale and close to the chords."""
     rng = studio.rng
     centre = int(rng.integers(52, 70))  # tenor to soprano
     degrees = [d for d in range(-7, 28) if abs(studio.pitch(d) - centre) <= 8]
@@ -147,7 +147,7 @@ def _melody(studio: _Studio) -> list[voice.SungNote]:
 
 
 def _chords(studio: _Studio) -> _Audio:
-    """A pad, an organ or a piano that plays the chord of each bar."""
+    """Plays the chord of each bar on a pad, an organ or a piano."""
     rng = studio.rng
     style = rng.choice(["pad", "organ", "piano"])
     table = _wavetable(rng, {"pad": 1.3, "organ": 0.8, "piano": 1.6}[style], harmonics=12)
@@ -185,7 +185,7 @@ def _arpeggio(studio: _Studio) -> _Audio:
 
 
 def _bass(studio: _Studio) -> _Audio:
-    """Roots and fifths, in the middle."""
+    """Plays roots and fifths, in the middle of the stereo image."""
     rng = studio.rng
     table = _wavetable(rng, 1.5, harmonics=8)
     step = float(rng.choice([0.5, 1.0, 2.0]))  # beats
@@ -193,13 +193,13 @@ def _bass(studio: _Studio) -> _Audio:
     track = studio.silence()
     for index in range(int(studio.num_beats / step)):
         degree = studio.chords[int(index * step) // _BEATS_PER_BAR] + int(rng.choice([0, 0, 0, 4, 7]))
-        pitch = 28 + (studio.pitch(degree) - 28) % 12  # the octave of a bass guitar's lowest string
+        pitch = 28 + (studio.pitch(degree) - 28) % 12  # in the octave above the lowest string of a bass guitar
         studio.place(track, index * step, _tone(studio, table, pitch, step, 0.005, decay))
     return track
 
 
 def _drums(studio: _Studio) -> _Audio:
-    """Kick, snare and hi-hat in a pattern of eighths, each hit a little different in time and strength."""
+    """Plays kick, snare and hi-hat in a pattern of eighths; hits vary a little in time and strength."""
     rng = studio.rng
     rate = studio.sample_rate
     kick, snare, hat = _kick(rng, rate), _snare(rng, rate), _hat(rng, rate)
@@ -242,7 +242,7 @@ def _hat(rng, rate: int) -> np.ndarray:
 
 
 def _wavetable(rng, slope: float, harmonics: int) -> Float32[np.ndarray, " phase"]:
-    """One period; harmonic n has the amplitude n ** -slope, give or take, and a random phase."""
+    """Returns one period; harmonic n has about the amplitude n ** -slope and a random phase."""
     spectrum = np.zeros(_TABLE // 2 + 1, np.complex128)
     n = np.arange(1, harmonics + 1)
     amplitude = n**-slope * rng.uniform(0.4, 1.0, harmonics)
@@ -252,7 +252,7 @@ def _wavetable(rng, slope: float, harmonics: int) -> Float32[np.ndarray, " phase
 
 
 def _tone(studio: _Studio, table, pitch: int, beats: float, attack: float, decay: float) -> np.ndarray:
-    """A note of `beats`, with an attack (seconds), an exponential decay (seconds) and a short release."""
+    """Returns a note of `beats` with an attack (seconds), an exponential decay (seconds) and a short release."""
     rate = studio.sample_rate
     num = max(2, int(beats * studio.beat * rate))
     frequency = 440 * 2 ** ((pitch + studio.rng.normal(0, 0.04) - 69) / 12)
@@ -264,13 +264,13 @@ def _tone(studio: _Studio, table, pitch: int, beats: float, attack: float, decay
 
 
 def _pan(mono: np.ndarray, position: float) -> _Audio:
-    """Constant-power panorama, -1 left to 1 right."""
+    """Places a sound between the channels with constant power; -1 is left, 1 is right."""
     angle = np.pi / 4 * (1 + np.clip(position, -1, 1))
     return np.float32(np.sqrt(2)) * np.array([np.cos(angle), np.sin(angle)], np.float32)[:, None] * mono
 
 
 def _room(rng, sample_rate: int) -> Float32[np.ndarray, "channel tap"]:
-    """A stereo impulse response: noise that dies away by 60 dB in 0.4 to 1 s."""
+    """Returns a stereo impulse response: noise that decays by 60 dB in 0.4 to 1 s."""
     seconds = rng.uniform(0.4, 1.0)
     t = np.arange(int(seconds * sample_rate)) / sample_rate
     noise = rng.standard_normal((2, len(t))) * 10 ** (-3 * t / seconds)
@@ -284,8 +284,8 @@ def _reverberate(audio: _Audio, room: Float32[np.ndarray, "channel tap"]) -> _Au
     return wet[:, : audio.shape[1]].astype(np.float32)
 
 
-def _mix(rng, stems: dict[str, _Audio]) -> dict[str, _Audio]:
-    """Sets the levels: the band's balance, then the voice against the band, then the peak of the mixture."""
+def mix(rng, stems: dict[str, _Audio]) -> dict[str, _Audio]:
+    """Sets the levels of the band's stems, then of the voice against the band, then the peak of the mixture."""
     levels = {"drums": rng.uniform(-3, 2), "bass": rng.uniform(-5, 0), "other": rng.uniform(-5, 2)}  # dB
     mixed = {name: stems[name] * _gain(stems[name], level) for name, level in levels.items()}
     band = mixed["drums"] + mixed["bass"] + mixed["other"]
@@ -298,6 +298,6 @@ def _mix(rng, stems: dict[str, _Audio]) -> dict[str, _Audio]:
 
 
 def _gain(audio: _Audio, decibels: float) -> np.float32:
-    """The factor that brings audio to a mean power of `decibels`; 0 for silence."""
+    """Returns the factor that scales audio to a mean power of `decibels`; 0 for silence."""
     power = np.mean(np.square(audio))
     return np.float32(np.sqrt(10 ** (decibels / 10) / power) if power > 0 else 0)

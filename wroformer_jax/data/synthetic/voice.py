@@ -1,4 +1,4 @@
-"""A sung-like voice: glottal pulses with vibrato and portamento, moving formants, consonants and breaths.
+"""Synthesises a singing voice: glottal pulses with vibrato and portamento, moving formants, consonants and breaths.
 
 Source-filter synthesis: a band-limited sawtooth (the -6 dB per octave of glottis and lips together) follows a
 pitch contour, noise stands for breath and consonants, and both pass formants that move from vowel to vowel.
@@ -13,7 +13,7 @@ import numpy as np
 from jaxtyping import Float, Float32
 from numpy.lib.stride_tricks import sliding_window_view
 
-CONTROL_HOP = 512  # samples between two settings of the filters and contours
+CONTROL_HOP = 512  # samples from one setting of the filters and contours to the next
 _FRAME = 2 * CONTROL_HOP
 
 # Centre frequencies of the first five formants in Hz, a male voice: Peterson and Barney (1952) for the first
@@ -39,7 +39,7 @@ _CONSONANTS = {
 
 @dataclasses.dataclass(frozen=True)
 class SungNote:
-    """One syllable: when and how long (seconds), its pitch (MIDI note number) and its sounds."""
+    """A sung syllable: start and length in seconds, pitch as a MIDI note number, and sounds."""
 
     start: float
     seconds: float
@@ -47,24 +47,24 @@ class SungNote:
     vowel: str
     consonant: str | None
     level: float  # linear, about 1
-    breath: bool  # an intake of breath before it
+    breath: bool  # whether the singer breathes in before it
 
 
 def sing(
     rng: np.random.Generator, notes: list[SungNote], num_samples: int, sample_rate: int
 ) -> Float32[np.ndarray, " sample"]:
-    """A mono voice that sings `notes`; silent where there are none.
+    """Synthesises a mono voice that sings `notes` and is silent between them.
 
     Args:
       rng: draws the singer (vocal tract, vibrato, breathiness) and the noise.
-      notes: in order of their start, not overlapping.
+      notes: sorted by start, not overlapping.
       num_samples: length of the result.
-      sample_rate: Hz.
+      sample_rate: in Hz.
     """
     num_frames = num_samples // CONTROL_HOP + 2
     seconds_per_frame = CONTROL_HOP / sample_rate
     times = np.arange(num_frames) * seconds_per_frame
-    mean_pitch = np.mean([note.pitch for note in notes]) if notes else 60.0
+    mean_pitch = float(np.mean([note.pitch for note in notes])) if notes else 60.0
     # A higher voice has a shorter vocal tract: about 17 % over an octave.
     tract = 1 + 0.17 * (mean_pitch - 52) / 12 + rng.uniform(-0.05, 0.05)
 
@@ -72,7 +72,7 @@ def sing(
     voicing = _note_curve(notes, times, [n.level for n in notes], gap=0.02, smooth_seconds=0.05)
     frequency = 440 * 2 ** ((pitch - 69) / 12)
     sample_times = np.arange(num_samples) / CONTROL_HOP
-    source = _sawtooth(np.interp(sample_times, np.arange(num_frames), frequency) / sample_rate)
+    source = sawtooth(np.interp(sample_times, np.arange(num_frames), frequency) / sample_rate)
     source *= np.interp(sample_times, np.arange(num_frames), voicing).astype(np.float32)
 
     frequencies = np.fft.rfftfreq(_FRAME, 1 / sample_rate).astype(np.float32)
@@ -84,14 +84,14 @@ def sing(
 
 
 def _pitch_contour(rng, notes: list[SungNote], times: np.ndarray) -> np.ndarray:
-    """Pitch in MIDI note numbers at `times`: steps, slurred (portamento), with vibrato and a little drift."""
+    """Returns the pitch at `times` as MIDI note numbers: smoothed steps (portamento), vibrato and a little drift."""
     if not notes:
         return np.full(len(times), 60.0)
     starts = np.array([note.start for note in notes])
     index = np.clip(np.searchsorted(starts, times, side="right") - 1, 0, None)
     pitch = np.array([note.pitch for note in notes])[index]
     pitch = _smooth(pitch, rng.uniform(0.06, 0.16), times)
-    age = times - starts[index]  # vibrato sets in after the beginning of a note
+    age = times - starts[index]  # vibrato begins a little after the note
     depth = rng.uniform(0.3, 0.9) * np.clip((age - 0.15) / 0.3, 0, 1)
     rate = rng.uniform(4.8, 6.6) + 0.3 * _wander(rng, len(times), 40)
     vibrato = np.sin(2 * np.pi * np.cumsum(rate) * (times[1] - times[0]))
@@ -99,7 +99,7 @@ def _pitch_contour(rng, notes: list[SungNote], times: np.ndarray) -> np.ndarray:
 
 
 def _note_curve(notes, times, values, gap: float, smooth_seconds: float) -> np.ndarray:
-    """`values` during their notes (which end `gap` seconds early), 0 elsewhere, without steps."""
+    """Returns a smooth curve: each value during its note, which ends `gap` seconds early, and 0 elsewhere."""
     curve = np.zeros(len(times))
     for note, value in zip(notes, values, strict=True):
         curve[(times >= note.start) & (times < note.start + note.seconds - gap)] = value
@@ -107,7 +107,7 @@ def _note_curve(notes, times, values, gap: float, smooth_seconds: float) -> np.n
 
 
 def _formant_gains(notes, times, frequencies, tract: float) -> Float32[np.ndarray, "frame bin"]:
-    """Magnitude of the vocal tract's response over time."""
+    """Returns the magnitude of the vocal tract's frequency response over time."""
     vowels = np.array([VOWELS[note.vowel] for note in notes] or [VOWELS["a"]], np.float64)
     starts = np.array([note.start for note in notes] or [0.0])
     index = np.clip(np.searchsorted(starts, times, side="right") - 1, 0, None)
@@ -120,13 +120,13 @@ def _formant_gains(notes, times, frequencies, tract: float) -> Float32[np.ndarra
 
 
 def _noise_gains(notes, times, frequencies, formants, aspiration) -> Float32[np.ndarray, "frame bin"]:
-    """Gain of white noise over time: aspiration and breaths pass the formants, consonants have bands."""
+    """Returns the gain of white noise over time: breath passes through the formants, consonants have bands."""
     envelope = np.array(aspiration)
     for note in notes:
         if note.breath:
-            phase = (times - (note.start - 0.42)) / 0.34  # an intake of 0.34 s, over before the note
+            phase = (times - (note.start - 0.42)) / 0.34  # breathing in takes 0.34 s and ends before the note
             envelope += np.where((phase > 0) & (phase < 1), 0.05 * np.sin(np.pi * phase) ** 2, 0)
-    # Breath is stronger at high frequencies than what the voice folds make.
+    # Breath has more high frequencies than the vocal folds.
     brightness = frequencies / (frequencies + np.float32(2000))
     gains = envelope.astype(np.float32)[:, None] * formants * brightness
     for name, (low, high, decibels, seconds) in _CONSONANTS.items():
@@ -141,8 +141,8 @@ def _noise_gains(notes, times, frequencies, formants, aspiration) -> Float32[np.
     return gains
 
 
-def _sawtooth(cycles_per_sample: np.ndarray) -> Float32[np.ndarray, " sample"]:
-    """A sawtooth of varying frequency, its step rounded over two samples (polyBLEP): it hardly aliases."""
+def sawtooth(cycles_per_sample: np.ndarray) -> Float32[np.ndarray, " sample"]:
+    """Returns a sawtooth of varying frequency whose steps are rounded over two samples (polyBLEP) against aliasing."""
     phase = np.cumsum(cycles_per_sample) % 1
     wave = 2 * phase - 1
     after = np.flatnonzero(phase < cycles_per_sample)
@@ -157,7 +157,7 @@ def _sawtooth(cycles_per_sample: np.ndarray) -> Float32[np.ndarray, " sample"]:
 def _filter(
     signal: Float[np.ndarray, " sample"], gains: Float32[np.ndarray, "frame bin"]
 ) -> Float32[np.ndarray, " sample"]:
-    """Applies a spectral gain that changes every CONTROL_HOP samples; half-overlapping sine windows."""
+    """Applies a spectral gain that changes every CONTROL_HOP samples, with half-overlapping sine windows."""
     from scipy import fft
 
     num_frames = len(gains)
@@ -165,7 +165,7 @@ def _filter(
     padded[CONTROL_HOP : CONTROL_HOP + len(signal)] = signal
     window = np.sin(np.pi * (np.arange(_FRAME, dtype=np.float32) + 0.5) / _FRAME)
     frames = sliding_window_view(padded, _FRAME)[::CONTROL_HOP] * window
-    frames = fft.irfft(fft.rfft(frames) * gains, _FRAME) * window
+    frames = np.asarray(fft.irfft(np.asarray(fft.rfft(frames)) * gains, _FRAME)) * window
     halves = np.zeros((num_frames + 1, CONTROL_HOP), np.float32)
     halves[:-1] = frames[:, :CONTROL_HOP]
     halves[1:] += frames[:, CONTROL_HOP:]
@@ -173,13 +173,13 @@ def _filter(
 
 
 def _smooth(curve: np.ndarray, seconds: float, times: np.ndarray) -> np.ndarray:
-    """Convolution with a Hann bump `seconds` long, ends held."""
+    """Convolves a curve with a Hann bump `seconds` long; the ends are extended by their values."""
     length = 2 * round(seconds / (times[1] - times[0]) / 2) + 1
     bump = np.hanning(length + 2)[1:-1]
     return np.convolve(np.pad(curve, length // 2, mode="edge"), bump / bump.sum(), mode="valid")
 
 
 def _wander(rng, length: int, period: int) -> np.ndarray:
-    """Smooth noise of about unit size: random values every `period` points, joined."""
+    """Returns smooth noise of about unit size: random values every `period` points, joined by lines."""
     points = rng.standard_normal(length // period + 2)
     return np.interp(np.arange(length) / period, np.arange(len(points)), points)
