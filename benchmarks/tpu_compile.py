@@ -20,7 +20,7 @@ from report import print_table, write_result
 from wroformer_jax.config.training import TrainingConfig
 from wroformer_jax.parallel.sharding import bytes_per_device
 from wroformer_jax.planning.plans import DoesNotFit, plan, sent_bytes, settle
-from wroformer_jax.planning.topology import topology
+from wroformer_jax.planning.topology import find_topology
 from wroformer_jax.training.state import abstract_state
 
 ROOT = Path(__file__).parents[1]
@@ -46,7 +46,7 @@ def settings(path: str, seconds: float, data: int, fsdp: int, *, with_teacher: b
 
 def row(config: TrainingConfig, name: str) -> dict[str, object]:
     """One row of the table."""
-    target = topology(name)
+    target = find_topology(name)
     config, mesh = settle(config, target)
     sizes = {axis: size for axis, size in config.mesh.items() if axis != "seq"}
     state = bytes_per_device(abstract_state(config, mesh)) / GIB

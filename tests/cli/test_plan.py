@@ -1,4 +1,4 @@
-"""`wroformer plan` as people call it: what it prints and writes, and everything that can go wrong."""
+"""`wroformer plan` as people call it: its output, its files, and everything that can go wrong."""
 
 import dataclasses
 import importlib.util
@@ -29,7 +29,7 @@ GIB = 2**30
 
 
 def write_config(folder, **fields):
-    """A config file as train.py takes it."""
+    """Writes a config file as train.py takes it."""
     settings = {**tiny_run(model=MODEL, seconds=8.0, song_seconds=9.0, loss_windows=(256,)).to_dict(), **fields}
     path = folder / "config.py"
     path.write_text(
@@ -81,7 +81,7 @@ def run(*arguments):
 
 
 def refused(capsys, *arguments):
-    """The one line that the command leaves on stderr, with status 2."""
+    """Returns the one line that the command leaves on stderr, with status 2."""
     assert run(*arguments) == 2
     out, err = capsys.readouterr()
     assert out == ""
@@ -110,7 +110,7 @@ def test_the_tables(config, compiled, capsys):
     assert lines["all"][1] == "3.00"
     assert lines["of the paper's 8 s (arXiv 2510.25745)"][-3:] == ["14,418", "641,601", "44.5"]
     assert "between 5.00 ms (the three overlap perfectly) and 7.53 ms" in out
-    assert "what holds it up is compute" in out
+    assert "the bottleneck is compute" in out
     assert "not measured" in out
     assert "8 s: fits, 4.00 of 16.0 GiB a device" in err
     assert "planning a batch of 1, the least that the mesh takes; the config's is 2 (--set batch_size=2)" in err
@@ -156,7 +156,7 @@ def test_the_shortest_example_is_one_that_the_mesh_can_cut(learns):
     mixer = {"time_mixer": "windowed_sink", "num_sinks": 2, "window": 48}
     config = tiny_run(MODEL | mixer, teacher="not read", teacher_seconds=0.064, loss_weights=weights)
     mesh = jax.sharding.AbstractMesh((1, 1, 8), ("data", "fsdp", "seq"))
-    shortest = lengths.shortest(config, mesh)
+    shortest = lengths.shortest_crop(config, mesh)
     assert shortest > 8 * (16 if learns else 23) * 128 / 16000
     time_of(lengths.with_seconds(config, shortest), mesh)
     with pytest.raises(InputError, match="too short to be cut over 8 devices"):
@@ -310,10 +310,11 @@ def test_options_that_make_no_sense(config, capsys, arguments):
 # --- nothing stands in here
 
 
+@pytest.mark.slow
 def test_from_a_file_to_a_plan(tmp_path):
     """A forward pass on four virtual devices, its parameters cut over them, in a process of its own."""
     path = write_config(tmp_path, seconds=0.1)
-    command = [sys.executable, "-m", "wroformer_jax.cli.app", "plan", "--config", path, "--inference"]
+    command = [sys.executable, "-m", "wroformer_jax.cli", "plan", "--config", path, "--inference"]
     command += ["--mesh", "fsdp=4", "--json", tmp_path / "plan.json"]
     flags = "--xla_backend_optimization_level=0 --xla_force_host_platform_device_count=4"
     result = subprocess.run(
@@ -325,7 +326,7 @@ def test_from_a_file_to_a_plan(tmp_path):
     )
     assert result.returncode == 0, result.stderr
     assert "forward pass, compiled for local CPU" in result.stdout
-    assert "no estimate: what a cpu can do is not known" in result.stdout
+    assert "no estimate: the peak rates of a cpu are not known" in result.stdout
     found = json.loads((tmp_path / "plan.json").read_text())
     assert (found["num_devices"], found["batch_size"]) == (4, 4)
     assert {one["kind"] for one in found["collectives"]} == {"all-gather"}

@@ -16,7 +16,7 @@ from support.tiny_training import tiny
 from wroformer_jax.errors import InputError
 from wroformer_jax.parallel.context_parallel import cut_time, padded_samples
 from wroformer_jax.planning.plans import plan, settle
-from wroformer_jax.planning.topology import topology
+from wroformer_jax.planning.topology import find_topology
 from wroformer_jax.training.state import time_of
 
 PROGRAM = Path(__file__).parents[1] / "support" / "time_parts.py"
@@ -125,7 +125,7 @@ def test_halos_are_all_that_is_sent(found):
 def test_on_tpus_nothing_grows_with_the_length():
     """Compiled for a v5e slice: halos as they should be, and the same arrays exchanged for twice the audio."""
     sent = []
-    target = topology("v5e:2x4")
+    target = find_topology("v5e:2x4")
     for seconds in (1.0, 2.0):
         changed = SETTINGS.with_changes(mesh={"seq": 8}, seconds=seconds, synthetic={"song_seconds": 8.0})
         config, mesh = settle(changed, target, batch_size=SETTINGS.batch_size)

@@ -1,7 +1,6 @@
-"""What XLA's dumps say of a program's memory, and that the compiler is stopped when it has said it."""
+"""The memory in XLA's dumps of a program, and the end of the compiler that writes them."""
 
 import dataclasses
-import importlib.util
 import os
 import subprocess
 import sys
@@ -12,11 +11,11 @@ import jax
 import pytest
 from support.helpers import of_a_program
 from support.tiny_training import tiny
+from support.tpus import needs_libtpu
 
-from wroformer_jax.planning import compiler_memory
-from wroformer_jax.planning.compiler_memory import CompilationError, layout
-from wroformer_jax.planning.plans import DoesNotFit, plan, settle
-from wroformer_jax.planning.topology import Target, topology
+from wroformer_jax.planning.compiler_memory import CompilationError, layout, read_layout
+from wroformer_jax.planning.plans import DoesNotFit, refusal
+from wroformer_jax.planning.topology import Target, find_topology
 
 REPORT = """Memory Space: default (color=0)
 Total bytes: 7721685504 (7.19GiB)
@@ -37,29 +36,29 @@ def dumped(folder, report, text="HloModule jit_plan_step", seconds_ago=10):
 
 
 def test_the_report_is_read(tmp_path):
-    assert compiler_memory._found(tmp_path) is None
+    assert read_layout(tmp_path) is None
     dumped(tmp_path, REPORT)
-    assert compiler_memory._found(tmp_path) == ("HloModule jit_plan_step", 7721685504, 0)
+    assert read_layout(tmp_path) == ("HloModule jit_plan_step", 7721685504, 0)
     dumped(tmp_path, REPORT + HOST)
-    assert compiler_memory._found(tmp_path).host == 3335454720
+    assert read_layout(tmp_path).host == 3335454720
     dumped(tmp_path, REPORT.replace("vmem (color=1)", "smem (color=2)"))  # as for a v4
-    assert compiler_memory._found(tmp_path).total == 7721685504
+    assert read_layout(tmp_path).total == 7721685504
 
 
 def test_a_report_that_may_be_half_written_is_none(tmp_path):
     dumped(tmp_path, REPORT, seconds_ago=0)
-    assert compiler_memory._found(tmp_path) is None
-    assert compiler_memory._found(tmp_path, has_ended=True).total == 7721685504
+    assert read_layout(tmp_path) is None
+    assert read_layout(tmp_path, has_ended=True).total == 7721685504
     for length in (0, 20, 40):
         dumped(tmp_path, REPORT[:length])
-        assert compiler_memory._found(tmp_path) is None
-        assert compiler_memory._found(tmp_path, has_ended=True) is None
+        assert read_layout(tmp_path) is None
+        assert read_layout(tmp_path, has_ended=True) is None
 
 
 PARENT = """
 import json, os, subprocess, sys, time
-child = "import sys, time; from pathlib import Path; from wroformer_jax.plan_program import _end_with; "
-child += "_end_with(int(sys.argv[1]), Path(sys.argv[2])); print('watching', flush=True); time.sleep(100)"
+child = "import sys, time; from pathlib import Path; from wroformer_jax.planning.compile_child import end_with; "
+child += "end_with(int(sys.argv[1]), Path(sys.argv[2])); print('watching', flush=True); time.sleep(100)"
 process = subprocess.Popen([sys.executable, "-c", child, str(os.getpid()), sys.argv[1]], stdout=subprocess.PIPE)
 process.stdout.readline()
 print(process.pid, flush=True)
@@ -67,6 +66,7 @@ time.sleep(100)
 """
 
 
+@pytest.mark.slow
 def test_a_compiler_whose_parent_was_killed_ends_and_tidies_up(tmp_path):
     folder = tmp_path / "dumps"
     folder.mkdir()
@@ -80,13 +80,11 @@ def test_a_compiler_whose_parent_was_killed_ends_and_tidies_up(tmp_path):
         time.sleep(0.1)
 
 
-needs_libtpu = pytest.mark.skipif(importlib.util.find_spec("libtpu") is None, reason="needs libtpu")
-
-
+@pytest.mark.slow
 @needs_libtpu
 @pytest.mark.parametrize("name", ["v4:2x2x1", "v5e:1x1", "v5p:2x2x1", "v6e:1x1", "tpu7x:2x2x1"])
 def test_a_slice_is_asked_in_a_process_of_its_own(name):
-    topology(name)
+    find_topology(name)
     config = tiny(batch_size=8, seconds=1.0, song_seconds=8.0, mesh={"data": -1, "fsdp": 1, "seq": 1})
     short = layout(config, name, inference=True)
     longer = layout(dataclasses.replace(config, seconds=4.0), name, inference=True)
@@ -102,19 +100,16 @@ REFUSAL = (
 )
 
 
-def test_a_refusal_is_told_with_its_size(monkeypatch):
-    def refuse(*_, **__):
-        raise CompilationError(REFUSAL)
-
-    monkeypatch.setattr("wroformer_jax.planning.plans.layout", refuse)
+def test_a_refusal_is_told_with_its_size():
     target = Target("v5e:1x1", jax.devices(), 1, is_topology=True)
-    config, mesh = settle(tiny(batch_size=1, seconds=1.0, song_seconds=8.0), target)
-    with pytest.raises(DoesNotFit) as refusal:
-        plan(config, mesh, target)
-    assert refusal.value.needed == int(17.37 * 2**30)
-    assert refusal.value.available == int(15.75 * 2**30)
+    refused = refusal(CompilationError(REFUSAL), target)
+    assert isinstance(refused, DoesNotFit)
+    assert (refused.needed, refused.available) == (int(17.37 * 2**30), int(15.75 * 2**30))
+    other = refusal(CompilationError("a trace\nValueError: no such layout\n"), target)
+    assert str(other) == "v5e:1x1: the program cannot be compiled: ValueError: no such layout"
 
 
+@pytest.mark.slow
 def test_a_process_that_ends_without_a_report_is_an_error():
     with pytest.raises(CompilationError, match="there is no topology 'v5e:3x3'"):
         layout(tiny(batch_size=1, seconds=1.0, song_seconds=8.0), "v5e:3x3", inference=True)

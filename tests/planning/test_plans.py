@@ -18,7 +18,7 @@ from wroformer_jax.parallel.mesh import make_mesh
 from wroformer_jax.parallel.sharding import bytes_per_device
 from wroformer_jax.planning.hlo import Collective
 from wroformer_jax.planning.plans import DoesNotFit, plan, published_scores, scores, sent_bytes, settle, teacher_of
-from wroformer_jax.planning.topology import local_devices, topology
+from wroformer_jax.planning.topology import find_topology, local_devices
 from wroformer_jax.separation.forward import WHOLE_PLACES
 from wroformer_jax.training.state import abstract_batch, abstract_state
 from wroformer_jax.training.throughput import step_flops
@@ -128,7 +128,7 @@ def test_what_is_sent_is_multiplied():
 @pytest.mark.usefixtures("libtpu_environment")
 def test_a_step_on_a_tpu_slice():
     """State cut in four, parameters gathered, gradients summed, all of it in bounds and with a time."""
-    target = topology("v5e:2x2")
+    target = find_topology("v5e:2x2")
     config, mesh = settle(HERE.with_changes(mesh={"data": 1, "fsdp": -1}), target)
     found = plan(config, mesh, target)
     assert (found.num_devices, found.config.batch_size, found.mesh["fsdp"]) == (4, 4, 4)

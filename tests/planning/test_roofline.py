@@ -7,7 +7,7 @@ import pytest
 from wroformer_jax.config.model import ModelConfig
 from wroformer_jax.model.flops import forward_flops, num_frames
 from wroformer_jax.parallel.hardware import Hardware, hardware
-from wroformer_jax.planning.roofline import Work, activation_bytes, forward_work, roofline, training_passes
+from wroformer_jax.planning.roofline import Work, activation_bytes, estimate_times, forward_work, training_passes
 
 DEVICE = Hardware(bfloat16=100.0, float32=10.0, hbm=1e9, hbm_bandwidth=50.0, links=20.0)
 CONFIG = ModelConfig(band_scheme="band_split", dtype="bfloat16")
@@ -16,7 +16,7 @@ SAMPLES = 8 * 44100
 
 def test_the_parts_their_largest_and_their_sum():
     work = Work(bfloat16_flops=800.0, float32_flops=20.0, activation_bytes=100.0, parameter_bytes=25.0)
-    found = roofline(work, sent_bytes=10.0, device=DEVICE, num_devices=4)
+    found = estimate_times(work, sent_bytes=10.0, device=DEVICE, num_devices=4)
     assert (found.compute_seconds, found.memory_seconds, found.network_seconds) == (2.5, 1.0, 0.5)
     assert (found.overlapped, found.serial, found.bound) == (2.5, 4.0, "compute")
     assert (found.flops, found.hbm_bytes) == (205.0, 50.0)

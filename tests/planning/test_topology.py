@@ -9,13 +9,13 @@ from support.tpus import libtpu_environment, needs_libtpu  # noqa: F401
 
 from wroformer_jax.errors import InputError
 from wroformer_jax.parallel.hardware import hardware
-from wroformer_jax.planning.topology import TOPOLOGIES, known_topologies, local_devices, out_of_memory, topology
+from wroformer_jax.planning.topology import TOPOLOGIES, find_topology, known_topologies, local_devices, out_of_memory
 
 
 @pytest.mark.parametrize("name", ["v5e:3x3", "v5e", "v9:2x2", "v5e:banana", "", "v5litepod-16", "v4:2x2", "v5e:32x32"])
 def test_an_unknown_one_gets_a_list_of_those_there_are(name):
     with pytest.raises(InputError, match=re.escape(f"there is no topology {name!r}")) as refused:
-        topology(name)
+        find_topology(name)
     assert known_topologies() in str(refused.value)
     for generation, shapes in TOPOLOGIES.items():
         assert f"{generation}: {shapes[0]}, {shapes[1]}" in str(refused.value)
@@ -24,7 +24,7 @@ def test_an_unknown_one_gets_a_list_of_those_there_are(name):
 def test_without_libtpu_it_says_how_to_get_it(monkeypatch):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     with pytest.raises(InputError, match=r"pip install --no-deps 'libtpu==[\d.]+\.\*'"):
-        topology("v5e:2x2")
+        find_topology("v5e:2x2")
 
 
 def test_devices_that_are_here():
@@ -67,7 +67,7 @@ def test_refusals_of_xla(message, numbers):
     ],
 )
 def test_slices_with_their_memory(name, devices, gib):
-    target = topology(name)
+    target = find_topology(name)
     assert len(target.devices) == devices
     assert hardware(target.devices[0].device_kind) is not None
     assert target.memory / 2**30 == pytest.approx(gib, abs=1)
@@ -78,6 +78,6 @@ def test_slices_with_their_memory(name, devices, gib):
 @pytest.mark.usefixtures("libtpu_environment")
 @pytest.mark.parametrize("generation", list(TOPOLOGIES))
 def test_every_generation_is_known_to_libtpu(generation):
-    kinds = {topology(f"{generation}:{shape}").devices[0].device_kind for shape in TOPOLOGIES[generation][:5]}
+    kinds = {find_topology(f"{generation}:{shape}").devices[0].device_kind for shape in TOPOLOGIES[generation][:5]}
     assert len(kinds) == 1
     assert hardware(*kinds)

@@ -108,7 +108,7 @@ def mesh(text: str) -> Mapping[str, int]:
     """Sizes of the mesh's axes, as in data=2,seq=4; axes that are left out are 1."""
     from wroformer_jax.config.training import MESH_AXES
 
-    sizes = dict.fromkeys(MESH_AXES, 1)
+    sizes: dict[str, int] = dict.fromkeys(MESH_AXES, 1)
     for part in text.split(","):
         axis, _, size = part.strip().partition("=")
         if axis not in sizes or not size.removeprefix("-").isdecimal():

@@ -1,4 +1,4 @@
-"""`wroformer inspect`: what a training run, or a model directory, is and how far it has come."""
+"""`wroformer inspect`: the parameters, settings, checkpoints and curve of a training run or model directory."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ if TYPE_CHECKING:
     from wroformer_jax.workdir.inspection import Inspection, Parameter
 
 _HELP = """
-Reads no weights, so it is quick whatever the model's size, and leaves the devices alone: it may be used while the run
-goes on. Counts are without the padding of narrow bands. A damaged checkpoint is named if files of it are missing; what
-is wrong inside the arrays shows when they are loaded.
+The command reads no weights, so it is quick whatever the model's size. It leaves the devices alone, so it may be used
+while the run goes on. Counts are without the padding of narrow bands. A checkpoint that lacks files is reported as
+damaged; errors inside its arrays show when they are loaded.
 """
 _ROWS = 20  # of the curve
 _BARS = "▁▂▃▄▅▆▇█"
 _SPARKS = 60  # characters of a sparkline
-_SECONDS = 8  # of audio, for the compute: what papers give it for
+_SECONDS = 8  # of audio that the compute is given for, as in the papers
 
 
 def add_to(commands: Any) -> None:
@@ -49,7 +49,7 @@ def run(args: argparse.Namespace) -> int:
 
     from wroformer_jax.workdir.inspection import inspect_directory, parameters
 
-    jax.config.update("jax_platforms", "cpu")  # the devices belong to the run that is looked at
+    jax.config.update("jax_platforms", "cpu")  # the devices belong to the run that is inspected
     found = inspect_directory(args.workdir)
     arrays = parameters(found.model)
     print_out(_json(found, arrays) if args.json else _text(found, arrays))
@@ -149,13 +149,13 @@ def _curve(found: Inspection) -> str:
             lines.append(f"{name}  {_sparkline([value for _, value in curve])}  {first:.4g} to {last:.4g}{unit}")
     steps = max(step for step, _ in (*loss, *sdr))
     picture = found.directory / "curve.png"
-    lines.append(f"step {steps} of {found.training.get('steps', '?')} is the last one in the log")
+    lines.append(f"step {steps} of {(found.training or {}).get('steps', '?')} is the last one in the log")
     lines.append(str(picture) if picture.exists() else f"{picture} is written at the end of the run")
     return "\n".join(lines)
 
 
 def _curve_rows(loss: Sequence[tuple[int, float]], sdr: Sequence[tuple[int, float]]) -> list[Row]:
-    """Some steps: the mean loss since the row above, and the uSDR of that step if it was validated."""
+    """Returns a row for some steps: the mean loss since the row above, and the step's uSDR if it was validated."""
     from wroformer_jax.workdir.inspection import thinned
 
     scores = dict(sdr)

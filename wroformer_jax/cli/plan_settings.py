@@ -1,4 +1,4 @@
-"""The settings that `wroformer plan` was asked about."""
+"""Reads the config that `wroformer plan` names, and applies the changes that its options ask for."""
 
 from __future__ import annotations
 
@@ -16,7 +16,11 @@ if TYPE_CHECKING:
 
 
 def planned_settings(args: argparse.Namespace) -> tuple[TrainingConfig, int | None]:
-    """The config with the changes that were asked for, and the size of a batch if one was."""
+    """Returns the config with the changes that the options ask for, and the batch size if --set gives one.
+
+    Raises:
+      InputError: the file cannot be read, or a setting is impossible.
+    """
     from wroformer_jax.config.former_names import with_current_names
     from wroformer_jax.config.model import ModelConfig
     from wroformer_jax.config.training import TrainingConfig
@@ -45,7 +49,7 @@ def planned_settings(args: argparse.Namespace) -> tuple[TrainingConfig, int | No
 
 
 def _read(path: Path) -> dict[str, Any]:
-    """The fields that the file's get_config() gives."""
+    """Returns the fields that the file's get_config() gives."""
     import importlib.util
 
     from ml_collections import ConfigDict
@@ -55,7 +59,7 @@ def _read(path: Path) -> dict[str, Any]:
     if not path.is_file():
         raise InputError(f"{path}: no such file")
     spec = importlib.util.spec_from_file_location("wroformer_plan_config", path)
-    if spec is None:
+    if spec is None or spec.loader is None:
         raise InputError(f"{path} is not a Python file: --config takes one as `wroformer train` does")
     module = importlib.util.module_from_spec(spec)
     try:
@@ -63,7 +67,7 @@ def _read(path: Path) -> dict[str, Any]:
         settings = module.get_config()
     except InputError:
         raise
-    except Exception as error:  # whatever a file of settings may do wrong
+    except Exception as error:  # a config is code and may raise anything
         reason = str(error).strip().splitlines()[-1] if str(error).strip() else type(error).__name__
         raise InputError(f"{path} cannot be read: {reason}") from error
     if not isinstance(settings, ConfigDict):
@@ -72,7 +76,7 @@ def _read(path: Path) -> dict[str, Any]:
 
 
 def _assign(fields: dict[str, Any], assignment: str) -> None:
-    """Carries FIELD=VALUE out; unknown names are left to the config to refuse, which knows similar ones."""
+    """Sets a field by FIELD=VALUE. The config refuses unknown names later, since it can suggest similar ones."""
     import ast
 
     from wroformer_jax.config.model import FORMER_NAMES
@@ -93,7 +97,8 @@ def _assign(fields: dict[str, Any], assignment: str) -> None:
 
 
 def planned_target(args: argparse.Namespace) -> Target:
-    from wroformer_jax.planning.topology import local_devices, topology
+    """Returns the devices that the options name, with the memory of --memory."""
+    from wroformer_jax.planning.topology import find_topology, local_devices
 
-    target = topology(args.topology) if args.topology else local_devices()
+    target = find_topology(args.topology) if args.topology else local_devices()
     return target._replace(memory=int(args.memory * GIB)) if args.memory else target

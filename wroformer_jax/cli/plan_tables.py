@@ -1,4 +1,4 @@
-"""What `wroformer plan` prints: tables of a plan, each row with what it means."""
+"""The tables that `wroformer plan` prints; each row says what its numbers mean."""
 
 from __future__ import annotations
 
@@ -9,34 +9,34 @@ from typing import TYPE_CHECKING
 from wroformer_jax.cli.tables import Row, aligned
 
 if TYPE_CHECKING:
-    from wroformer_jax.planning.longest_fit import Limits
     from wroformer_jax.planning.plans import Memory, Plan
     from wroformer_jax.planning.roofline import Roofline
+    from wroformer_jax.planning.search import Limits
 
 GIB = 2**30
 _MIB = 2**20
 _PAPER = "of the paper's 8 s (arXiv 2510.25745)"
 
-# What JAX puts round and between the names of modules and operations.
+# JAX puts these around and between the names of modules and operations.
 _WRAPPED = re.compile(r"\b(?:transpose|jvp|vmap)\(([^()]*)\)")
 _NOISE = ("while", "body", "closed_call", "checkpoint", "rematted_computation", "remat", "shard_map")
 
 _MEANING = {
-    "all-reduce": "sums over devices, as of gradients",
-    "all-gather": "parts put together on every device, as of parameters cut over fsdp",
-    "reduce-scatter": "sums of which each device keeps a part, as of gradients cut over fsdp",
+    "all-reduce": "sums over devices, for instance of gradients",
+    "all-gather": "every device gets all parts, for instance of parameters cut over fsdp",
+    "reduce-scatter": "sums of which each device keeps a part, for instance of gradients cut over fsdp",
     "all-to-all": "parts exchanged with every other device: an array is cut along another axis",
-    "collective-permute": "passed on to one other device, as the edges of neighbouring stretches of time",
+    "collective-permute": "passed on to one other device, for instance the edges of neighbouring parts of time",
 }
 
 
 def tables(found: Plan, limits: Limits | None, *, verbose: bool) -> str:
-    """All of a plan.
+    """Returns all tables of a plan.
 
     Args:
       found: the plan.
-      limits: where the search for the longest audio ended, None if there was none.
-      verbose: name the collectives one by one.
+      limits: the end of the search for the longest audio, None if there was none.
+      verbose: list the collectives one by one.
     """
     sections = [
         _about(found, limits),
@@ -79,6 +79,7 @@ def _about(found: Plan, limits: Limits | None) -> str:
 
 def _longest(limits: Limits) -> str:
     fits, too_long = limits
+    assert fits is not None, "there is no plan if nothing fits"
     if too_long is None:
         return f"fits up to the longest that a run takes, {duration(fits.seconds)}"
     return f"{duration(fits.seconds)} fit, {duration(too_long.seconds)} do not"
@@ -93,20 +94,20 @@ def _memory(memory: Memory, *, inference: bool) -> str:
     if inference:
         add("state", memory.state, "the parameters")
     else:
-        add("state", memory.state, "kept from step to step: parameters, AdamW's moments, a moving average if any")
+        add("state", memory.state, "kept from step to step: parameters, AdamW's moments, and the moving average if any")
     if memory.teacher:
         add("teacher", memory.teacher, "parameters of the frozen teacher")
     add("inputs", memory.inputs, "the audio of the examples, and padding")
     laid_out = "the residual stream, buffers" if inference else "what the backward pass needs, gradients, buffers"
-    add("activations", memory.activations, f"laid out on the way: {laid_out}")
+    add("activations", memory.activations, f"laid out by the program: {laid_out}")
     if memory.outputs:
         add("outputs", memory.outputs, "results that do not take an input's place")
     add("peak", memory.peak, "all of it at once")
     if memory.host:
-        add("host memory", memory.host, "kept by the host in place of the device, not in the peak")
+        add("host memory", memory.host, "kept by the host in place of the device, not part of the peak")
     table = aligned(rows, last_left=True)
     if memory.available is None:
-        return f"{table}\nhow much there is is not known: --memory GIB says whether it fits"
+        return f"{table}\nthe memory of these devices is not known: give --memory GIB to see whether it fits"
     share = memory.peak / memory.available
     return f"{table}\nfits: {gib(memory.peak)} of {gib(memory.available)} GiB a device ({share:.0%})"
 
@@ -129,12 +130,12 @@ def _communication(found: Plan, *, verbose: bool) -> str:
             named.append((one.kind, f"{one.executions:,}", _mib(one.size), str(one.group), _where(one.source)))
         text += f"\n\n{aligned(named, last_left=True)}"
     if not all(one.is_exact for one in found.collectives):
-        text += "\nsome are in loops of which the compiler does not tell the turns: they are counted once"
+        text += "\nsome are in loops whose number of turns the compiler does not tell: they are counted once"
     return text
 
 
 def _where(source: str) -> str:
-    """JAX's name of an operation, without what says nothing to a reader."""
+    """Returns JAX's name of an operation without the parts that tell a reader nothing."""
     text = source
     while _WRAPPED.search(text):  # as in transpose(jvp(RoFormer.masks))
         text = _WRAPPED.sub(r"\1", text)
@@ -162,7 +163,7 @@ def _compute(found: Plan) -> str:
 
 def _time(estimate: Roofline | None, device_kind: str) -> str:
     if estimate is None:
-        return f"TIME OF A STEP\nno estimate: what a {device_kind} can do is not known"
+        return f"TIME OF A STEP\nno estimate: the peak rates of a {device_kind} are not known"
     rows: list[Row] = [
         ("TIME OF A STEP, ESTIMATED", "ms", ""),
         (
@@ -184,13 +185,13 @@ def _time(estimate: Roofline | None, device_kind: str) -> str:
     return (
         f"{aligned(rows, last_left=True)}\n"
         f"between {_ms(estimate.overlapped)} ms (the three overlap perfectly) and {_ms(estimate.serial)} ms (they do "
-        f"not); what holds it up is {estimate.bound}.\n"
+        f"not); the bottleneck is {estimate.bound}.\n"
         "An estimate from data sheets, not measured: a real step takes longer."
     )
 
 
 def gib(size: int) -> str:
-    """Bytes in GiB, without the unit."""
+    """Returns bytes in GiB, without the unit."""
     return _three(size / GIB)
 
 
@@ -207,13 +208,13 @@ def _ms(seconds: float) -> str:
 
 
 def _three(number: float) -> str:
-    """Three digits at least, none after the point of large numbers; never as a power of ten."""
+    """Returns at least three digits, none after the point of large numbers, and never a power of ten."""
     decimals = max(0, 2 - math.floor(math.log10(number))) if number >= 1e-6 else 0
     return f"{number:,.{decimals}f}"
 
 
 def duration(seconds: float) -> str:
-    """As in "8 s", "1 min 23 s" and "1 h"."""
+    """Returns a length such as "8 s", "1 min 23 s" or "1 h"."""
     if seconds < 100:
         return f"{seconds:.4g} s"
     minutes, rest = divmod(round(seconds), 60)

@@ -1,9 +1,11 @@
-"""Compiles a run at different lengths, and says what fits."""
+"""Compiles a run at different lengths, reports each attempt, and words what fits and what does not."""
 
 from __future__ import annotations
 
 import functools
-from typing import TYPE_CHECKING, Any
+import time
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from wroformer_jax.cli.output import say
 from wroformer_jax.cli.plan_tables import duration, gib
@@ -13,88 +15,92 @@ if TYPE_CHECKING:
     from jax.sharding import Mesh
 
     from wroformer_jax.config.training import TrainingConfig
-    from wroformer_jax.planning.longest_fit import Attempt, Limits
     from wroformer_jax.planning.plans import Plan
+    from wroformer_jax.planning.search import Attempt, Limits
     from wroformer_jax.planning.topology import Target
 
-_ANY = 1.0  # tolerance of the length that is found to fit in place of one that does not
+_ANY = 1.0  # tolerance of the length that is suggested in place of one that does not fit
 
 
 class Planner:
-    """Compiles a run at different lengths and says so."""
+    """Compiles a run at different lengths for a target, and keeps the plans that fit."""
 
     def __init__(self, config: TrainingConfig, mesh: Mesh, target: Target, *, inference: bool) -> None:
         self.config, self.mesh, self.target, self.inference = config, mesh, target, inference
-        self.plans: dict[float, Plan] = {}  # that fit, by the length asked for
+        self.plans: dict[float, Plan] = {}  # by the length that was asked for, in seconds
 
     def at(self, seconds: float) -> Plan:
-        """The plan of one length.
+        """Returns the plan of one length.
 
         Raises:
-          InputError: it does not fit; the sentence says by how much, and what does.
+          InputError: it does not fit; the message says by how much, and which length does.
         """
         attempt = self._attempt(seconds)
         if not attempt.fits:
             raise InputError(self._refusal(attempt))
         return self.plans[seconds]
 
-    def search(self, tolerance: float) -> Limits:
-        """The longest that fits.
+    def longest(self, tolerance: float) -> tuple[Plan, Limits]:
+        """Returns the plan of the longest audio that fits, and the end of the search for it.
+
+        Args:
+          tolerance: distance of the longest that fits from the shortest that does not, as a fraction.
 
         Raises:
           InputError: nothing fits, or the memory of the devices is not known.
         """
         if self.target.memory is None:
             raise InputError("the memory of these devices is not known: name a --topology, or give --memory GIB")
-        limits = self._longest_fit(self.config.seconds, tolerance)
+        limits = self._search(self.target.memory, self.config.seconds, tolerance)
         if limits.fits is None:
-            raise InputError(self._nothing_fits(limits.too_long))
-        return limits
+            raise InputError(self._nothing_fits(limits))
+        return self.plans[limits.fits.seconds], limits
 
     def _attempt(self, seconds: float) -> Attempt:
-        import time
-
+        from wroformer_jax.planning import plans
         from wroformer_jax.planning.lengths import with_seconds
-        from wroformer_jax.planning.longest_fit import Attempt
-        from wroformer_jax.planning.plans import DoesNotFit, plan
+        from wroformer_jax.planning.search import Attempt
 
         say(f"{duration(seconds)}: compiling ...")
         start = time.perf_counter()
-        available = ""
         try:
-            found = plan(with_seconds(self.config, seconds), self.mesh, self.target, inference=self.inference)
-        except DoesNotFit as refusal:
+            found = plans.plan(with_seconds(self.config, seconds), self.mesh, self.target, inference=self.inference)
+        except plans.DoesNotFit as refusal:
             attempt = Attempt(seconds, refusal.needed, fits=False)
-            what = "does not fit"
+            outcome = "does not fit"
         else:
             self.plans[seconds] = found
             attempt = Attempt(seconds, found.memory.peak, fits=True)
-            what = "fits" if self.target.memory else "compiled"
-        if self.target.memory:
-            available = f" of {gib(self.target.memory)}"
+            outcome = "fits" if self.target.memory else "compiled"
+        available = f" of {gib(self.target.memory)}" if self.target.memory else ""
         needed = f", {gib(attempt.needed)}{available} GiB a device" if attempt.needed else ""
-        say(f"{duration(seconds)}: {what}{needed} ({time.perf_counter() - start:.0f} s)")
+        say(f"{duration(seconds)}: {outcome}{needed} ({time.perf_counter() - start:.0f} s)")
         return attempt
 
-    def _longest_fit(self, first: float, tolerance: float, longest: float | None = None, known: Any = ()) -> Limits:
+    def _search(
+        self,
+        memory: int,
+        first: float,
+        tolerance: float,
+        longest: float | None = None,
+        known: Sequence[Attempt] = (),
+    ) -> Limits:
         from wroformer_jax.config.training import LONGEST_CROP
-        from wroformer_jax.planning.lengths import shortest
-        from wroformer_jax.planning.longest_fit import longest_fit
+        from wroformer_jax.planning.lengths import shortest_crop
+        from wroformer_jax.planning.search import Bounds, find_longest_fit
 
-        return longest_fit(
-            self._attempt,
-            first,
-            shortest=shortest(self.config, self.mesh),
+        bounds = Bounds(
+            shortest=shortest_crop(self.config, self.mesh),
             longest=longest or LONGEST_CROP,
-            available=self.target.memory,
+            available=memory,
             at_rest=self._at_rest,
             tolerance=tolerance,
-            known=known,
         )
+        return find_longest_fit(self._attempt, first, bounds, known)
 
     @functools.cached_property
     def _at_rest(self) -> int:
-        """Bytes of a device that are taken whatever the audio."""
+        """Bytes per device that the state takes, whatever the length of the audio."""
         from wroformer_jax.parallel.sharding import bytes_per_device
         from wroformer_jax.training.state import abstract_state
 
@@ -104,23 +110,25 @@ class Planner:
     def _refusal(self, refused: Attempt) -> str:
         if self.target.memory is None:
             return f"{duration(refused.seconds)} do not fit into {self.target.name}"
-        limits = self._longest_fit(refused.seconds, _ANY, refused.seconds, [refused])
+        limits = self._search(self.target.memory, refused.seconds, _ANY, refused.seconds, [refused])
         if limits.fits is None:
-            return self._nothing_fits(limits.too_long)
+            return self._nothing_fits(limits)
         fits = limits.fits.seconds
         return (
-            f"{duration(refused.seconds)} do not fit into {self.target.name}{self._by_how_much(refused)}. "
+            f"{duration(refused.seconds)} do not fit into {self.target.name}{self._excess(refused)}. "
             f"{duration(fits)} fit (--seconds {fits:g}); --seconds max finds the longest. {self._remedies()}"
         )
 
-    def _nothing_fits(self, refused: Attempt) -> str:
+    def _nothing_fits(self, limits: Limits) -> str:
+        refused = limits.too_long
+        assert refused is not None, "a search in which nothing fits ends at a length that does not"
         return (
-            f"not even {duration(refused.seconds)} fit into {self.target.name}{self._by_how_much(refused)}; the state "
+            f"not even {duration(refused.seconds)} fit into {self.target.name}{self._excess(refused)}; the state "
             f"alone is {gib(self._at_rest)} GiB. {self._remedies()}"
         )
 
     def _remedies(self) -> str:
-        """What takes less, on the same devices if the config has not done it yet."""
+        """Names settings that take less memory on the same devices, if the config has not got them, and the mesh."""
         model = self.config.model
         settings = []
         if not model.places_at_once and model.remat != "dots":
@@ -130,9 +138,10 @@ class Planner:
         same = f"On the same devices --set {' and --set '.join(settings)} take less; " if settings else ""
         return f"{same}{'larger' if same else 'Larger'} fsdp or seq in --mesh leave less on each"
 
-    def _by_how_much(self, refused: Attempt) -> str:
-        if refused.needed is None:
+    def _excess(self, refused: Attempt) -> str:
+        if refused.needed is None or self.target.memory is None:
             return ""
-        over = refused.needed - self.target.memory
         needed, available = gib(refused.needed), gib(self.target.memory)
-        return f": they take {needed} of {available} GiB a device, {gib(over)} GiB too much"
+        return (
+            f": they take {needed} of {available} GiB a device, {gib(refused.needed - self.target.memory)} GiB too much"
+        )

@@ -1,6 +1,6 @@
-"""Compiles the program that `wroformer plan` asks about: python -m wroformer_jax.plan_program ASKED.json
+"""Compiles the program that `wroformer plan` asks about: python -m wroformer_jax.planning.compile_child ASKED.json
 
-Started by memory_report.py, which reads the compiler's dumps.
+compiler_memory.py starts this process and reads the compiler's dumps.
 """
 
 from __future__ import annotations
@@ -16,23 +16,23 @@ from pathlib import Path
 from wroformer_jax.config.training import TrainingConfig
 from wroformer_jax.parallel.mesh import make_mesh
 from wroformer_jax.planning.plans import program_of
-from wroformer_jax.planning.topology import topology
+from wroformer_jax.planning.topology import find_topology
 
 
 def main() -> None:
     asked = json.loads(Path(sys.argv[1]).read_text())
-    _end_with(asked["parent"], Path(asked["folder"]))
+    end_with(asked["parent"], Path(asked["folder"]))
     config = TrainingConfig.from_dict(asked["config"])
-    mesh = make_mesh(config.mesh, topology(asked["topology"]).devices)
+    mesh = make_mesh(config.mesh, find_topology(asked["topology"]).devices)
     program = program_of(config, mesh, inference=asked["inference"])
     program.function.lower(*program.arguments).compile()
 
 
-def _end_with(parent: int, folder: Path) -> None:
-    """Has this process end when its parent, which waits for its dumps, was killed; their folder goes with it.
+def end_with(parent: int, folder: Path) -> None:
+    """Ends this process and removes the dumps when the parent, which waits for them, is killed.
 
     Args:
-      parent: number of that process.
+      parent: its process id.
       folder: of the dumps.
     """
 

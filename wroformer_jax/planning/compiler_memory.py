@@ -1,8 +1,8 @@
-"""What a program takes of a TPU's memory, asked of the compiler in the middle of its work.
+"""Reads the memory that a program takes on a TPU from the compiler's dumps, before the compiler is done.
 
-XLA lays out a program's memory half a minute after it has begun; turning the program into machine code, which nobody
-needs in order to plan, takes it several minutes more. So the program is compiled in a process of its own that dumps
-what it does, and is ended once its memory report is written.
+XLA lays out a program's memory half a minute after it has begun. Turning the program into machine code, which a plan
+does not need, takes several minutes more. So a process of its own compiles the program and dumps its work, and is
+killed once its memory report is written.
 """
 
 from __future__ import annotations
@@ -20,11 +20,11 @@ from typing import NamedTuple
 from wroformer_jax.config.training import TrainingConfig
 
 _POLL_SECONDS = 0.5
-_QUIET_SECONDS = 1.0  # a dump that has not been written to for so long is whole
-# The names that XLA gives to its dumps; only the program's are written.
+_QUIET_SECONDS = 1.0  # a dump that has not changed for so long is complete
+# The names of XLA's dumps; XLA is asked for the program's only.
 _REPORT, _TEXT = "*after_optimizations-memory-usage-report.txt", "*after_optimizations.txt"
-# Memory spaces in the report: a device's, and the host's (xla::Layout's kHostMemorySpace), whatever names it gives
-# them. Which others there are depends on the chip.
+# Memory spaces in the report: the device's and the host's (kHostMemorySpace of xla::Layout). Their names, and the other
+# spaces, depend on the chip.
 _HBM, _HOST = "(color=0)", "(color=5)"
 
 
@@ -37,16 +37,16 @@ class Layout(NamedTuple):
 
 
 class CompilationError(Exception):
-    """The compiler refused the program; what it said."""
+    """The compiler refused the program; the message is its output."""
 
 
 def layout(config: TrainingConfig, topology: str, *, inference: bool) -> Layout:
     """Lays out the training step or the forward pass for a TPU slice.
 
     Args:
-      config: see `plan.settle`.
+      config: see `plans.settle`.
       topology: name of the slice.
-      inference: whether it is the forward pass.
+      inference: lay out the forward pass.
 
     Raises:
       CompilationError: the compiler refuses it, for instance because it does not fit.
@@ -62,7 +62,7 @@ def layout(config: TrainingConfig, topology: str, *, inference: bool) -> Layout:
             process = subprocess.Popen(command, env=environment, stdout=said, stderr=said)
             try:
                 while process.poll() is None:
-                    if found := _found(Path(folder)):
+                    if found := read_layout(Path(folder)):
                         return found
                     time.sleep(_POLL_SECONDS)
             finally:
@@ -70,17 +70,17 @@ def layout(config: TrainingConfig, topology: str, *, inference: bool) -> Layout:
                 process.wait()
             said.seek(0)
             text = said.read()
-        if found := _found(Path(folder), has_ended=True):
+        if found := read_layout(Path(folder), has_ended=True):
             return found
     raise CompilationError(text)
 
 
-def _found(folder: Path, *, has_ended: bool = False) -> Layout | None:
-    """What the dumps say, None as long as they are not whole.
+def read_layout(folder: Path, *, has_ended: bool = False) -> Layout | None:
+    """Returns the layout that the dumps describe, None as long as they are incomplete.
 
     Args:
       folder: of the dumps.
-      has_ended: whether nobody writes to them any more.
+      has_ended: the process that writes them has ended.
     """
     report = next(folder.glob(_REPORT), None)
     program = next(folder.glob(_TEXT), None)

@@ -1,8 +1,8 @@
-"""What devices say to each other in a compiled program, read off XLA's text of it.
+"""Finds the collectives of a compiled program in XLA's text of it.
 
-The text (`jax.stages.Compiled.as_text`) is a list of computations: the one of the program (ENTRY) calls others, as
-bodies of loops, branches, fusions and asynchronous operations. An operation counts as often as its computation is
-executed, which for a loop is told by XLA or read off its condition.
+The text (`jax.stages.Compiled.as_text`) is a list of computations. The program's own (ENTRY) calls others, as bodies of
+loops, branches, fusions and asynchronous operations. An operation counts as often as its computation is executed. For a
+loop, that number is in XLA's annotations or follows from the loop's condition.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ _ARRAY = re.compile(r"\b([a-z]+\d*[a-z0-9]*)\[([\d,]*)\]")
 _TRIPS = re.compile(r'"known_trip_count":\{"n":"(\d+)"')
 _AXIS = re.compile(r"'([^']+)'=(\d+)")
 
-# What only moves or renames a value, so that a number is the same behind it.
+# Operations that only move or rename a value, so that a number passes through unchanged.
 _TRANSPARENT = ("copy", "bitcast", "convert", "reshape", "opt-barrier")
 
 
@@ -32,15 +32,15 @@ class Collective:
     """An operation in which several devices exchange data."""
 
     kind: str  # one of KINDS
-    size: int  # bytes of the array that a device ends up with, or of what it puts in where that is more
-    group: int  # how many devices take part together
+    size: int  # bytes of a device's result or of its input, whichever is larger
+    group: int  # number of devices that take part together
     executions: int  # in a run of the program
-    is_exact: bool  # False if it is in a loop whose number of turns is not known, which is then counted as one
-    source: str  # JAX's name of what it belongs to, "" if XLA has none
+    is_exact: bool  # False inside a loop whose number of turns is unknown; such a loop counts once
+    source: str  # JAX's name of the operation that it belongs to, "" if XLA has none
 
     @property
     def sent(self) -> float:
-        """Bytes that each device sends in one execution, by algorithms that send the least (rings)."""
+        """Bytes that each device sends in one execution by the algorithm that sends least (a ring)."""
         passed_on = {"all-reduce": 2 * (self.group - 1) / self.group, "collective-permute": 1.0}
         return self.size * passed_on.get(self.kind, (self.group - 1) / self.group)
 
@@ -50,18 +50,29 @@ class _Instruction(NamedTuple):
     shape: str
     opcode: str
     operands: tuple[str, ...]
-    rest: str  # what follows the operands
+    rest: str  # the text behind the operands: attributes and metadata
     is_root: bool
+
+    def attribute(self, name: str) -> str | None:
+        """Returns the value of `name=value` in the attributes, None if it is not among them."""
+        found = re.search(rf"\b{name}=%?([\w.\-]+)", self.rest)
+        return found[1] if found else None
+
+    def required_attribute(self, name: str) -> str:
+        """Returns the value of an attribute that every operation of this kind has."""
+        found = self.attribute(name)
+        assert found is not None, f"{self.opcode} {self.name} has no attribute {name}"
+        return found
 
 
 _Module = Mapping[str, Mapping[str, _Instruction]]  # computations by name
 
 
 def collectives(text: str) -> list[Collective]:
-    """The collectives of a compiled program, in its order; those among a single device are left out.
+    """Returns the collectives of a compiled program, in its order, without those of a single device.
 
-    An asynchronous one (-start and -done; on TPUs a chain of fusions of one channel) counts once. Of the branches of a
-    conditional that which sends most is taken.
+    An asynchronous collective (-start and -done; on TPUs a chain of fusions of one channel) counts once. Of a
+    conditional, the branch that sends most counts.
 
     Args:
       text: of a compiled program.
@@ -75,16 +86,15 @@ def collectives(text: str) -> list[Collective]:
 
 
 def _visit(module: _Module, name: str, executions: int, is_exact: bool) -> list[Collective]:
-    """The collectives of a computation and of what it calls."""
+    """Returns the collectives of a computation and of all that it calls."""
     found: list[Collective] = []
     channels: set[tuple[str, str]] = set()  # of fusions: TPUs spread one collective over several
     for instruction in module[name].values():
         if instruction.opcode == "while":
             trips = _trips(module, name, instruction)
             exact = is_exact and trips is not None
-            found += _visit(
-                module, _attribute(instruction, "body"), executions * (1 if trips is None else trips), exact
-            )
+            turns = 1 if trips is None else trips
+            found += _visit(module, instruction.required_attribute("body"), executions * turns, exact)
         elif instruction.opcode == "conditional":
             branches = [_visit(module, branch, executions, is_exact) for branch in _names(_BRANCHES, instruction.rest)]
             found += max(branches, key=lambda some: sum(one.sent * one.executions for one in some), default=[])
@@ -97,20 +107,20 @@ def _visit(module: _Module, name: str, executions: int, is_exact: bool) -> list[
                         found.append(one)
                     if channel is not None:
                         channels.add((one.kind, channel))
-        elif instruction.opcode not in ("async-update", "async-done"):  # they name what async-start has called
+        elif instruction.opcode not in ("async-update", "async-done"):  # they repeat the computation of async-start
             for called in _names(_CALLS, instruction.rest):
                 found += _visit(module, called, executions, is_exact)
     return found
 
 
 def _fused(module: _Module, name: str, executions: int, is_exact: bool) -> Iterator[tuple[str | None, Collective]]:
-    """The collectives within a fusion, with their channels."""
+    """Yields the collectives within a fusion, with their channels."""
     for instruction in module[name].values():
         if (kind := instruction.opcode.removesuffix("-start")) in KINDS:
             one = _collective(instruction, kind, executions, is_exact)
-            if name.startswith("all-reduce-scatter"):  # a sum of which the rest of the fusion keeps a part
+            if name.startswith("all-reduce-scatter"):  # the rest of the fusion keeps a part of the sum
                 one = dataclasses.replace(one, kind="reduce-scatter")
-            yield _attribute(instruction, "channel_id"), one
+            yield instruction.attribute("channel_id"), one
         for called in _names(_CALLS, instruction.rest) if instruction.opcode == "fusion" else ():
             yield from _fused(module, called, executions, is_exact)
 
@@ -118,7 +128,7 @@ def _fused(module: _Module, name: str, executions: int, is_exact: bool) -> Itera
 def _collective(instruction: _Instruction, kind: str, executions: int, is_exact: bool) -> Collective:
     group = _group(instruction)
     size = num_bytes(instruction.shape)
-    if instruction.opcode == "all-gather-start":  # its result is what goes in with what comes out
+    if instruction.opcode == "all-gather-start":  # its result is a tuple of its input and its output
         size = size * group // (group + 1)
     elif instruction.opcode == "collective-permute-start":
         scalars = sum(_size(dtype, dims) for dtype, dims in _ARRAY.findall(instruction.shape) if not dims)
@@ -130,7 +140,7 @@ def _collective(instruction: _Instruction, kind: str, executions: int, is_exact:
 
 
 def _group(instruction: _Instruction) -> int:
-    """How many devices take part together, 0 for all of the program's."""
+    """Returns the number of devices that take part together, 0 for all of the program's."""
     rest = instruction.rest
     if "source_target_pairs=" in rest:
         return 2 if "source_target_pairs={{" in rest else 1
@@ -147,28 +157,30 @@ def _group(instruction: _Instruction) -> int:
 
 
 def num_bytes(shape: str) -> int:
-    """Bytes of the arrays of a shape as XLA writes it, "f32[2,3]{1,0}" or a tuple of such, without padding."""
+    """Returns the bytes, without padding, of a shape as XLA writes it: "f32[2,3]{1,0}" or a tuple of such."""
     return sum(_size(dtype, dims) for dtype, dims in _ARRAY.findall(shape))
 
 
 def _size(dtype: str, dims: str) -> int:
     if dtype in ("token", "opaque"):
         return 0
-    bits = 8 if dtype == "pred" else int(re.search(r"\d+", dtype)[0])
+    width = re.search(r"\d+", dtype)
+    assert width or dtype == "pred", f"unknown type {dtype!r}"
+    bits = int(width[0]) if width else 8
     return math.prod(int(size) for size in dims.split(",") if size) * bits // 8
 
 
 def _trips(module: _Module, caller: str, loop: _Instruction) -> int | None:
-    """Turns of a loop: what XLA says, or what its condition `counter < constant` does; None if neither tells.
+    """Returns the turns of a loop by XLA's annotation or by its condition `counter < constant`, else None.
 
     JAX's loops count from a start in steps of one.
     """
     if told := _TRIPS.search(loop.rest):
         return int(told[1])
-    frames = [_Frame(module[caller], ()), _Frame(module[_attribute(loop, "condition")], loop.operands)]
+    frames = [_Frame(module[caller], ()), _Frame(module[loop.required_attribute("condition")], loop.operands)]
     root = _root(frames[-1])
     if root.opcode == "fusion":
-        frames.append(_Frame(module[_attribute(root, "calls")], root.operands))
+        frames.append(_Frame(module[root.required_attribute("calls")], root.operands))
         root = _root(frames[-1])
     if root.opcode != "compare" or "direction=LT" not in root.rest:
         return None
@@ -180,7 +192,7 @@ class _Frame(NamedTuple):
     """A computation under way."""
 
     computation: Mapping[str, _Instruction]
-    arguments: tuple[str, ...]  # what it is called with: names in the frame that calls it
+    arguments: tuple[str, ...]  # names in the calling frame
 
 
 def _root(frame: _Frame) -> _Instruction:
@@ -188,9 +200,9 @@ def _root(frame: _Frame) -> _Instruction:
 
 
 def _integer(frames: Sequence[_Frame], name: str) -> int | None:
-    """The number that a name of the innermost frame stands for, None if it is not a constant.
+    """Returns the number that a name of the innermost frame stands for, None if it is not a constant.
 
-    What a loop changes has the value that it begins with.
+    A value that a loop changes has its initial value.
     """
     _, found = _origin(frames, name)
     if found is None or found.opcode != "constant" or not re.fullmatch(r"-?\d+", found.operands[0]):
@@ -199,7 +211,7 @@ def _integer(frames: Sequence[_Frame], name: str) -> int | None:
 
 
 def _origin(frames: Sequence[_Frame], name: str) -> tuple[Sequence[_Frame], _Instruction | None]:
-    """The instruction that makes a value, behind parameters, tuples and what only moves it; and the frames it is in."""
+    """Returns the instruction that makes a value, looking through parameters, tuples and copies, and its frames."""
     found = frames[-1].computation.get(name)
     if found is None:
         return frames, None
@@ -210,12 +222,12 @@ def _origin(frames: Sequence[_Frame], name: str) -> tuple[Sequence[_Frame], _Ins
     if found.opcode == "get-tuple-element":
         outer, whole = _origin(frames, found.operands[0])
         if whole is not None and whole.opcode == "tuple":
-            return _origin(outer, whole.operands[int(_attribute(found, "index"))])
+            return _origin(outer, whole.operands[int(found.required_attribute("index"))])
     return frames, found
 
 
 def _parse(text: str) -> tuple[_Module, str]:
-    """Computations by name, and the name of the program's."""
+    """Returns the computations by name, and the name of the program's own."""
     module: dict[str, dict[str, _Instruction]] = {}
     entry, current = "", None
     for line in text.splitlines():
@@ -230,7 +242,7 @@ def _parse(text: str) -> tuple[_Module, str]:
 
 
 def _operands(text: str) -> tuple[tuple[str, ...], str]:
-    """Names (or numbers) of operands, their shapes left out, and what follows the parenthesis that closes them."""
+    """Returns the names (or numbers) of the operands without shapes, and the text behind their closing parenthesis."""
     depth, end = 1, 0
     while depth:
         depth += {"(": 1, ")": -1}.get(text[end], 0)
@@ -240,10 +252,5 @@ def _operands(text: str) -> tuple[tuple[str, ...], str]:
 
 
 def _names(pattern: re.Pattern[str], rest: str) -> list[str]:
-    """Names of computations, one or a list of them a match."""
+    """Returns the names of computations; each match has one or a list of them."""
     return [name.strip().lstrip("%") for one, several in pattern.findall(rest) for name in (one or several).split(",")]
-
-
-def _attribute(instruction: _Instruction, name: str) -> str | None:
-    found = re.search(rf"\b{name}=%?([\w.\-]+)", instruction.rest)
-    return found[1] if found else None

@@ -1,27 +1,29 @@
-"""Settings of the same run with examples of another length."""
+"""The same run with examples of another length."""
 
 from __future__ import annotations
 
 import math
 from typing import TYPE_CHECKING
 
+from wroformer_jax.config.training import LONGEST_CROP, TrainingConfig
 from wroformer_jax.errors import InputError
 
 if TYPE_CHECKING:
     from jax.sharding import AbstractMesh, Mesh
 
-    from wroformer_jax.config.training import TrainingConfig
-
 
 def with_seconds(config: TrainingConfig, seconds: float) -> TrainingConfig:
-    # The songs that would be synthesised are never made here.
+    """Returns the config with crops of that length, and synthetic songs that are long enough for them."""
     song_seconds = max(config.synthetic.song_seconds, seconds)
     return config.with_changes(seconds=seconds, synthetic={"song_seconds": song_seconds})
 
 
-def shortest(config: TrainingConfig, mesh: Mesh | AbstractMesh) -> float:
-    """Seconds of a crop that is as short as losses and model take, and as the mesh can cut, to within a quarter."""
-    from wroformer_jax.config.training import LONGEST_CROP
+def shortest_crop(config: TrainingConfig, mesh: Mesh | AbstractMesh) -> float:
+    """Returns the seconds of the shortest crop that losses and model take and the mesh can cut, to within a quarter.
+
+    Raises:
+      InputError: the mesh cannot cut a crop of any length.
+    """
     from wroformer_jax.training.state import time_of
 
     model = config.model
@@ -32,7 +34,7 @@ def shortest(config: TrainingConfig, mesh: Mesh | AbstractMesh) -> float:
         try:
             time_of(with_seconds(config, seconds), mesh)
         except InputError:
-            if seconds >= LONGEST_CROP:  # it is not too short
+            if seconds >= LONGEST_CROP:  # so the reason is not that it is too short
                 raise
             seconds = min(1.25 * seconds, LONGEST_CROP)
         else:

@@ -1,7 +1,7 @@
-"""What a training step, or a forward pass, takes on given devices: compiled for them, never run.
+"""Plans a training step or a forward pass: compiles it for given devices and never runs it.
 
-`plan` compiles and reads memory and collectives off the compiled program; FLOPs are counted from the settings and the
-time is estimated by a roofline.
+`plan` reads memory and collectives off the compiled program, counts FLOPs from the settings and estimates the time by a
+roofline.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from wroformer_jax.parallel.mesh import check_batch, make_mesh, num_example_shar
 from wroformer_jax.parallel.sharding import batch_shardings, bytes_per_device, replicated
 from wroformer_jax.planning.compiler_memory import CompilationError, layout
 from wroformer_jax.planning.hlo import Collective, collectives
-from wroformer_jax.planning.roofline import Roofline, Work, forward_work, roofline, training_passes
+from wroformer_jax.planning.roofline import Roofline, Work, estimate_times, forward_work, training_passes
 from wroformer_jax.planning.topology import Target, out_of_memory
 from wroformer_jax.separation.forward import in_pieces
 from wroformer_jax.separation.over_devices import over_devices
@@ -42,23 +42,23 @@ from wroformer_jax.training.throughput import step_flops
 class Memory:
     """Bytes of one device's memory."""
 
-    state: int  # what a training run keeps from step to step; of a forward pass, the parameters
-    teacher: int  # parameters of the frozen teacher, 0 without
-    inputs: int  # the batch, and what XLA pads arrays with
-    activations: int  # what the program lays out for itself
-    outputs: int  # results that do not take the place of inputs
-    host: int  # of the host's memory, where the program keeps activations there
-    available: int | None  # what a program may use, None if that is not known
+    state: int  # kept from step to step by a training run; the parameters of a forward pass
+    teacher: int  # parameters of the frozen teacher, 0 without one
+    inputs: int  # the batch, and the padding that XLA adds to arrays
+    activations: int  # laid out by the program for its own use
+    outputs: int  # results that do not reuse the memory of inputs
+    host: int  # the host's memory, where the program keeps activations there
+    available: int | None  # bytes that a program may use, None if unknown
 
     @property
     def peak(self) -> int:
-        """All that is there at once, of the device."""
+        """Bytes of the device that are in use at once."""
         return self.state + self.teacher + self.inputs + self.activations + self.outputs
 
 
 @dataclasses.dataclass(frozen=True)
 class Plan:
-    """A program, what it takes, and what it is worth."""
+    """The memory, communication, FLOPs and time that a program takes."""
 
     config: TrainingConfig
     teacher: ModelConfig | None
@@ -68,39 +68,39 @@ class Plan:
     mesh: dict[str, int]
     memory: Memory
     collectives: tuple[Collective, ...]
-    part_samples: int  # of each example, on each device; where time is cut, the end of the last parts is padding
-    flops: int  # model FLOPs of all devices: not what remat computes again
-    attention_flops: int  # of these, scores of the time attention and the sums that they weigh
-    roofline: Roofline | None  # None if the devices' figures are not known
+    part_samples: int  # of each example on each device; where time is cut, the last parts end in padding
+    flops: int  # of all devices, without those that remat computes again
+    attention_flops: int  # the part of them in scores of the time attention and in sums weighted by scores
+    roofline: Roofline | None  # None if the devices' peak rates are not known
     compile_seconds: float
 
     @property
     def num_devices(self) -> int:
-        """Of the mesh."""
+        """Number of devices in the mesh."""
         return math.prod(self.mesh.values())
 
     @property
     def part_seconds(self) -> float:
-        """Of each example, on each device."""
+        """Seconds of each example on each device."""
         return self.part_samples / self.config.model.sample_rate
 
     @property
     def num_parts(self) -> int:
-        """Of the parts that time is cut into, how many are not all padding."""
+        """Number of parts of time that are not all padding."""
         return -(-self.config.crop_samples // self.part_samples)
 
     @property
     def frames(self) -> int:
-        """Of the STFT of one example."""
+        """Number of STFT frames of an example."""
         return num_frames(self.config.model, self.config.crop_samples)
 
     @property
     def seconds(self) -> float:
-        """Of one example, in whole hops."""
+        """Length of an example in whole hops."""
         return self.config.crop_samples / self.config.model.sample_rate
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain JSON types."""
+        """Returns the plan in plain JSON types."""
         model = self.config.model
         return {
             "program": "forward pass" if self.inference else "training step",
@@ -128,31 +128,31 @@ class Plan:
 
 
 class Scores(NamedTuple):
-    """Scores of a head of the time attention for one band, as the paper counts them."""
+    """Number of scores of one head of the time attention for one band, as the paper counts them."""
 
     own: int  # with the model's time mixer
     full: int  # with full attention
 
     @property
     def ratio(self) -> float:
-        """How many times as many full attention has."""
+        """Full attention's scores divided by the model's."""
         return self.full / self.own
 
 
 def scores(config: ModelConfig, frames: int) -> Scores:
-    """Of so many frames."""
+    """Returns the scores for a number of frames."""
     full = dataclasses.replace(config, time_mixer="full")
     return Scores(published_score_entries(config, frames), published_score_entries(full, frames))
 
 
 def published_scores() -> Scores:
-    """Of the published model and 8 s: full attention has 44.5 times as many (arXiv 2510.25745)."""
+    """Returns the scores of the published model at 8 s; full attention has 44.5 times as many (arXiv 2510.25745)."""
     config = ModelConfig()
     return scores(config, num_frames(config, 8 * config.sample_rate))
 
 
 class DoesNotFit(InputError):
-    """A program that takes more of a device's memory than there is."""
+    """A program takes more memory than a device has."""
 
     def __init__(self, needed: int | None, available: int | None) -> None:
         self.needed, self.available = needed, available
@@ -160,15 +160,15 @@ class DoesNotFit(InputError):
 
 
 def settle(config: TrainingConfig, target: Target, *, batch_size: int | None = None) -> tuple[TrainingConfig, Mesh]:
-    """The config with the mesh's sizes and the size of a batch filled in, and the mesh.
+    """Returns the config with its batch size filled in, and the mesh.
 
     Args:
       config: of the run.
       target: the devices.
-      batch_size: None for one example for each part of the mesh that has examples of its own.
+      batch_size: examples in a step; None for the least that the mesh and the accumulation take.
 
     Raises:
-      InputError: the mesh or the batch does not come out at the devices.
+      InputError: the mesh does not fit the devices, or the batch does not fit the mesh.
     """
     mesh = make_mesh(config.mesh, target.devices)
     if batch_size is None:
@@ -178,26 +178,27 @@ def settle(config: TrainingConfig, target: Target, *, batch_size: int | None = N
 
 
 def teacher_of(config: TrainingConfig) -> ModelConfig | None:
-    """The settings of a full-attention teacher of the model's own sizes, None if the run learns from no masks."""
+    """Returns the settings of a full-attention teacher of the model's sizes, None if the run learns from no masks."""
     if not config.loss.weights.masks:
         return None
     teacher = dataclasses.replace(config.model, time_mixer="full", num_sinks=0, stream_dtype="float32")
-    return forward_only(teacher, config.model.places_at_once)  # as starting_point.py has it
+    return forward_only(teacher, config.model.places_at_once)  # as initialisation.py has it
 
 
 def plan(config: TrainingConfig, mesh: Mesh, target: Target, *, inference: bool = False) -> Plan:
-    """Compiles a training step, or a forward pass, and says what it takes.
+    """Compiles a training step or a forward pass and returns its plan.
 
-    The forward pass is that of `separate` with the whole mixtures of a step in one pass, in its settings.
+    The forward pass is that of `separate`, with its settings, for the whole mixtures of a step in one pass.
 
     Args:
-      config: see `settle`; its data and its checkpoints are not read.
+      config: see `settle`; its data and checkpoints are not read.
       mesh: see `settle`.
       target: the devices of the mesh.
-      inference: whether it is the forward pass.
+      inference: plan the forward pass.
 
     Raises:
       DoesNotFit: the devices have too little memory.
+      InputError: the compiler refuses the program for another reason.
     """
     if inference:
         config = dataclasses.replace(config, model=in_pieces(config.model))
@@ -208,10 +209,7 @@ def plan(config: TrainingConfig, mesh: Mesh, target: Target, *, inference: bool 
     try:
         memory, text = _compiled(config, program, target, inference=inference)
     except (jax.errors.JaxRuntimeError, CompilationError) as error:
-        if (numbers := out_of_memory(error)) is None:
-            said = [line for line in str(error).splitlines() if "Error" in line] or [str(error)]
-            raise InputError(f"{target.name}: the program cannot be compiled: {said[-1].strip()}") from error
-        raise DoesNotFit(numbers[0], numbers[1] or target.memory) from error
+        raise refusal(error, target) from error
     seconds = time.perf_counter() - start
     if target.memory is not None and memory.peak > target.memory:
         raise DoesNotFit(memory.peak, target.memory)
@@ -233,33 +231,41 @@ def plan(config: TrainingConfig, mesh: Mesh, target: Target, *, inference: bool 
         part_samples=samples // num_time_parts(mesh),
         flops=config.batch_size * sum(forward.values()) if inference else step_flops(config, teacher),
         attention_flops=passes * config.batch_size * forward["time_scores"],
-        roofline=figures and roofline(work, sent_bytes(found), figures, mesh.size),
+        roofline=figures and estimate_times(work, sent_bytes(found), figures, mesh.size),
         compile_seconds=seconds,
     )
 
 
+def refusal(error: Exception, target: Target) -> InputError:
+    """Returns the compiler's error as a DoesNotFit if it is about memory, else as an InputError with its last line."""
+    if (numbers := out_of_memory(error)) is None:
+        said = [line for line in str(error).splitlines() if "Error" in line] or [str(error)]
+        return InputError(f"{target.name}: the program cannot be compiled: {said[-1].strip()}")
+    return DoesNotFit(numbers[0], numbers[1] or target.memory)
+
+
 def sent_bytes(found: Sequence[Collective]) -> float:
-    """That each device sends in a run of the program."""
+    """Returns the bytes that each device sends in a run of the program."""
     return float(sum(one.sent * one.executions for one in found))
 
 
 def program_of(config: TrainingConfig, mesh: Mesh, *, inference: bool) -> Program:
-    """The training step or the forward pass, to be lowered."""
+    """Returns the training step or the forward pass, ready to be lowered."""
     return _forward(config, mesh) if inference else _training_step(config, mesh, teacher_of(config))
 
 
 class Program(NamedTuple):
-    """A function, and the shapes that it is compiled for."""
+    """A function and the shapes that it is compiled for."""
 
     function: Any  # jitted
     arguments: tuple[Any, ...]  # shapes with shardings
-    state: Any  # of the arguments, what stays from step to step
+    state: Any  # the arguments that are kept from step to step
     teacher: Any
-    samples: int  # of an example on all devices together, padding included
+    samples: int  # length of an example on all devices together, padding included
 
 
 def _training_step(config: TrainingConfig, mesh: Mesh, teacher: ModelConfig | None) -> Program:
-    """As trainer.py jits it."""
+    """Returns the step as training/step.py jits it."""
     model = teacher and RoFormer(teacher)
     teacher_params = model and _abstract_params(model, mesh)
     state = abstract_state(config, mesh)
@@ -278,7 +284,7 @@ def _training_step(config: TrainingConfig, mesh: Mesh, teacher: ModelConfig | No
 
 
 def _forward(config: TrainingConfig, mesh: Mesh) -> Program:
-    """The model on the mixtures of a batch."""
+    """Returns the model's forward pass on the mixtures of a batch."""
     params = _abstract_params(RoFormer(config.model), mesh)
     apply = over_devices(config.model, mesh, config.crop_samples)
     shape = (config.batch_size, config.model.channels, padded_samples(apply.time, config.crop_samples))
@@ -295,7 +301,7 @@ def _abstract_params(model: RoFormer, mesh: Mesh) -> Params:
 
 
 def _compiled(config: TrainingConfig, program: Program, target: Target, *, inference: bool) -> tuple[Memory, str]:
-    """What a program takes, by purpose, and its text."""
+    """Returns the memory of a compiled program by purpose, and the program's text."""
     state, teacher = bytes_per_device(program.state), bytes_per_device(program.teacher)
     arguments = bytes_per_device(program.arguments)
     if target.is_topology:
@@ -318,7 +324,7 @@ def _compiled(config: TrainingConfig, program: Program, target: Target, *, infer
 
 
 def _training_work(config: TrainingConfig, teacher: ModelConfig | None, state_bytes: int, samples: int) -> Work:
-    """Passes of the model and the teacher; gradients written and read; the state of a device read and written."""
+    """Returns the work of a step: passes of model and teacher, gradients, and the update of the state."""
     model, examples = config.model, config.batch_size
     count = _num_parameters(model)
     passes = training_passes(model, samples)

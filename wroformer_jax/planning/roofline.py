@@ -1,7 +1,7 @@
-"""How long a step takes at least: what a device computes, moves and sends, against what it can do at its best.
+"""Estimates the least time of a step by the roofline model (Williams, Waterman and Patterson, CACM 52 (4), 2009).
 
-An estimate from data sheets (the roofline model, Williams, Waterman and Patterson, CACM 52 (4), 2009), for comparing
-plans and finding what holds a step up. Nothing of it is measured; real steps take longer.
+The estimate divides the operations and bytes of a step by the peak rates of data sheets. It serves to compare plans and
+to find the bottleneck. Nothing of it is measured; real steps take longer.
 """
 
 from __future__ import annotations
@@ -19,10 +19,10 @@ _BYTES = {"float32": 4, "bfloat16": 2}
 
 @dataclasses.dataclass(frozen=True)
 class Roofline:
-    """A step on one device."""
+    """The work of a step on one device, and the seconds that each part of it takes at peak rates."""
 
-    flops: float  # of matrix products, with those that remat computes again
-    hbm_bytes: float  # that move between its memory and its cores
+    flops: float  # of matrix products, including those that remat computes again
+    hbm_bytes: float  # moved between the device's memory and its cores
     sent_bytes: float  # to other devices
     compute_seconds: float
     memory_seconds: float
@@ -30,7 +30,7 @@ class Roofline:
 
     @property
     def overlapped(self) -> float:
-        """Seconds if computing, moving and sending overlap perfectly: those of the slowest."""
+        """Seconds if computing, moving and sending overlap perfectly: the time of the slowest."""
         return max(self.compute_seconds, self.memory_seconds, self.network_seconds)
 
     @property
@@ -40,14 +40,14 @@ class Roofline:
 
     @property
     def bound(self) -> str:
-        """What takes longest: "compute", "memory" or "network"."""
+        """The bottleneck: "compute", "memory" or "network"."""
         parts = {"compute": self.compute_seconds, "memory": self.memory_seconds, "network": self.network_seconds}
-        return max(parts, key=parts.get)
+        return max(parts, key=lambda name: parts[name])
 
 
 @dataclasses.dataclass(frozen=True)
 class Work:
-    """What a step computes and moves; works add up."""
+    """Operations and bytes of a step. Works can be added."""
 
     bfloat16_flops: float = 0.0  # on all devices together
     float32_flops: float = 0.0  # on all devices together
@@ -56,21 +56,21 @@ class Work:
 
     @property
     def flops(self) -> float:
-        """Of both kinds."""
+        """FLOPs of both precisions."""
         return self.bfloat16_flops + self.float32_flops
 
     def __add__(self, other: Work) -> Work:
         return Work(*(a + b for a, b in zip(dataclasses.astuple(self), dataclasses.astuple(other), strict=True)))
 
 
-def roofline(work: Work, sent_bytes: float, device: Hardware, num_devices: int) -> Roofline:
-    """A step's times on one of the devices that share its work evenly.
+def estimate_times(work: Work, sent_bytes: float, device: Hardware, num_devices: int) -> Roofline:
+    """Returns the work and times of a step on one of the devices that share it evenly.
 
     Args:
-      work: of all devices.
+      work: of all devices together.
       sent_bytes: by each device, see `hlo.Collective`.
-      device: its figures.
-      num_devices: that share the work.
+      device: its peak rates.
+      num_devices: number of devices that share the work.
     """
     flops, hbm_bytes = work.flops / num_devices, work.activation_bytes / num_devices + work.parameter_bytes
     return Roofline(
@@ -86,14 +86,14 @@ def roofline(work: Work, sent_bytes: float, device: Hardware, num_devices: int) 
 def forward_work(
     config: ModelConfig, samples: int, examples: int, num_parameters: int, passes: Mapping[str, int] | None = None
 ) -> Work:
-    """Forward passes of a batch.
+    """Returns the work of the forward passes of a batch.
 
     Args:
       config: the settings of the model.
-      samples: of an example.
-      examples: of the batch.
-      num_parameters: that each device reads in a pass.
-      passes: how many, by part of the model (see `training_passes`); one by default.
+      samples: length of an example.
+      examples: number of them in the batch.
+      num_parameters: number of parameters that each device reads in a pass.
+      passes: number of passes by part of the model (see `training_passes`); one by default.
     """
     frames = num_frames(config, samples)
     parts = forward_flops(config, frames)
@@ -107,16 +107,16 @@ def forward_work(
 
 
 def training_passes(config: ModelConfig, samples: int) -> dict[str, int]:
-    """Forward passes that a training step is worth, for each part of the model (the names of `flops.forward_flops`).
+    """Returns how many forward passes a training step costs, for each part of the model in `flops.forward_flops`.
 
-    The forward pass, a backward pass, which has two's worth of products, and what is computed again: blocks, if remat
-    keeps nothing of them; blocks once more, if only every few of them are kept; and all that is worked on in pieces.
-    Blocks that are computed again and in pieces need their time attention twice, and the rest of them once, since only
-    the pieces of the rest need its results.
+    A step has the forward pass, a backward pass with twice its products, and whatever is computed again: blocks, if
+    remat keeps nothing of them; blocks once more, if it keeps only every few of them; and all that is worked on in
+    pieces. Blocks that are both computed again and in pieces need their time attention twice and the rest of them once,
+    since only the pieces of the rest need its results.
 
     Args:
       config: the settings of the model.
-      samples: of an example.
+      samples: length of an example.
     """
     places = (num_frames(config, samples) + config.num_sinks) * config.num_bands
     in_pieces = 0 < config.places_at_once < places
@@ -129,10 +129,10 @@ def training_passes(config: ModelConfig, samples: int) -> dict[str, int]:
 
 
 def activation_bytes(config: ModelConfig, frames: int) -> int:
-    """Bytes that a forward pass of one example moves to and from memory.
+    """Returns the bytes that a forward pass of one example moves to and from memory.
 
-    Each matrix product reads its inputs and writes its results, the softmax's scores stay on the chip unless the time
-    mixer is "naive"; the residual stream is float32. Not counted, as in `flops.forward_flops`: STFT and losses.
+    Each matrix product reads its inputs and writes its results. Scores of the softmax stay on the chip unless the time
+    mixer is "naive". The residual stream is float32. STFT and losses are not counted, as in `flops.forward_flops`.
     """
     item, inner = _BYTES[config.dtype], config.heads * config.dim_head
     places = config.depth * (frames + config.num_sinks) * config.num_bands

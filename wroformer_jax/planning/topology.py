@@ -1,4 +1,4 @@
-"""TPU slices that programs can be compiled for without having them."""
+"""Devices to compile for: TPU slices that need not exist, or those of this machine."""
 
 from __future__ import annotations
 
@@ -16,10 +16,9 @@ from jax.sharding import SingleDeviceSharding
 from wroformer_jax.errors import InputError
 from wroformer_jax.parallel.hardware import hardware
 
-# What libtpu is told where nothing else is: to ask no TPU for its metadata, which takes minutes where there is none;
-# what it would have said, so that it does not complain; and that it may run beside others, which it does not disturb,
-# since it only compiles.
-_ENVIRONMENT = {
+# Defaults for libtpu. It must not query a TPU's metadata server, which takes minutes where there is none, and needs the
+# answers instead. It may run beside other processes that use libtpu, since it only compiles.
+LIBTPU_ENVIRONMENT = {
     "TPU_SKIP_MDS_QUERY": "1",
     "TPU_ACCELERATOR_TYPE": "v5litepod-4",
     "TPU_WORKER_HOSTNAMES": "localhost",
@@ -40,21 +39,21 @@ TOPOLOGIES = {
 
 
 class Target(NamedTuple):
-    """What to compile for."""
+    """Devices to compile for."""
 
     name: str
     devices: Sequence[Any]
-    memory: int | None  # bytes that a program may use on each device, None if nothing tells
-    is_topology: bool = False  # of devices that need not be there
+    memory: int | None  # bytes that a program may use on each device, None if unknown
+    is_topology: bool = False  # True if the devices need not exist
 
 
-def topology(name: str) -> Target:
-    """The slice of a name such as "v5e:4x4": a generation, and its chips along each side. JAX is not told to use it.
+def find_topology(name: str) -> Target:
+    """Returns the slice with a name such as "v5e:4x4": a generation, and the number of chips along each side.
 
-    Needs libtpu, which compiles for every generation on a CPU.
+    This needs libtpu, which compiles for every generation on a CPU. JAX's own devices stay as they are.
 
     Raises:
-      InputError: there is no such slice, or no libtpu.
+      InputError: the name is unknown, or libtpu is not installed or refuses it.
     """
     generation, _, shape = name.partition(":")
     if shape not in TOPOLOGIES.get(generation, ()):
@@ -63,12 +62,12 @@ def topology(name: str) -> Target:
         raise InputError(
             f"compiling for TPUs needs libtpu, which is not installed: pip install --no-deps '{_wanted_libtpu()}'"
         )
-    for variable, value in _ENVIRONMENT.items():
+    for variable, value in LIBTPU_ENVIRONMENT.items():
         os.environ.setdefault(variable, value)
     from jax.experimental import topologies
 
     options: dict[str, Any] = {}
-    if generation == "v4":  # both cores of a chip as one device, as JAX has them on such a chip
+    if generation == "v4":  # JAX has both cores of a v4 chip as one device
         options["chip_config_name"] = "megacore"
     if shape == "1x1":  # a quarter of a host
         options["chips_per_host_bounds"] = (1, 1, 1)
@@ -80,23 +79,23 @@ def topology(name: str) -> Target:
 
 
 def local_devices() -> Target:
-    """The devices of this machine."""
+    """Returns the devices of this machine."""
     devices = jax.devices()
     stats = devices[0].memory_stats() or {}
     return Target(f"local {devices[0].platform.upper()}", devices, stats.get("bytes_limit"))
 
 
 def known_topologies() -> str:
-    """A sentence with the names of all topologies."""
+    """Returns a sentence with the names of all topologies."""
     named = "; ".join(f"{generation}: {', '.join(shapes)}" for generation, shapes in TOPOLOGIES.items())
     return f"A name is GENERATION:SHAPE, as in v5e:4x4; there are {named}"
 
 
 def out_of_memory(error: Exception) -> tuple[int | None, int | None] | None:
-    """Bytes that a program needs on a device and bytes that it may use, of XLA's refusal to compile it.
+    """Returns the bytes that a program needs on a device and those that it may use, from XLA's refusal to compile it.
 
     Returns:
-      None if the error is another one; None in a place for a number that it does not tell.
+      None if the error is another one. A number that the message does not have is None.
     """
     text = str(error)
     if "RESOURCE_EXHAUSTED" not in text and "Ran out of memory" not in text:
@@ -111,7 +110,7 @@ def out_of_memory(error: Exception) -> tuple[int | None, int | None] | None:
 
 
 def _memory_of_topology(device: Any) -> int | None:
-    """What XLA lets a program use of a device's memory: it says so when it refuses one that is surely too large."""
+    """Returns the bytes that XLA lets a program use on a device; it names them when it refuses a huge program."""
     known = hardware(device.device_kind)
     too_large = jax.ShapeDtypeStruct((2**40,), jnp.float32, sharding=SingleDeviceSharding(device))
     try:
@@ -124,6 +123,6 @@ def _memory_of_topology(device: Any) -> int | None:
 
 
 def _wanted_libtpu() -> str:
-    """The release of libtpu that goes with the installed JAX, as pip takes it."""
+    """Returns the requirement for the libtpu that goes with the installed JAX, for pip."""
     wanted = (re.match(r"libtpu\s*([=<>~!][^;\s]*)", line) for line in importlib.metadata.requires("jax") or ())
     return next((f"libtpu{found[1]}" for found in wanted if found), "libtpu")

@@ -2,13 +2,13 @@
 
 import pytest
 
-from wroformer_jax.planning.longest_fit import Attempt, longest_fit
+from wroformer_jax.planning.search import Attempt, Bounds, find_longest_fit
 
 GIB = 2**30
 AVAILABLE, STATE = 16 * GIB, 3 * GIB
 
 
-def search(memory, *, first=8.0, tolerance=0.05, tells=True, **options):
+def search(memory, *, first=8.0, tolerance=0.05, tells=True, longest=3600.0, known=()):
     """The limits, and the lengths tried; `memory` gives the bytes of so many seconds."""
     tried = []
 
@@ -18,13 +18,8 @@ def search(memory, *, first=8.0, tolerance=0.05, tells=True, **options):
         fits = needed <= AVAILABLE
         return Attempt(seconds, needed if fits or tells else None, fits)
 
-    limits = longest_fit(
-        attempt,
-        first,
-        **{"shortest": 0.05, "longest": 3600.0, "available": AVAILABLE, "at_rest": STATE, **options},
-        tolerance=tolerance,
-    )
-    return limits, tried
+    bounds = Bounds(shortest=0.05, longest=longest, available=AVAILABLE, at_rest=STATE, tolerance=tolerance)
+    return find_longest_fit(attempt, first, bounds, known), tried
 
 
 def assert_close(limits, true_limit, tolerance=0.05):
