@@ -1,4 +1,4 @@
-"""Runs whose workdir is in a bucket, against a server on this machine that speaks as Google's does."""
+"""Runs whose workdir is in a bucket, against a local server that answers as Google Cloud Storage does."""
 
 import itertools
 import json
@@ -7,13 +7,15 @@ import re
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import jax
 import numpy as np
 import pytest
 from support.fake_bucket import fake_storage
-from support.tiny_training import compiled_once, tiny_run
+from support.helpers import of_a_program
+from support.tiny_training import QUICKLY_COMPILED, compiled_once, tiny_run
 
 import wroformer_jax
 from wroformer_jax.checkpoints.model_dir import load_model
@@ -27,7 +29,7 @@ from wroformer_jax.workdir.mirror import Mirror
 
 pytest.importorskip("gcsfs")
 
-ROOT = Path(__file__).parents[2]
+ONE_OF_SEVERAL = Path(__file__).parents[1] / "support" / "one_of_several.py"
 RUN = "gs://bucket/some runs/a"
 LEFT = {
     "checkpoints", "config.json", "curve.png", "events", "example", "metrics.jsonl", "model.json", "songs",
@@ -42,19 +44,19 @@ def _compiled_once():
 
 
 def tiny(**fields):
-    return tiny_run({"depth": 1}, steps=8, validate_every=4, keep_checkpoints=2, **fields)
+    return tiny_run(QUICKLY_COMPILED, steps=8, validate_every=4, keep_checkpoints=2, **fields)
 
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory):
-    """A local run that nothing interrupted, and its scores."""
+    """An uninterrupted local run, and its scores."""
     workdir = tmp_path_factory.mktemp("whole")
     return workdir, trainer.train(tiny(), workdir)
 
 
 @pytest.fixture(scope="module")
 def ended(tmp_path_factory):
-    """What a run leaves in the bucket, and its scores."""
+    """The objects that a run leaves in the bucket, and its scores."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("WROFORMER_CACHE", str(tmp_path_factory.mktemp("cache")))
         with fake_storage(patch, "bucket") as server:
@@ -71,7 +73,7 @@ def bucket(monkeypatch, tmp_path):
 
 @pytest.fixture
 def ended_bucket(bucket, ended):
-    """The bucket with a run that has ended in it, of which this machine knows nothing."""
+    """The bucket with a run that has ended, and no local cache of it."""
     fill(bucket, ended[0])
     return bucket
 
@@ -82,7 +84,7 @@ def fill(bucket, objects):
 
 
 def left_by(objects):
-    """By the path in the workdir; the songs, which a run only reads, are left out."""
+    """Contents by their path in the workdir."""
     return {name.removeprefix("some runs/a/"): content for (_, name), content in objects.items()}
 
 
@@ -119,7 +121,7 @@ def with_batches(change):
     return make_changed
 
 
-def test_a_run_in_a_bucket_is_one_on_a_disk(whole, ended_bucket, ended):
+def test_a_run_in_a_bucket_equals_one_on_a_disk(whole, ended_bucket, ended):
     assert ended[1] == whole[1]
     assert_ended_as(whole, ended_bucket)
     assert {name.split("/")[0] for name in left_by(ended[0])} == LEFT
@@ -129,7 +131,8 @@ def test_a_run_in_a_bucket_is_one_on_a_disk(whole, ended_bucket, ended):
         assert left_by(ended[0])[name] == (whole[0] / name).read_bytes()
 
 
-def test_an_ended_run_writes_its_report_again(ended_bucket, ended, capsys):
+@pytest.mark.slow
+def test_a_finished_run_writes_its_report_again(ended_bucket, ended, capsys):
     del ended_bucket.objects["bucket", "some runs/a/curve.png"]
     assert trainer.train(tiny(), f"{RUN}/") == ended[1]
     assert ended_bucket.objects["bucket", "some runs/a/curve.png"].startswith(b"\x89PNG")
@@ -139,10 +142,11 @@ def test_an_ended_run_writes_its_report_again(ended_bucket, ended, capsys):
     assert f"wroformer separate song.wav --checkpoint {RUN} --output separated" in said
 
 
-def test_killed_it_goes_on_on_another_machine(whole, bucket, monkeypatch, tmp_path):
+@pytest.mark.slow
+def test_a_killed_run_goes_on_on_another_machine(whole, bucket, monkeypatch, tmp_path):
     settings = {"workdir": RUN, "config": tiny().to_dict(), "sigkill": 7}
-    command = [sys.executable, str(ROOT / "tests" / "one_of_several.py"), json.dumps(settings)]
-    killed = subprocess.run(command, capture_output=True, text=True, check=False)
+    command = [sys.executable, str(ONE_OF_SEVERAL), json.dumps(settings)]
+    killed = subprocess.run(command, capture_output=True, text=True, check=False, env=of_a_program())
     assert killed.returncode == -signal.SIGKILL, killed.stderr
     assert "4" in saved_steps(bucket)  # that of step 6 may have been under way
     assert "8" not in saved_steps(bucket)
@@ -151,7 +155,8 @@ def test_killed_it_goes_on_on_another_machine(whole, bucket, monkeypatch, tmp_pa
     assert_ended_as(whole, bucket)
 
 
-def test_preempted_it_goes_on_on_another_machine(whole, bucket, monkeypatch, tmp_path, capsys):
+@pytest.mark.slow
+def test_a_preempted_run_goes_on_on_another_machine(whole, bucket, monkeypatch, tmp_path, capsys):
     def notice(number):
         if number == 5:
             os.kill(os.getpid(), signal.SIGTERM)
@@ -167,7 +172,8 @@ def test_preempted_it_goes_on_on_another_machine(whole, bucket, monkeypatch, tmp
     assert_ended_as(whole, bucket)
 
 
-def test_a_damaged_step_is_passed_over(whole, ended_bucket, caplog, capsys):
+@pytest.mark.slow
+def test_a_damaged_step_is_skipped(whole, ended_bucket, caplog, capsys):
     for key, content in list(ended_bucket.objects.items()):
         if re.search("/checkpoints/8/params/.*d/", key[1]):
             ended_bucket.objects[key] = content[: len(content) // 2]
@@ -181,7 +187,8 @@ def test_a_damaged_step_is_passed_over(whole, ended_bucket, caplog, capsys):
     assert saved_steps(ended_bucket) == {"6", "8", "8.damaged"}
 
 
-def test_a_step_whose_save_was_cut_off_is_none(whole, ended_bucket, caplog, capsys):
+@pytest.mark.slow
+def test_a_step_whose_save_was_interrupted_does_not_count(whole, ended_bucket, caplog, capsys):
     del ended_bucket.objects["bucket", "some runs/a/checkpoints/8/commit_success.txt"]
     before = dict(ended_bucket.objects)
     wroformer_jax.load(RUN)
@@ -192,14 +199,15 @@ def test_a_step_whose_save_was_cut_off_is_none(whole, ended_bucket, caplog, caps
     assert_ended_as(whole, ended_bucket)
 
 
+@pytest.mark.slow
 def test_a_bucket_that_refuses_for_a_while_ends_no_run(whole, bucket, monkeypatch, tmp_path, caplog):
     def refuse(number):
+        if number == 3:
+            wait_for_step(bucket, 2)  # else its save, which is under way, may be refused or not
         bucket.refusal = 403 if 3 <= number <= 6 else None
 
     with monkeypatch.context() as patch:
         patch.setattr(loop, "make_train_step", with_batches(refuse))
-        # Else the save of step 2, which is under way, may be refused or not.
-        patch.setattr(trainer.TrainingCheckpoints, "save", save_and_wait(trainer.TrainingCheckpoints.save))
         assert trainer.train(tiny(), RUN) == whole[1]
     failed = re.findall(r"checkpoint (\d) could not be saved, the next save will try again: .*no access", caplog.text)
     assert failed == ["4", "6"]
@@ -208,15 +216,17 @@ def test_a_bucket_that_refuses_for_a_while_ends_no_run(whole, bucket, monkeypatc
     assert_ended_as(whole, bucket)
 
 
-def save_and_wait(save):
-    def saved(checkpoints, *args, **kwargs):
-        save(checkpoints, *args, **kwargs)
-        checkpoints._settle()
+def wait_for_step(bucket, step):
+    """Returns once a step is complete in the bucket."""
+    for _ in range(6000):
+        if f"checkpoints/{step}/commit_success.txt" in left_by(bucket.objects):
+            return
+        time.sleep(0.01)
+    pytest.fail(f"step {step} is not saved")
 
-    return saved
 
-
-def test_a_bucket_that_is_too_busy_for_a_moment_is_asked_again(whole, bucket, monkeypatch, caplog):
+@pytest.mark.slow
+def test_requests_to_a_busy_bucket_are_repeated(whole, bucket, monkeypatch, caplog):
     def refuse(number):
         if number == 4:
             bucket.refusal, bucket.refusals_left = 503, 6
@@ -228,14 +238,15 @@ def test_a_bucket_that_is_too_busy_for_a_moment_is_asked_again(whole, bucket, mo
     assert_ended_as(whole, bucket)
 
 
+@pytest.mark.slow
 def test_a_last_state_that_cannot_be_saved_is_an_error(whole, bucket, monkeypatch, caplog):
     def refuse(number):
         if number == 8:
+            wait_for_step(bucket, 6)
             bucket.refusal, bucket.refused = 403, "^(POST|DELETE)"
 
     with monkeypatch.context() as patch:
         patch.setattr(loop, "make_train_step", with_batches(refuse))
-        patch.setattr(trainer.TrainingCheckpoints, "save", save_and_wait(trainer.TrainingCheckpoints.save))
         with pytest.raises(InputError, match=r"the last state could not be saved: .*no access"):
             trainer.train(tiny(), RUN)
     assert re.search(r"the log could not be uploaded to \S+ runs/a yet and stays in \S+: cannot use", caplog.text)
@@ -247,7 +258,7 @@ def test_a_last_state_that_cannot_be_saved_is_an_error(whole, bucket, monkeypatc
 @pytest.mark.parametrize(
     "requests", ["/o$", "checkpoints/8/params/_METADATA", "checkpoints/8/params/ocdbt", "checkpoints/8/training/d/"]
 )
-def test_what_cannot_be_reached_is_not_taken_for_damaged(ended_bucket, requests):
+def test_an_unreachable_step_is_not_taken_for_damaged(ended_bucket, requests):
     before = dict(ended_bucket.objects)
     ended_bucket.refusal, ended_bucket.refused = 403, f"^GET.*{requests}"
     with pytest.raises(InputError, match=r"^cannot use gs://bucket/some runs/a.*(PERMISSION_DENIED|Forbidden): "):
@@ -259,14 +270,14 @@ def test_what_cannot_be_reached_is_not_taken_for_damaged(ended_bucket, requests)
 @pytest.mark.parametrize(
     ("changed", "sentence"),
     [
-        ({"learning_rate": 1e-3}, r"a holds a run with learning_rate = \S+, not 0.001: set it back"),
+        ({"learning_rate": 1e-3}, r"a holds a run with optimizer\.learning_rate = \S+, not 0.001: set it back"),
         ({"steps": 9}, "a holds a run with steps = 8, not 9"),
     ],
 )
 def test_another_run_is_refused(ended_bucket, changed, sentence):
     before = dict(ended_bucket.objects)
     with pytest.raises(InputError, match=sentence):
-        trainer.train(tiny_run({"depth": 1}, **{"steps": 8, "validate_every": 4, **changed}), RUN)
+        trainer.train(tiny_run(QUICKLY_COMPILED, **{"steps": 8, "validate_every": 4, **changed}), RUN)
     assert ended_bucket.objects == before
 
 
@@ -280,6 +291,7 @@ def test_another_model_is_refused(ended_bucket):
         trainer.train(tiny(), RUN)
 
 
+@pytest.mark.slow
 def test_places_that_cannot_be_used(bucket, capfd):
     with pytest.raises(InputError, match=r"^cannot use gs://nowhere/a/config.json: there is no such bucket$"):
         trainer.train(tiny(), "gs://nowhere/a")
@@ -292,6 +304,7 @@ def test_places_that_cannot_be_used(bucket, capfd):
     assert capfd.readouterr() == ("", "")
 
 
+@pytest.mark.slow
 def test_without_gcsfs():
     code = """if True:
         import sys
@@ -344,7 +357,7 @@ def test_a_run_starts_from_one_in_a_bucket(ended_bucket, whole):
     jax.tree.map(np.testing.assert_array_equal, params, load_model(whole[0])[1])
 
 
-def test_two_runs_on_a_machine_do_not_share_a_place(bucket):
+def test_two_runs_on_a_machine_do_not_share_a_directory(bucket):
     with (
         Mirror(place(RUN), 0),
         Mirror(place(RUN), 1),
@@ -355,7 +368,7 @@ def test_two_runs_on_a_machine_do_not_share_a_place(bucket):
         pass
 
 
-def test_only_what_has_changed_is_copied(bucket):
+def test_only_changed_files_are_uploaded(bucket):
     with Mirror(place(RUN), 0) as mirror:
         mirror.bring("a")
         (mirror.folder / "folder").mkdir()
@@ -380,12 +393,11 @@ def test_only_what_has_changed_is_copied(bucket):
         assert (mirror.folder / "a").read_text() == "14"
 
 
-def test_what_grows_is_copied_now_and_then(bucket, monkeypatch):
-    monkeypatch.setattr("wroformer_jax.workdir.mirror._INTERVAL", 0.01)
-    with Mirror(place(RUN), 0) as mirror:
+def test_changed_files_are_uploaded_at_intervals(bucket):
+    with Mirror(place(RUN), 0, interval=0.01) as mirror:
         (mirror.folder / "a").write_text("1")
         for _ in range(1000):
             if bucket.objects:
                 break
-            mirror._over.wait(0.01)
+            time.sleep(0.01)
         assert left_by(bucket.objects) == {"a": b"1"}
