@@ -1,4 +1,4 @@
-"""SDR and SI-SDR: their definitions, and what has none."""
+"""uSDR and SI-SDR: their definitions, and where they are undefined."""
 
 import math
 
@@ -14,7 +14,7 @@ def noise(seed, scale=1.0):
 
 
 def orthogonal(seed, reference):
-    """Noise without any part of the reference in it, of the same energy."""
+    """Noise that is orthogonal to the reference and has the same energy."""
     other = noise(seed).astype(np.float64)
     other -= np.sum(other * reference) / np.sum(reference.astype(np.float64) ** 2) * reference
     return (other * np.sqrt(np.sum(reference.astype(np.float64) ** 2) / np.sum(other**2))).astype(np.float32)
@@ -28,7 +28,7 @@ def test_usdr_is_the_ratio_of_energies(decibels):
     assert si_sdr(reference, estimate) == pytest.approx(decibels, abs=1e-3)
 
 
-# The definitions, in one piece and in float64.
+# The definitions, over whole arrays in float64.
 
 
 def plain_usdr(reference, estimate):
@@ -44,8 +44,8 @@ def plain_si_sdr(reference, estimate):
 @pytest.mark.parametrize("channels", [1, 2])
 @pytest.mark.parametrize("error", [1e-5, 0.03, 3.0])
 @pytest.mark.parametrize("scale", [1.0, 0.3, -2.0])
-def test_usdr_and_si_sdr_are_as_defined_within_1e_4_db(seconds, channels, error, scale):
-    """For loud and quiet seconds, pauses and recordings that end within a second."""
+def test_usdr_and_si_sdr_follow_the_definitions_within_1e_4_db(seconds, channels, error, scale):
+    """With loud and quiet seconds, pauses, and recordings that end within a second."""
     samples = round(seconds * 44100)
     rng = np.random.default_rng(0)
     envelope = np.interp(np.arange(samples), [0, 50_000, 90_000, 200_000], [0.01, 1, 0, 0.1])
@@ -84,7 +84,7 @@ def test_silent_reference_is_undefined(metric):
 
 
 @pytest.mark.parametrize("metric", [usdr, si_sdr])
-def test_equal_is_finite(metric):
+def test_an_equal_estimate_has_a_finite_score(metric):
     assert metric(noise(0), noise(0)) == pytest.approx(140.0, abs=1)
 
 
@@ -98,7 +98,7 @@ def test_quiet_and_long_tracks_keep_their_precision():
     assert usdr(reference, 0.5 * reference) == pytest.approx(20 * math.log10(2), abs=1e-5)
 
 
-def test_mean_leaves_out_what_is_undefined():
+def test_the_mean_leaves_out_undefined_values():
     assert mean_defined([1.0, math.nan, 3.0]) == 2.0
     assert math.isnan(mean_defined([math.nan]))
     assert math.isnan(mean_defined([]))

@@ -29,8 +29,8 @@ def test_scores_follow_the_definitions(tmp_path, model, data, capsys):
         assert row["usdr"] == pytest.approx(10 * np.log10(np.sum(reference**2) / np.sum(error**2)), abs=1e-4)
         si_sdr = 10 * np.log10(np.sum((scale * reference) ** 2) / np.sum((estimates[stem] - scale * reference) ** 2))
         assert row["si_sdr"] == pytest.approx(si_sdr, abs=1e-4)
-        by_frame = [slice(i, i + RATE) for i in range(0, SECONDS * RATE, RATE)]
-        csdr = np.median([10 * np.log10(np.sum(reference[:, f] ** 2) / np.sum(error[:, f] ** 2)) for f in by_frame])
+        by_second = [slice(i, i + RATE) for i in range(0, SECONDS * RATE, RATE)]
+        csdr = np.median([10 * np.log10(np.sum(reference[:, s] ** 2) / np.sum(error[:, s] ** 2)) for s in by_second])
         assert row["csdr"] == pytest.approx(csdr, abs=1e-4)
         bleedless, fullness = metrics.bleedless_fullness(reference, estimates[stem], sample_rate=RATE)
         assert (row["bleedless"], row["fullness"]) == pytest.approx((bleedless, fullness), rel=1e-4)
@@ -52,7 +52,7 @@ def test_scores_follow_the_definitions(tmp_path, model, data, capsys):
 
 
 def test_it_scores_what_separate_returns(tmp_path, model):
-    model.ramp = True  # how chunks are put together shows
+    model.ramp = True  # shows how chunks are put together
     for i, stem in enumerate(("vocals", "other")):
         write(tmp_path / "data" / "Song" / f"{stem}.flac", sound(i, 100_000), rate=1600)  # several blocks
     assert evaluate(tmp_path, "--save-stems", tmp_path / "stems", "--overlap", 3, "--batch-size", 4) == 0
@@ -126,7 +126,7 @@ def test_mono_stems_are_copied_to_both_channels(tmp_path, model):
     np.testing.assert_allclose(read, 0.25 * (mono + sound(1) + sound(2)), atol=1e-6)
 
 
-@pytest.mark.parametrize("use_museval", [False, True])
+@pytest.mark.parametrize("use_museval", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_csdr_is_that_of_musevals_own_command(tmp_path, use_museval, monkeypatch):
     """benchmarks/museval_command.py does the same with the command `museval`, which takes longer and needs ffmpeg."""
     museval()
@@ -163,12 +163,12 @@ def test_memory_does_not_grow_with_the_length_of_a_song(tmp_path):
         for seed, path in enumerate((reference, estimate)):
             write(path, sound(seed, seconds * rate), rate=rate)
         (song,) = songs.find_songs(reference.parent)
-        metrics.bleedless_fullness(sound(0), sound(1), sample_rate=rate)  # what is kept for all songs
+        metrics.bleedless_fullness(sound(0), sound(1), sample_rate=rate)  # fills the cache that all songs share
         tracemalloc.start()
         scoring.score_song(song, {"vocals": estimate})
         peaks.append(tracemalloc.get_traced_memory()[1])
         tracemalloc.stop()
-    assert peaks[1] - peaks[0] < 120 * 2000  # bytes: a few sums are kept of each second, whose samples are 32,000
+    assert peaks[1] - peaks[0] < 120 * 2000  # bytes: a few sums per second, whose samples take 32,000
 
 
 def test_nothing_is_left_in_the_temporary_folder(tmp_path, model, data, monkeypatch):

@@ -1,4 +1,4 @@
-"""Songs of prepared sets: they are scored exactly as the files that were prepared."""
+"""Songs of prepared sets: their scores equal those of the files from which the set was prepared."""
 
 import json
 
@@ -28,7 +28,7 @@ def songs_of(path):
 
 @pytest.fixture
 def songs():
-    """Of several segments and unlike lengths: one with a mixture of its own, one without vocals and without drums."""
+    """Songs of several segments and unequal lengths: one has a mixture, one has neither vocals nor drums."""
     songs = {
         "Élan vital": {stem: noise((0, i), 3.6) for i, stem in enumerate(("bass", "drums", "mixture", "vocals"))},
         "album/b": {stem: noise((1, i), 2 + i / 4) for i, stem in enumerate(("bass", "drums", "vocals"))},
@@ -40,7 +40,7 @@ def songs():
 
 @pytest.fixture
 def twice(tmp_path, songs):
-    """The same songs as a set and as files."""
+    """The same songs as a prepared set and as files."""
     make_set(tmp_path / "set", songs, "test")
     for name, stems in songs.items():
         for stem, audio in stems.items():
@@ -55,7 +55,7 @@ def with_ramp(model):
 
 
 @pytest.mark.parametrize("by", ["record_writer", "wroformer prepare"])
-def test_scores_are_those_of_the_files(twice, model, by):
+def test_scores_equal_those_of_the_files(twice, model, by):
     if by == "wroformer prepare":
         options = ("--sample-rate", str(RATE), "--segment-seconds", "1", "--workers", "1", "--overwrite")
         assert app.main(["prepare", str(twice / "files"), "--output", str(twice / "set"), *options]) == 0
@@ -122,7 +122,7 @@ def test_a_set_in_a_bucket(twice, model, monkeypatch):
     assert json.loads((twice / "r.json").read_text())["settings"]["data"] == "gs://bucket/my/set"
 
 
-def test_a_set_that_was_prepared_anew_is_scored_anew(twice, model, songs, capsys):
+def test_a_set_that_was_prepared_again_is_scored_again(twice, model, songs, capsys):
     options = ("--checkpoint", "m", "--chunk-seconds", 0.25, "--data", twice / "set", "--output", twice / "r.json")
     assert evaluate(*options) == 0
     before = songs_of(twice / "r.json")
@@ -146,7 +146,7 @@ def test_notes_of_preparing_are_kept_with_the_scores(twice, model):
     assert songs_of(twice / "r.json")["Élan vital"]["notes"] == ["drums was mono"]
 
 
-def test_a_damaged_record_costs_its_song(twice, model, capsys):
+def test_a_damaged_record_loses_only_its_song(twice, model, capsys):
     (shard,) = (twice / "set").glob("*.array_record*")
     content = bytearray(shard.read_bytes())
     content[10_000:14_000] = bytes(4000)  # in the first song

@@ -1,4 +1,4 @@
-"""cSDR against museval, bleedless and fullness against a plain librosa version, leakage by hand."""
+"""cSDR against museval, bleedless and fullness against a plain librosa version, leakage against hand-made pauses."""
 
 import builtins
 import math
@@ -17,7 +17,7 @@ RATE = 8000
 
 def noise(seed, seconds=3.0, scale=0.1, channels=2):
     generator = np.random.default_rng(seed)
-    envelope = np.linspace(0.2, 1, round(seconds * RATE))  # frames differ
+    envelope = np.linspace(0.2, 1, round(seconds * RATE))  # seconds differ
     return (scale * envelope * generator.standard_normal((channels, len(envelope)))).astype(np.float32)
 
 
@@ -29,7 +29,7 @@ def stems(seconds=2.0, channels=2, count=2):
 
 
 def by_museval(references, estimates):
-    """Median over frames of what museval.evaluate says, as its own stores take it."""
+    """The median over the SDRs of museval.evaluate, as museval's own stores compute it."""
     decibels, *_ = museval().evaluate(
         np.stack([audio.T for audio in references]).astype(np.float64),
         np.stack([audio.T for audio in estimates]).astype(np.float64),
@@ -43,16 +43,24 @@ def by_museval(references, estimates):
 
 
 @pytest.mark.parametrize(
-    ("seconds", "channels", "count"), [(2.0, 1, 3), (2.6, 2, 2), (4.0, 1, 1), (0.4, 2, 1), (1.0, 2, 1), (1.1, 1, 1)]
+    ("seconds", "channels", "count"),
+    [
+        (2.0, 1, 3),
+        pytest.param(2.6, 2, 2, marks=pytest.mark.slow),
+        (4.0, 1, 1),
+        (0.4, 2, 1),
+        (1.0, 2, 1),
+        (1.1, 1, 1),
+    ],
 )
-def test_csdr_is_musevals(seconds, channels, count):
+def test_csdr_equals_musevals(seconds, channels, count):
     references, estimates = stems(seconds, channels, count)
     expected = by_museval(references, estimates)
     np.testing.assert_allclose(csdr(references, estimates, sample_rate=RATE), expected, atol=1e-6)
     np.testing.assert_allclose(museval_csdr(references, estimates, sample_rate=RATE), expected, atol=1e-12)
 
 
-def test_csdr_is_musevals_with_silent_frames_exact_frames_and_equal_channels():
+def test_csdr_equals_musevals_with_silent_seconds_exact_seconds_and_equal_channels():
     references, estimates = stems(5.0)
     references[0][:, RATE : 2 * RATE] = 0  # counts for no stem
     estimates[1][0, 2 * RATE : 3 * RATE] = -estimates[1][1, 2 * RATE : 3 * RATE]  # silence when added up
@@ -63,7 +71,7 @@ def test_csdr_is_musevals_with_silent_frames_exact_frames_and_equal_channels():
 
 
 @pytest.mark.parametrize("function", [csdr, museval_csdr])
-def test_csdr_of_silence_is_undefined_and_the_other_stems_are_scored_without_it(function):
+def test_csdr_of_silence_is_undefined_and_other_stems_are_scored_without_it(function):
     museval()
     references, estimates = stems()
     alone = function(references[1:], estimates[1:], sample_rate=RATE)
@@ -77,16 +85,16 @@ def test_csdr_of_silence_is_undefined_and_the_other_stems_are_scored_without_it(
     assert np.isnan(function([np.zeros_like(noise(0))], [noise(0)], sample_rate=RATE)).all()
 
 
-def test_csdr_of_equal_signals_is_the_most_there_is():
+def test_csdr_of_equal_signals_is_the_maximum():
     assert csdr([noise(0)], [noise(0)], sample_rate=RATE) == [pytest.approx(140, abs=1e-3)]
 
 
-def test_csdr_of_other_shapes_is_named():
+def test_csdr_of_different_shapes_is_refused():
     with pytest.raises(InputError, match="shapes"):
         csdr([noise(0)], [noise(0)[:, 1:]], sample_rate=RATE)
 
 
-def test_museval_that_is_missing_is_one_sentence(monkeypatch):
+def test_missing_museval_is_one_sentence(monkeypatch):
     monkeypatch.setitem(sys.modules, "museval", None)
     with pytest.raises(InputError, match=r'museval needs museval: install it with pip install "wroformer-jax\[eval\]"'):
         import_museval()
@@ -108,7 +116,7 @@ def test_museval_without_ffmpeg_is_one_sentence(monkeypatch):
 # --- bleedless and fullness
 
 
-def plainly(reference, estimate, rate):
+def by_librosa(reference, estimate, rate):
     """The public definition, with librosa for the STFT and the dB."""
     spectra = [
         np.abs(librosa.stft(audio, n_fft=4096, hop_length=1024, window="hann", center=True, pad_mode="constant"))
@@ -127,16 +135,16 @@ def plainly(reference, estimate, rate):
 @pytest.mark.parametrize("rate", [44100, 8000])
 @pytest.mark.parametrize("channels", [1, 2])
 @pytest.mark.parametrize("seconds", [0.1, 2.0, 37.0])
-def test_bleedless_and_fullness_are_the_public_ones(rate, channels, seconds):
+def test_bleedless_and_fullness_equal_the_public_definition(rate, channels, seconds):
     reference = noise(0, seconds, channels=channels)
     reference[:, : reference.shape[1] // 5] = 0
     estimate = 0.8 * reference + noise(1, seconds, 0.01, channels)
     estimate[:, -reference.shape[1] // 4 :] *= 0.01
     ours = bleedless_fullness(reference, estimate, sample_rate=rate)
-    np.testing.assert_allclose(ours, plainly(reference, estimate, rate), rtol=1e-4)
+    np.testing.assert_allclose(ours, by_librosa(reference, estimate, rate), rtol=1e-4)
 
 
-def test_bleedless_and_fullness_at_their_ends():
+def test_bleedless_and_fullness_at_their_limits():
     assert bleedless_fullness(noise(0), noise(0)) == (100, 100)
     assert bleedless_fullness(noise(0), 2 * noise(0)) == pytest.approx((100 / (1 + 20 * math.log10(2)), 100), rel=1e-4)
     assert bleedless_fullness(noise(0), noise(0) / 2) == pytest.approx((100, 100 / (1 + 20 * math.log10(2))), rel=1e-4)
@@ -160,7 +168,7 @@ def test_leakage_is_the_level_in_the_pauses_of_the_reference():
     assert leakage_db(reference, estimate, mixture, sample_rate=RATE) == pytest.approx(expected, abs=1e-4)
 
 
-def test_leakage_counts_dither_as_silence_and_quiet_music_not():
+def test_leakage_takes_dither_for_silence_but_not_quiet_music():
     mixture = noise(1, 2.0)
     for peak, expected in ((2**-15, -20.0), (1e-3, math.nan)):
         reference = np.random.default_rng(0).uniform(-peak, peak, mixture.shape).astype(np.float32)
@@ -174,7 +182,7 @@ def test_leakage_counts_the_shorter_half_second_at_the_end():
     assert leakage_db(reference, 0.1 * mixture, mixture, sample_rate=RATE) == pytest.approx(-20, abs=1e-4)
 
 
-def test_leakage_at_its_ends():
+def test_leakage_at_its_limits():
     silence, mixture = np.zeros_like(noise(0)), noise(1)
     assert leakage_db(silence, mixture, mixture, sample_rate=RATE) == pytest.approx(0)
     assert leakage_db(silence, silence, mixture, sample_rate=RATE) == pytest.approx(-140)

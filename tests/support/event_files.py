@@ -1,4 +1,4 @@
-"""What a run wrote for TensorBoard, read back."""
+"""Reads the event files that a run writes for TensorBoard."""
 
 import io
 import struct
@@ -7,20 +7,20 @@ from tensorboardX.proto.event_pb2 import Event
 
 
 def events_in(directory):
-    """(step, value) of every summary in the event files in and under a directory, in their order."""
+    """Returns (step, value) of every summary in the event files below a directory, in file order."""
     found = []
     for file in sorted(path for path in directory.rglob("*") if path.is_file()):
-        content, place = file.read_bytes(), 0
-        while place < len(content):  # length, its checksum, the event, its checksum
-            (length,) = struct.unpack_from("<Q", content, place)
-            event = Event.FromString(content[place + 12 : place + 12 + length])
+        content, offset = file.read_bytes(), 0
+        while offset < len(content):  # length, its checksum, the event, its checksum
+            (length,) = struct.unpack_from("<Q", content, offset)
+            event = Event.FromString(content[offset + 12 : offset + 12 + length])
             found += [(event.step, value) for value in event.summary.value]
-            place += 16 + length
+            offset += 16 + length
     return found
 
 
 def steps_by_tag(directory, kind):
-    """For each tag of a kind ("simple_value", "audio" or "image"), the steps that have a value."""
+    """Returns the steps that have a value, by tag, of one kind ("simple_value", "audio" or "image")."""
     steps = {}
     for step, value in events_in(directory):
         if value.HasField(kind):
@@ -29,7 +29,7 @@ def steps_by_tag(directory, kind):
 
 
 def sound_of(value):
-    """The samples of an audio summary, (channel, sample), and its rate."""
+    """Returns the samples of an audio summary, (channel, sample), and their rate in Hz."""
     import soundfile
 
     audio, rate = soundfile.read(io.BytesIO(value.audio.encoded_audio_string), always_2d=True)
@@ -37,7 +37,7 @@ def sound_of(value):
 
 
 def picture_of(value):
-    """The pixels of an image summary, (row, column, rgb)."""
+    """Returns the pixels of an image summary, (row, column, rgb)."""
     import numpy as np
     from PIL import Image
 

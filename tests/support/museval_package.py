@@ -1,4 +1,4 @@
-"""museval for the tests: importing it asks for the commands ffmpeg and ffprobe, which what is tested never runs."""
+"""museval for the tests. Its import looks for the commands ffmpeg and ffprobe, which the tests never run."""
 
 import functools
 import os
@@ -9,6 +9,7 @@ from pathlib import Path
 
 @functools.cache
 def museval():
+    """Imports museval, with stand-ins for the two commands where they are missing."""
     if shutil.which("ffmpeg") and shutil.which("ffprobe"):
         import museval
 

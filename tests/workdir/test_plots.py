@@ -1,4 +1,4 @@
-"""The pictures a training run leaves: there, whole, and of what they say."""
+"""The pictures of a training run: they are complete PNG files and show the values."""
 
 import numpy as np
 import pytest
@@ -43,7 +43,7 @@ def test_pictures_of_one_song_share_their_brightest_level():
     assert all(picture.dtype == np.uint8 for picture in pictures)
     brightness = [int(picture.sum(axis=-1).max()) for picture in pictures]
     assert brightness[0] > brightness[1] > brightness[2]
-    np.testing.assert_array_equal(pictures[2], pictures[2][:1, :1] + 0 * pictures[2])  # nothing in it
+    np.testing.assert_array_equal(pictures[2], pictures[2][:1, :1] + 0 * pictures[2])  # one colour only
 
 
 @pytest.mark.parametrize(
