@@ -64,7 +64,7 @@ def planned(model: str, topology: str, mesh: str, seconds: str) -> dict[str, Any
     """What `wroformer plan` writes as JSON."""
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "plan.json"
-        command = [sys.executable, "-m", "wroformer_jax.cli.app", "plan", "--config", "configs/long_context.py"]
+        command = [sys.executable, "-m", "wroformer_jax.cli", "plan", "--config", "configs/long_context.py"]
         command += ["--topology", topology, "--mesh", mesh, "--seconds", seconds, "--json", str(file)]
         subprocess.run([*command, *MODELS[model]], cwd=ROOT, stdout=subprocess.DEVNULL, check=True)
         return json.loads(file.read_text())

@@ -18,7 +18,7 @@ sys.exit(status)
 
 def wroformer(*arguments: object) -> list[str]:
     """The command `wroformer` of this interpreter."""
-    return [sys.executable, "-m", "wroformer_jax.cli.app", *map(str, arguments)]
+    return [sys.executable, "-m", "wroformer_jax.cli", *map(str, arguments)]
 
 
 def measure(command: Sequence[str]) -> dict[str, int]:

@@ -451,7 +451,7 @@ def test_from_a_saved_model_to_files(tmp_path):
     model, params = tiny_real_model()
     wroformer_jax.save(tmp_path / "model", model, params)
     mixture = make_song(tmp_path / "song.wav", samples=20_001, sample_rate=8000)
-    command = [sys.executable, "-m", "wroformer_jax.cli.app", "separate", "song.wav", "--checkpoint", "model"]
+    command = [sys.executable, "-m", "wroformer_jax.cli", "separate", "song.wav", "--checkpoint", "model"]
     command += ["--output", "out", "--format", "wav32f", "--chunk-seconds", "1"]
     result = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, check=False)
     assert result.returncode == 0, result.stderr

@@ -11,7 +11,6 @@ from support.separation_models import GainModel, TracedModel, noise, tiny_real_m
 
 from wroformer_jax.config.model import ModelConfig
 from wroformer_jax.errors import InputError
-from wroformer_jax.separation import progress
 from wroformer_jax.separation.arrays import separate
 from wroformer_jax.separation.forward import WHOLE_PLACES, in_pieces
 from wroformer_jax.separation.progress import real_time_factor, with_progress
@@ -241,14 +240,11 @@ def test_stem_names():
 @pytest.mark.parametrize("on_terminal", [True, False])
 def test_progress_is_shown_and_changes_nothing(capsys, monkeypatch, on_terminal):
     monkeypatch.setattr(sys.stderr, "isatty", lambda: on_terminal)
-    monkeypatch.setattr(progress, "LOG_SECONDS", 0.0)
     model, mixture = GainModel(), noise(2, 3000)
     stems = separate(model, model.params(), mixture, sample_rate=RATE, chunk_seconds=0.25, progress=True)
     np.testing.assert_allclose(stems["vocals"], mixture, rtol=1e-6, atol=1e-7)
     shown = capsys.readouterr().err
-    assert "100%" in shown
-    assert "x real time" in shown
-    assert ("|" in shown) == on_terminal  # a bar would be noise in a log
+    assert ("separate: 100%|" in shown) == ("x real time" in shown) == on_terminal  # a bar would be noise in a log
     assert real_time_factor(24.6, 2.0) == "12.3x real time"
     assert list(with_progress([], samples=1, sample_rate=1, label="none")) == []
 

@@ -17,7 +17,6 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 
 from wroformer_jax.data.prepare.find_stems import FoundSong, counted, find
-from wroformer_jax.data.prepare.progress import Progress
 from wroformer_jax.data.prepare.shards import (
     InspectedSong,
     SourceFile,
@@ -35,6 +34,7 @@ from wroformer_jax.data.record_writer import SPLITS, Storage
 from wroformer_jax.data.synthetic.song import MIN_SAMPLE_RATE, TRAIN, VALIDATION
 from wroformer_jax.errors import InputError
 from wroformer_jax.io.files import check_space, disk_errors_named
+from wroformer_jax.io.progress import Progress
 
 _ADVICE = "mend them, or leave these songs out with --skip-bad"
 _INSPECTORS = 16  # threads, which mostly wait for the disk
@@ -259,13 +259,19 @@ def _finish_units(units: Sequence[Unit], job: _Job) -> dict[str, Written]:
         task = functools.partial(
             write_unit, storage=job.storage, folder=os.fspath(staging.folder), skip_bad=job.skip_bad
         )
-        with Progress(sum(unit.seconds for unit in todo), job.say) as progress:
+        with Progress("writing", sum(unit.seconds for unit in todo), _hours_written, say=job.say) as progress:
             run_tasks(task, todo, workers=job.workers, finish=finish, advance=progress.advance)
+        hours, pace = progress.done / 3600, progress.pace
+        job.say(f"wrote {hours:.2f} h of audio in {progress.elapsed:.1f} s, {pace:.0f}x real time")
     if failed:
         reasons = [reason for unit in todo if unit.key in failed for reason in failed[unit.key].bad]
         kept = f"{len(finished)} of {len(units)} shards"
         raise _bad_files(reasons, f"; the rest is written ({kept}) and will be kept; {_ADVICE}")
     return finished
+
+
+def _hours_written(progress: Progress) -> str:
+    return f"{progress.done / 3600:.2f} of {progress.seconds / 3600:.2f} h of audio, {progress.pace:.0f}x real time"
 
 
 def _check_space(units: Sequence[Unit], storage: Storage, staging: Staging) -> None:
