@@ -1,5 +1,7 @@
-"""Google Cloud Storage for tests: as much of its JSON API as gcsfs, google-cloud-storage and TensorStore, which Orbax
-goes through, ask for. On this machine, objects in memory."""
+"""A server on this machine that answers like Google Cloud Storage and keeps objects in memory.
+
+It knows the parts of the JSON API that gcsfs, google-cloud-storage and TensorStore (which Orbax uses) ask for.
+"""
 
 import base64
 import contextlib
@@ -14,7 +16,7 @@ from urllib.parse import parse_qs, quote, unquote, urlsplit
 
 
 class _Objects(dict):
-    """Contents by (bucket, name); each that is put there is another generation of its object."""
+    """Contents by (bucket, name); setting one makes a new generation of the object."""
 
     def __init__(self):
         super().__init__()
@@ -26,15 +28,14 @@ class _Objects(dict):
         self.generations[key] = next(self._numbers)
 
     def generation(self, key):
-        """0 where there is nothing, as in conditions of requests."""
+        """Returns the generation of an object, 0 if it does not exist, as conditions of requests have it."""
         return self.generations[key] if key in self else 0
 
 
 class FakeStorage(http.server.ThreadingHTTPServer):
-    """Objects by (bucket, name). `requests` is what was asked.
+    """The server. `objects` has contents by (bucket, name), `requests` a line for each request so far.
 
-    `refusal`, an HTTP status, answers all requests whose text in `requests` has the pattern `refused` in it, as often
-    as `refusals_left` says.
+    Set `refusal` to an HTTP status to refuse the next `refusals_left` requests whose line matches `refused`.
     """
 
     daemon_threads = True
@@ -51,10 +52,10 @@ class FakeStorage(http.server.ThreadingHTTPServer):
         self.refusal = None
         self.refused = ""
         self.refusals_left = math.inf
-        self.bytes_lost = 0  # of every object that is uploaded
+        self.bytes_lost = 0  # how many bytes of each uploaded object are dropped
 
     def handle_error(self, request, client_address):
-        """Clients that go away before they have their answer are none."""
+        """Ignores clients that disconnect before they have their answer."""
 
     @property
     def url(self):
@@ -63,8 +64,8 @@ class FakeStorage(http.server.ThreadingHTTPServer):
 
 @contextlib.contextmanager
 def fake_storage(monkeypatch, *buckets):
-    """Serves these buckets, and has gcsfs and TensorStore use them, in this process and in those that it starts."""
-    # Else gcsfs asks Google which kind of bucket it is, over another protocol.
+    """Serves these buckets to gcsfs and TensorStore in this process and in processes that it starts."""
+    # Otherwise gcsfs asks Google for the kind of the bucket, over another protocol.
     monkeypatch.setenv("GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT", "false")
     monkeypatch.setenv("FSSPEC_GCS_TOKEN", "anon")
     import fsspec
@@ -77,7 +78,7 @@ def fake_storage(monkeypatch, *buckets):
         monkeypatch.setenv("STORAGE_EMULATOR_HOST", server.url)
         monkeypatch.setenv("TENSORSTORE_GCS_HTTP_URL", server.url)
         monkeypatch.setenv("GOOGLE_AUTH_TOKEN_FOR_TESTING", "anybody")
-        # Instances remember listings.
+        # Instances cache listings.
         gcsfs.core.GCSFileSystem.clear_instance_cache()
         backend.fsspec_backend._get_filesystem.cache_clear()
         thread = threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True)
@@ -91,7 +92,7 @@ def fake_storage(monkeypatch, *buckets):
 
 class _Handler(http.server.BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
-    # Head and body in one go: as two small packets the second waits 40 ms for the first to be acknowledged.
+    # Head and body in one packet: the second of two small packets waits 40 ms for the first to be acknowledged.
     wbufsize = -1
     disable_nagle_algorithm = True
 
@@ -165,7 +166,7 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         return url.path, {name: values[0] for name, values in parse_qs(url.query).items()}, body
 
     def _is_refused(self):
-        """Whether this request is to be refused, which it then is."""
+        """Refuses this request if it is to be refused, and returns whether it did."""
         with self.server.lock:
             refused = self.server.refusal and self.server.refusals_left and re.search(self.server.refused, self.asked)
             self.server.refusals_left -= bool(refused)
@@ -190,7 +191,7 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         after, page_size = query.get("pageToken", ""), int(query.get("maxResults", self.server.page_size))
         with self.server.lock:
             objects = {name: content for (there, name), content in self.server.objects.items() if there == bucket}
-        entries = {}  # by the name of an object, or the prefix that objects have in common; None is such a one's
+        entries = {}  # by the name of an object, or by a common prefix of objects, whose entry is None
         for name in sorted(objects):
             if not name.startswith(prefix) or name < query.get("startOffset", ""):
                 continue

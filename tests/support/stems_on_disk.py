@@ -1,4 +1,4 @@
-"""For the tests of prepare: stems on disk whose samples are exact in 16 bits."""
+"""Writes stems to disk whose samples are exact 16-bit values, for the tests of prepare."""
 
 import numpy as np
 import soundfile
@@ -27,7 +27,7 @@ def make_song(folder, seed=0, stems=("vocals", "drums"), samples=2 * RATE, suffi
 
 
 def damage(path):
-    """Breaks a flac in its middle, which its header does not tell."""
+    """Damages the middle of a flac file; its header stays intact."""
     content = bytearray(path.read_bytes())
     middle = len(content) // 2
     content[middle : middle + 2000] = bytes(2000)

@@ -1,4 +1,4 @@
-"""Small sets of random songs, written as `wroformer prepare` writes them, and a look at the records that are read."""
+"""Writes small sets of random songs as `wroformer prepare` does, and watches which records are read."""
 
 import numpy as np
 
@@ -7,7 +7,7 @@ from wroformer_jax.data.record_writer import Storage, finish_set, shard_name, wr
 RATE = 500  # samples a second, and a segment
 STORAGE = Storage(sample_rate=RATE, segment_seconds=1)
 
-# Samples of each stem: of unequal length, whole segments, nearly none, none at all.
+# Lengths of the stems in samples: unequal, whole segments, one sample, none.
 LENGTHS = {
     "one song": {"vocals": 2750, "drums": 2750, "bass": 1000},
     "Ä/ö - 歌 🎵": {"vocals": 1, "drums": 499, "other": 501, "empty": 0},
@@ -16,7 +16,7 @@ LENGTHS = {
 
 
 def random_songs(lengths=LENGTHS, bits=16, channels=2, seed=0):
-    """For each song and stem audio of so many bits a sample."""
+    """Returns random audio of `bits` bits per sample for each stem of each song."""
     rng, full_scale = np.random.default_rng(seed), 2 ** (bits - 1)
     return {
         song: {
@@ -28,7 +28,7 @@ def random_songs(lengths=LENGTHS, bits=16, channels=2, seed=0):
 
 
 def in_blocks(audio, seed=0):
-    """The audio as a stream of blocks of any length, one of them of none."""
+    """Yields the audio in blocks of random length, the first of which is empty."""
     rng, done = np.random.default_rng(seed), 0
     yield audio[:, :0]
     while done < audio.shape[-1]:
@@ -54,7 +54,7 @@ def write_set(directory, splits, storage=STORAGE, songs_in_shard=2):
 
 
 def watch_records(monkeypatch):
-    """The numbers, in their shards, of all records that are read from now on."""
+    """Returns a list that grows by the number, in its shard, of each record that is read from now on."""
     from array_record.python import array_record_module
 
     numbers = []

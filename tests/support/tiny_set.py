@@ -1,4 +1,4 @@
-"""A prepared set small enough to be made in a test."""
+"""Writes prepared sets that are small enough to be made in a test."""
 
 import numpy as np
 
@@ -10,13 +10,13 @@ STEMS = ("bass", "drums", "other", "vocals")
 
 
 def noise(seed, seconds, channels=2):
-    """Exact 16-bit values."""
+    """Returns noise of exact 16-bit values."""
     integers = np.random.default_rng(seed).integers(-8000, 8000, (channels, round(seconds * RATE)))
     return integers.astype(np.float32) / 32768
 
 
 def five_songs():
-    """Songs of 1.5 to 5.5 seconds; the last has no drums."""
+    """Returns songs of 1.5 to 5.5 seconds; the last has no drums."""
     songs = {f"song {n}": {stem: noise((n, s), n + 1.5) for s, stem in enumerate(STEMS)} for n in range(5)}
     del songs["song 4"]["drums"]
     return songs

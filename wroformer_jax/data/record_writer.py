@@ -22,6 +22,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float32
 
+from wroformer_jax.config.checks import check_choice, check_whole_number
 from wroformer_jax.data import segments
 from wroformer_jax.data.tf_example import pack
 from wroformer_jax.errors import InputError
@@ -56,12 +57,9 @@ class Storage:
     encoding: str = "lossless"  # or "int16", "float32": see data/segments.py
 
     def __post_init__(self) -> None:
-        for name, most in (("sample_rate", _MOST_FLAC_RATE), ("channels", 2), ("segment_seconds", 600)):
-            value = getattr(self, name)
-            if not isinstance(value, int) or not 1 <= value <= most:
-                raise InputError(f"{name} is {value!r}, expected a whole number from 1 to {most}")
-        if self.encoding not in segments.ENCODINGS:
-            raise InputError(f"encoding is {self.encoding!r}, expected one of {', '.join(segments.ENCODINGS)}")
+        for name, maximum in (("sample_rate", _MOST_FLAC_RATE), ("channels", 2), ("segment_seconds", 600)):
+            check_whole_number(name, getattr(self, name), minimum=1, maximum=maximum)
+        check_choice("encoding", self.encoding, segments.ENCODINGS)
 
     @property
     def segment_samples(self) -> int:
