@@ -1,9 +1,9 @@
-"""Windowed sink attention against a dense masked softmax: values and gradients over a grid of sizes.
+"""Compares windowed sink attention with a dense masked softmax: values and gradients over a grid of sizes.
 
     python benchmarks/attention_parity.py
 
-A short form of this is in tests/test_attention.py. Errors are the largest absolute difference over
-max(1, largest value of the reference tensor); the bound is 1e-5.
+tests/model/test_attention.py has a short form of it. An error is the largest absolute difference, divided by
+max(1, largest value of the reference tensor). The bound is 1e-5.
 """
 
 import argparse
@@ -25,6 +25,7 @@ BOUND = 1e-5
 
 
 def dense(q, k, v, *, window, num_sinks):
+    """Returns windowed sink attention, computed with a dense mask."""
     i, j = np.arange(q.shape[1])[:, None], np.arange(q.shape[1])
     visible = (i < num_sinks) | (j < num_sinks) | (abs(i - j) <= window // 2)
     scores = jnp.einsum("bqhd,bkhd->bhqk", q, k, precision="highest") * q.shape[-1] ** -0.5
@@ -33,6 +34,7 @@ def dense(q, k, v, *, window, num_sinks):
 
 
 def errors(length: int, window: int, num_sinks: int) -> tuple[float, float]:
+    """Returns the errors of the value and of the gradients for sequences of `length` tokens."""
     rng = np.random.default_rng(length)
     arrays = tuple(rng.standard_normal((2, length, 2, 16), np.float32) for _ in range(4))
 

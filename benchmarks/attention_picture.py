@@ -1,9 +1,9 @@
-"""Draws docs/windowed_sinks.png: which tokens see which, and what that costs as the audio gets longer.
+"""Draws docs/windowed_sinks.png: which tokens attend to which, and the cost against the length of the audio.
 
     python benchmarks/attention_picture.py
 
-The costs are counted as arXiv 2510.25745 counts them, for one head and frames of 10 ms: frames squared with full
-attention, frames times (window + sinks) with windowed sinks. The masks are drawn with fewer frames than 8 s have.
+Costs are counted as in arXiv 2510.25745, for one head and frames of 10 ms: frames squared for full attention, frames
+times (window + sinks) for windowed sinks. The masks have fewer frames than 8 s of audio.
 """
 
 from pathlib import Path
@@ -13,31 +13,33 @@ import matplotlib
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.colors import ListedColormap
 
 PICTURE = Path(__file__).parents[1] / "docs" / "windowed_sinks.png"
-FRAMES, WINDOW, SINKS = 48, 10, 4  # of the masks that are drawn
+FRAMES, WINDOW, SINKS = 48, 10, 4  # of the drawn masks
 PUBLISHED_WINDOW, PUBLISHED_SINKS, FRAMES_PER_SECOND = 10, 8, 100
 FULL, WINDOWED, SINK = "#8f97a3", "#3566a8", "#d1495b"
 
 
-def draw_full(axes: plt.Axes) -> None:
-    axes.imshow(np.ones((FRAMES, FRAMES)), cmap=matplotlib.colors.ListedColormap([FULL]))
+def draw_full(axes: Axes) -> None:
+    axes.imshow(np.ones((FRAMES, FRAMES)), cmap=ListedColormap([FULL]))
     axes.set(title="full attention", xlabel="frame that is seen", ylabel="frame that looks")
 
 
-def draw_windowed(axes: plt.Axes) -> None:
+def draw_windowed(axes: Axes) -> None:
     tokens = np.arange(SINKS + FRAMES)
     queries, keys = tokens[:, None], tokens[None, :]
     sinks = (queries < SINKS) | (keys < SINKS)
     window = np.abs(queries - keys) <= WINDOW // 2
     seen = np.where(sinks, 2, np.where(window, 1, 0))
-    axes.imshow(seen, cmap=matplotlib.colors.ListedColormap(["white", WINDOWED, SINK]))
+    axes.imshow(seen, cmap=ListedColormap(["white", WINDOWED, SINK]))
     axes.text(SINKS + 0.66 * FRAMES, SINKS + 0.4 * FRAMES, "window", color=WINDOWED)
     axes.text(SINKS + 0.04 * FRAMES, SINKS + 0.82 * FRAMES, "sinks", color=SINK)
     axes.set(title="windowed sink attention", xlabel="token that is seen", ylabel="token that looks")
 
 
-def draw_costs(axes: plt.Axes) -> None:
+def draw_costs(axes: Axes) -> None:
     seconds = np.array([1, 8, 60, 600, 3600])
     frames = seconds * FRAMES_PER_SECOND + 1
     windowed = frames * (PUBLISHED_WINDOW + PUBLISHED_SINKS)

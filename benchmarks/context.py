@@ -1,21 +1,19 @@
-"""What the length of training examples does where what to separate is told by cues that are far apart.
+"""Trains models on examples of different lengths, where only cues that are far apart say what to separate.
 
     python benchmarks/context.py
 
-Synthetic songs of 60 s have four voices that never rest, each in its own register. Which two of them are the target is
-told by breaks alone: some 20 s apart, the other two are silent for 2 s. Small models learn from crops of 2, 8, 30 and
-60 s, with as much audio in a step whatever the length: windowed sink attention with and without sinks, and full
-attention at one length. Each is tested on whole songs that it was not trained on, at once and in chunks as long as its
-crops.
+Synthetic songs of 60 s have four voices that never rest, each in its own register. Two of them are the target. Only
+breaks show which: about every 20 s the other two are silent for 2 s. Small models learn from crops of 2, 8, 30 and
+60 s, with the same amount of audio per step: windowed sink attention with and without sinks, and full attention at one
+length. Each is tested on whole songs that it was not trained on, at once and in chunks as long as its crops.
 
-It takes an hour on one core. What is trained is not trained again: the command can be given in parts (--minutes). When
-all is done, docs/training_context.md, its picture and benchmarks/results/context.json are written; what the page says
-in its last section is written by hand, and stays.
+It takes an hour on one core. With --minutes the work can be done in several calls: a call skips trainings that are
+done. When all are done, it writes docs/training_context.md, its picture and benchmarks/results/context.json. The last
+section of the page is written by hand and kept.
 """
 
 import argparse
 import dataclasses
-import importlib.util
 import itertools
 import json
 import time
@@ -26,6 +24,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float32
+from recipes import read_recipe
 from report import aligned, print_table, write_result
 
 from wroformer_jax.checkpoints.model_dir import load_model, save_model
@@ -42,13 +41,13 @@ from wroformer_jax.training.step import make_train_step
 
 ROOT = Path(__file__).parents[1]
 RATE = 4000  # Hz
-SECONDS = 60  # of a song
-REGISTERS = 4  # voices; the spectrum up to RATE / 2 is cut into as many parts
+SECONDS = 60  # length of a song
+REGISTERS = 4  # each has one voice and an equal part of the spectrum up to RATE / 2
 REGISTER = RATE / 2 / REGISTERS  # Hz
-BREAK = 2.0  # seconds
-BREAK_EVERY, BREAK_JITTER = 20, 8.0  # seconds: a break begins at 0, 20, 40 s, or up to so much later
+BREAK = 2.0  # length of a break in seconds
+BREAK_EVERY, BREAK_JITTER = 20, 8.0  # seconds: breaks begin at 0, 20, 40 s, or up to 8 s later
 NOISE = 1e-3  # 40 dB below a voice
-SINGERS = 32  # tracks of each register to train on, and as many to test on: songs mix them anew
+SINGERS = 32  # tracks of each register for training, and as many for testing; each song mixes some of them
 TEST_SONGS = 24
 AUDIO_PER_STEP = 120  # seconds
 CONTEXTS = (2, 8, 30, 60)  # seconds
@@ -80,7 +79,7 @@ RUN = {
     "optimizer": {"learning_rate": 4e-3},
     "loss": {"windows": (1024,), "hop": 400},
 }
-DISTANCES = (0, 1, 2, 4, 8, np.inf)  # seconds from a break: borders of what is told apart
+DISTANCES = (0, 1, 2, 4, 8, np.inf)  # seconds from a break: borders of the columns
 TRAIN, TEST = 0, 1
 
 _Audio = Float32[np.ndarray, " sample"]
@@ -88,26 +87,26 @@ _Audio = Float32[np.ndarray, " sample"]
 
 @dataclasses.dataclass(frozen=True)
 class Song:
-    """The voices that sound, register by register, and what they make together."""
+    """A song or a crop of one: its mixture and its voices."""
 
     mixture: _Audio
     voices: Float32[np.ndarray, "register sample"]  # without breaks
-    wanted: tuple[int, ...]  # registers of the target
-    breaks: tuple[float, ...]  # seconds at which the rest falls silent
+    wanted: tuple[int, ...]  # registers of the target voices
+    breaks: tuple[float, ...]  # seconds at which the other voices fall silent
 
     @property
     def target(self) -> _Audio:
         return self.voices[list(self.wanted)].sum(0)
 
     def distances(self) -> np.ndarray:
-        """From the middle of each whole second to the nearest break, in seconds; below 0.5 where it touches one."""
+        """Returns seconds from the middle of each whole second to the nearest break; below 0.5 if it touches one."""
         middles = np.arange(SECONDS)[:, None] + 0.5
         starts = np.asarray(self.breaks)
         return np.maximum(0, np.maximum(starts - middles, middles - starts - BREAK)).min(axis=1)
 
 
 def sing(rng: np.random.Generator, register: int) -> _Audio:
-    """A song's length of notes without a rest: the harmonics of a pitch, with vibrato, that are in the register."""
+    """Returns a voice: notes without rests, each with vibrato and the harmonics that lie in the register."""
     audio, place = np.zeros(SECONDS * RATE), 0
     vibrato, depth = rng.uniform(4, 7), rng.uniform(0.002, 0.01)
     low, high = (register + 0.14) * REGISTER, (register + 0.86) * REGISTER
@@ -124,7 +123,7 @@ def sing(rng: np.random.Generator, register: int) -> _Audio:
 
 
 def singers(split: int) -> Float32[np.ndarray, "register singer sample"]:
-    """What songs are mixed of."""
+    """Returns the tracks from which the songs of a split are mixed."""
     rng = np.random.default_rng((split, 0))
     return np.stack([[sing(rng, register) for _ in range(SINGERS)] for register in range(REGISTERS)])
 
@@ -132,7 +131,7 @@ def singers(split: int) -> Float32[np.ndarray, "register singer sample"]:
 def mix(
     tracks: Float32[np.ndarray, "register singer sample"], rng: np.random.Generator, seconds: int = SECONDS
 ) -> Song:
-    """A crop of a song: whoever sings in each register, two registers that are the target, and breaks of the others."""
+    """Mixes a random song, with a random singer for each register and two target registers; returns a crop of it."""
     starts = np.arange(0, SECONDS, BREAK_EVERY)
     breaks = starts + rng.uniform(0, BREAK_JITTER, len(starts))
     singing = [rng.integers(len(track)) for track in tracks]
@@ -152,7 +151,7 @@ def mix(
 
 
 def batch_of(tracks: Float32[np.ndarray, "register singer sample"], seconds: int, seed: int, step: int) -> dict:
-    """The examples of a step: a crop of a song each."""
+    """Returns the examples of a step, each a crop of another song."""
     rng = np.random.default_rng((TRAIN, 1, seed, step))
     songs = [mix(tracks, rng, seconds) for _ in range(AUDIO_PER_STEP // seconds)]
     return {
@@ -166,7 +165,7 @@ class Training:
     """A model to train."""
 
     attention: str
-    seconds: int  # of its crops
+    seconds: int  # length of its crops
     seed: int
 
     @property
@@ -175,24 +174,21 @@ class Training:
 
     @property
     def config(self) -> TrainingConfig:
-        """Like the quickstart's but for what is given."""
-        spec = importlib.util.spec_from_file_location("quickstart", ROOT / "configs" / "quickstart.py")
-        module = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(module)
-        quickstart = TrainingConfig.from_dict(module.get_config().to_dict())
+        """The quickstart's config with the settings of this training."""
+        quickstart = read_recipe("quickstart.py")
         sizes = {"seconds": float(self.seconds), "batch_size": AUDIO_PER_STEP // self.seconds, "seed": self.seed}
         return quickstart.with_changes(**RUN, **sizes, model={**MODEL, **ATTENTIONS[self.attention]})
 
 
 def trainings(seeds: int) -> list[Training]:
-    """In the order in which they are trained. Full attention is there for comparison, at one length."""
+    """Returns the trainings in order. Full attention is a comparison, at one length."""
     kinds = [("window and sinks", seconds) for seconds in (30, 2, 8, 60)]
     kinds += [("window", 30), ("full", 30), *(("window", seconds) for seconds in (2, 8, 60))]
     return [Training(*kind, seed) for seed in range(seeds) for kind in kinds]
 
 
 def train(training: Training, tracks: Float32[np.ndarray, "register singer sample"], folder: Path) -> None:
-    """Saves a trained model in the folder."""
+    """Trains a model and saves it in the folder."""
     config, mesh, begin = training.config, make_mesh({"data": 1, "fsdp": 1, "seq": 1}), time.monotonic()
     step, state = make_train_step(config, mesh), initial_state(config, mesh)
     losses = []
@@ -209,10 +205,10 @@ def train(training: Training, tracks: Float32[np.ndarray, "register singer sampl
 
 
 def score(songs: list[Song], folder: Path, training: Training) -> dict[str, Any]:
-    """uSDR in dB of each song, whole and in chunks, and which part of the voices is on the right side.
+    """Scores a model: uSDR in dB of each song, whole and in chunks, and the share of voices on the right side.
 
-    For each whole second without a break and each voice: a voice of the target is right where the estimate has more
-    than half of it, another where it has less. By guessing, one half is.
+    In each whole second without a break, a target voice is right if the estimate has more than half of it, and another
+    voice is right if the estimate has less. Guessing gets one half right.
     """
     config, params, _ = load_model(folder / training.name)
     separate = jax.jit(lambda audio: RoFormer(config).apply({"params": params}, audio))
@@ -237,13 +233,13 @@ def score(songs: list[Song], folder: Path, training: Training) -> dict[str, Any]
 
 
 def chunk_starts(seconds: int) -> list[int]:
-    """Where chunks of a song begin, in seconds; the last one is whole, too, and may overlap the one before."""
+    """Returns the starts of a song's chunks in seconds; the last chunk is moved to end with the song."""
     starts = list(range(0, SECONDS - seconds + 1, seconds))
     return starts if starts[-1] + seconds == SECONDS else [*starts, SECONDS - seconds]
 
 
 def joined(starts: list[int], chunks: Float32[np.ndarray, "chunk sample"]) -> _Audio:
-    """A song of its chunks; where two overlap, the earlier counts."""
+    """Joins chunks to a song; where two overlap, the earlier one is used."""
     song = np.zeros(SECONDS * RATE, np.float32)
     for start, chunk in reversed(list(zip(starts, chunks, strict=True))):
         song[start * RATE :][: len(chunk)] = chunk
@@ -251,7 +247,7 @@ def joined(starts: list[int], chunks: Float32[np.ndarray, "chunk sample"]) -> _A
 
 
 def _right(song: Song, audio: _Audio) -> np.ndarray:
-    """The part of the voices that are right, for each second."""
+    """Returns the share of voices that are right in each second."""
     voices = song.voices.reshape(REGISTERS, SECONDS, RATE)
     inside = np.einsum("rst,st->rs", voices, audio.reshape(SECONDS, RATE)) / np.square(voices).sum(-1)
     wanted = np.isin(np.arange(REGISTERS), song.wanted)[:, None]
@@ -259,18 +255,18 @@ def _right(song: Song, audio: _Audio) -> np.ndarray:
 
 
 class Experiment:
-    """The folder of the experiment: the models, and their scores by name."""
+    """The folder of the experiment, with the models and their scores."""
 
     def __init__(self, folder: Path, seeds: int) -> None:
         self.folder, self.seeds = folder, seeds
 
     def scores(self, training: Training) -> dict[str, Any] | None:
-        """Of what is done; None for what is not."""
+        """Returns the scores of a training, None if it is not done."""
         path = self._file(training)
         return json.loads(path.read_text()) if path.exists() else None
 
     def run(self, end: float) -> None:
-        """Trains and scores what is not done; begins nothing after `end` (time.monotonic)."""
+        """Trains and scores the models that are not done; begins none after `end` (time.monotonic)."""
         left = [training for training in trainings(self.seeds) if self.scores(training) is None]
         if not left:
             return
@@ -290,25 +286,25 @@ class Experiment:
 
 
 def test_songs() -> list[Song]:
-    """Of singers that no model was trained on."""
+    """Returns songs of singers that no model was trained on."""
     tracks = singers(TEST)
     return [mix(tracks, np.random.default_rng((TEST, 1, index))) for index in range(TEST_SONGS)]
 
 
 def kinds() -> list[tuple[str, int]]:
-    """Attention and seconds of each row of the table."""
-    there = {(training.attention, training.seconds) for training in trainings(1)}
-    return [(attention, seconds) for attention in ATTENTIONS for seconds in CONTEXTS if (attention, seconds) in there]
+    """Returns (attention, seconds) of each row of the table."""
+    trained = {(training.attention, training.seconds) for training in trainings(1)}
+    return [(attention, seconds) for attention in ATTENTIONS for seconds in CONTEXTS if (attention, seconds) in trained]
 
 
 def of_seeds(experiment: Experiment, attention: str, seconds: int) -> list[dict[str, Any]]:
-    """The scores of the seeds that are done."""
+    """Returns the scores of the seeds that are done."""
     found = [experiment.scores(Training(attention, seconds, seed)) for seed in range(experiment.seeds)]
     return [scores for scores in found if scores is not None]
 
 
 def table(experiment: Experiment) -> list[dict[str, Any]]:
-    """A row for each attention and length: uSDR in dB with its interval over songs, and the voices that are right."""
+    """Returns a row per attention and length: uSDR in dB with its interval over songs, and the right voices in %."""
     rows = []
     for attention, seconds in kinds():
         row = {"attention": attention, "crop": f"{seconds} s"}
@@ -317,7 +313,7 @@ def table(experiment: Experiment) -> list[dict[str, Any]]:
             row |= dict.fromkeys((way, f"95 % {way}", f"right {way}"), "-")
             if found:
                 songs = np.mean([scores[way] for scores in found], axis=0)
-                low, high = bootstrap_interval(songs, np.mean)
+                low, high = bootstrap_interval(songs, np.mean) or (np.nan, np.nan)
                 right = np.mean([scores[f"{way}_right"] for scores in found])
                 row |= {way: f"{songs.mean():.2f}", f"95 % {way}": f"{low:.2f} to {high:.2f}"}
                 row |= {f"right {way}": f"{100 * right:.0f} %"}
@@ -328,7 +324,7 @@ def table(experiment: Experiment) -> list[dict[str, Any]]:
 
 
 def distance_table(experiment: Experiment) -> list[dict[str, Any]]:
-    """The voices that are right in whole songs by the distance to the nearest break."""
+    """Returns the share of right voices in whole songs, by the distance to the nearest break."""
     names = [f"to {high:g} s" if high < np.inf else "farther" for high in DISTANCES[1:]]
     return [
         {
@@ -348,18 +344,18 @@ def _by_distance(experiment: Experiment, attention: str, seconds: int) -> np.nda
 
 
 def mean_usdr(songs: list[Song], estimates: list[_Audio]) -> float:
-    """Over the songs, in dB."""
+    """Returns the mean uSDR over songs in dB."""
     return float(np.mean([usdr(song.target[None], audio[None]) for song, audio in zip(songs, estimates, strict=True)]))
 
 
 def bounds(songs: list[Song]) -> list[dict[str, Any]]:
-    """What needs no model: of each length of chunks how many have a break, and the uSDR of the best that they allow.
+    """Returns, per length of chunks, the share of chunks with a break and the best uSDR that they allow.
 
-    The best separates without error where the chunk has a frame of a break, and elsewhere, where nothing says
-    what is wanted, it gives half of everything, the best constant in the mean square.
+    The best separation has no error in chunks that contain a frame of a break. In other chunks nothing shows which
+    voices are wanted, so it returns half of the mixture, the best constant gain in the mean square.
     """
 
-    def told(song: Song, seconds: int) -> np.ndarray:
+    def has_break(song: Song, seconds: int) -> np.ndarray:
         starts, begin = np.asarray(chunk_starts(seconds))[:, None], np.asarray(song.breaks)
         overlap = np.minimum(starts + seconds, begin + BREAK) - np.maximum(starts, begin)
         return (overlap >= MODEL["stft_hop_length"] / RATE).any(axis=1)
@@ -368,13 +364,13 @@ def bounds(songs: list[Song]) -> list[dict[str, Any]]:
         starts = chunk_starts(seconds)
         chunks = [
             (song.target if known else song.mixture / 2)[start * RATE :][: seconds * RATE]
-            for start, known in zip(starts, told(song, seconds), strict=True)
+            for start, known in zip(starts, has_break(song, seconds), strict=True)
         ]
         return joined(starts, np.stack(chunks))
 
     rows = []
     for seconds in CONTEXTS:
-        part = float(np.mean([told(song, seconds) for song in songs]))
+        part = float(np.mean([has_break(song, seconds) for song in songs]))
         best = mean_usdr(songs, [at_best(song, seconds) for song in songs]) if part < 1 else np.inf
         limit = f"{best:.2f}" if part < 1 else "none"
         rows.append({"chunks": f"{seconds} s", "with a break": f"{100 * part:.0f} %", "uSDR at best": limit})
@@ -382,7 +378,7 @@ def bounds(songs: list[Song]) -> list[dict[str, Any]]:
 
 
 def draw(path: Path, experiment: Experiment, half: float) -> None:
-    """Writes the picture: uSDR by the length of crops, and for each attention the voices right by distance."""
+    """Draws uSDR by the length of crops, and for each attention the share of right voices by distance."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(12, 4.5), layout="constrained")
@@ -415,7 +411,7 @@ def draw(path: Path, experiment: Experiment, half: float) -> None:
         figure.savefig(temporary, dpi=110, format="png")
 
 
-FINDINGS = "\n## What this shows\n"  # what follows is written by hand
+FINDINGS = "\n## What this shows\n"  # the section from here on is written by hand
 DOCUMENT = """# What the length of training examples does
 
 `python benchmarks/context.py` writes this page. The experiment asks when it pays to train on long examples, and how a
@@ -459,7 +455,7 @@ Share of voices that are right in whole songs, by the distance to the nearest br
 
 
 def write_document(path: Path, experiment: Experiment, songs: list[Song], limits: list[dict[str, Any]]) -> None:
-    """The page: numbers of this experiment alone, and what somebody wrote below them, which stays."""
+    """Writes the page; keeps its last section, which is written by hand."""
     hop, sinks = MODEL["stft_hop_length"] / RATE, ATTENTIONS["window and sinks"]["num_sinks"]
     crops = ", ".join(f"{AUDIO_PER_STEP // seconds} crops of {seconds} s" for seconds in CONTEXTS)
     text = DOCUMENT.format(
@@ -496,12 +492,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--folder", type=Path, default=Path("runs/context"), help="where models are kept")
     parser.add_argument("--seeds", type=int, default=1, help="trainings of each kind (default: 1)")
-    parser.add_argument("--minutes", type=float, default=np.inf, help="begin no training after so many (default: all)")
+    parser.add_argument(
+        "--minutes", type=float, default=np.inf, help="begin no training after so many minutes (default: train all)"
+    )
     arguments = parser.parse_args()
     experiment = Experiment(arguments.folder, arguments.seeds)
     experiment.run(time.monotonic() + 60 * arguments.minutes)
     if any(experiment.scores(training) is None for training in trainings(arguments.seeds)):
-        print("not all is done yet: the same command goes on")
+        print("not everything is done yet: the same command continues")
         return
     songs = test_songs()
     rows, distances, limits = table(experiment), distance_table(experiment), bounds(songs)

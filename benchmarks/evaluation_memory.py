@@ -1,10 +1,10 @@
-"""Peak memory of `wroformer evaluate` for songs of four stems: it must not grow with their length.
+"""Measures the peak memory of `wroformer evaluate` for songs of four stems: it must not grow with their length.
 
     python benchmarks/evaluation_memory.py
 
-Writes synthetic songs, evaluates a tiny model on each, scores the estimates that it left, and separates one stem
-for comparison, each in a process of its own. Options that are not its own go to `wroformer evaluate` and `separate`.
-The folder for songs and stems needs 1.7 GB of disk for 16 minutes, and is emptied again.
+Writes synthetic songs. For each it evaluates a tiny model, scores the saved estimates, and separates one stem for
+comparison, each in its own process. Unknown options are passed to `wroformer evaluate` and `separate`. The folder for
+songs and stems needs 1.7 GB of disk for 16 minutes of audio, and is emptied afterwards.
 """
 
 from __future__ import annotations
@@ -25,18 +25,18 @@ from wroformer_jax import ModelConfig, RoFormer
 
 RATE = 44100  # Hz
 STEMS = ("vocals", "drums", "bass", "other")
-SCORING_LIMIT_MIB = 400  # of evaluate --estimates, which is all that evaluate adds to separate
-SEPARATING_LIMIT = 1.1  # evaluate --checkpoint against separate
-GROWTH_LIMIT = 1.1  # longest against shortest
+SCORING_LIMIT_MIB = 400  # for evaluate --estimates, the part that evaluate adds to separate
+SEPARATING_LIMIT = 1.1  # evaluate --checkpoint, as a multiple of separate
+GROWTH_LIMIT = 1.1  # longest song, as a multiple of the shortest
 
-# The published STFT and bands; all that is wide in a model is narrow, as scoring is what is looked at.
+# The published STFT and bands, but narrow layers: the benchmark is about scoring.
 TINY = ModelConfig(
     stems=STEMS, dim=16, depth=1, heads=1, dim_head=16, dim_feed_forward=32, mask_layers=1, dim_mask=32, num_sinks=2
 )
 
 
 def write_song(folder: Path, seconds: int) -> None:
-    """16-bit stereo wavs of notes that change every second over noise, a second at a time."""
+    """Writes a 16-bit stereo WAV for each stem, second by second: notes that change every second, and noise."""
     rng = np.random.default_rng(0)
     t = np.arange(RATE) / RATE
     folder.mkdir(parents=True)
@@ -53,7 +53,7 @@ def save_tiny_model(folder: Path) -> None:
 
 
 def measure_song(folder: Path, seconds: int, checkpoint: str | Path, arguments: list[str]) -> dict[str, dict[str, int]]:
-    """Time and memory of each of the three commands for a song of that length, which is written to `folder`."""
+    """Writes a song to `folder` and returns the time and memory of each of the three commands for it."""
     data, estimates = folder / "data", folder / "estimates"
     write_song(data / "song", seconds)
     made = ["--checkpoint", checkpoint, *arguments]

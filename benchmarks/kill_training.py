@@ -1,12 +1,12 @@
-"""Training runs that are killed at random moments, also while saving, end with the weights of one that is not.
+"""Kills training runs at random moments, also while they save: they must end with the weights of an uninterrupted run.
 
     python benchmarks/kill_training.py
 
-Trains once without interruption (or takes the workdir of such a run, --reference, made by the same code on the same
-machine). Then trains again, killed (SIGKILL) and restarted until it was killed so many times, by turns: as one of the
-next checkpoints is being written, a random time after the first step, and a random time after the start. A run that
-ends before that is compared with the first one, weights bit for bit and records byte for byte, and another one begins.
-At last a run gets SIGTERM: how long it takes to save and exit, and what it then ends with.
+Trains once without interruption, or takes the workdir of such a run (--reference), made by the same code on the same
+machine. Then trains again, and kills (SIGKILL) and restarts the run --kills times. The moments alternate: while one of
+the next checkpoints is being written, a random time after the first step, and a random time after the start. If a run
+finishes earlier, it is compared with the first one, weights bit for bit and records byte for byte, and another run
+begins. Finally a run gets SIGTERM, to measure how long it takes to save and exit, and is compared at its end.
 """
 
 import argparse
@@ -24,7 +24,7 @@ import numpy as np
 from report import print_table, write_result
 
 ROOT = Path(__file__).parents[1]
-# A model and songs so small that most of a life is not the compiling of the step.
+# A model and songs so small that a process trains for longer than it compiles.
 SMALL = [
     "--config.model.dim=8", "--config.model.num_bands=8", "--config.model.dim_feed_forward=8",
     "--config.model.dim_mask=8", "--config.seconds=0.3", "--config.synthetic.song_seconds=2",
@@ -35,7 +35,7 @@ SMALL = [
 
 
 class Life:
-    """A process that trains, and when it took its first step."""
+    """A process that trains; `trains` is set once it took its first step."""
 
     def __init__(self, command: list[str]) -> None:
         self.process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True)
@@ -44,31 +44,32 @@ class Life:
         threading.Thread(target=self._listen, daemon=True).start()
 
     def _listen(self) -> None:
+        assert self.process.stdout is not None  # it is a pipe
         for line in self.process.stdout:
             if line.startswith("compiled and took the first step"):
                 self.trains.set()
-        self.trains.set()  # it is over
+        self.trains.set()  # the process has ended
 
 
 def ended(process: subprocess.Popen) -> bool:
-    """Whether the run is at its end, which must be a good one."""
+    """Returns whether the run has finished; exits if it failed."""
     if process.poll():
         sys.exit(f"training failed with status {process.returncode}")
     return process.returncode == 0
 
 
 def being_written(checkpoints: Path) -> set[tuple[str, int]]:
-    """Names and numbers of the checkpoints that are not whole."""
+    """Returns names and inode numbers of the incomplete checkpoints."""
     found = set()
     for path in checkpoints.glob("*.orbax-checkpoint-tmp*"):
-        with contextlib.suppress(FileNotFoundError):  # whole by now
+        with contextlib.suppress(FileNotFoundError):  # complete by now
             found.add((path.name, path.stat().st_ino))
     return found
 
 
 def wait_for_save(life: Life, checkpoints: Path, number: int) -> bool:
-    """Waits until so many checkpoints more are being written, or are written; whether it came to that."""
-    seen = being_written(checkpoints)  # by the life before
+    """Waits until `number` more checkpoints are, or were, being written; returns False if the run ends before."""
+    seen = being_written(checkpoints)  # left by the previous process
     while number and not ended(life.process):
         new = being_written(checkpoints) - seen
         seen |= new
@@ -78,7 +79,7 @@ def wait_for_save(life: Life, checkpoints: Path, number: int) -> bool:
 
 
 def wait_for_time(life: Life, seconds: float | None) -> bool:
-    """Waits so long, or till the end; whether the run goes on after that."""
+    """Waits for some seconds, or for the end of the run if None; returns whether the run goes on."""
     try:
         life.process.wait(seconds)
     except subprocess.TimeoutExpired:
@@ -87,7 +88,7 @@ def wait_for_time(life: Life, seconds: float | None) -> bool:
 
 
 def wait(life: Life, end: str, checkpoints: Path, moments: random.Random, seconds: tuple[float, float]) -> bool:
-    """Waits for the moment of an end; whether the run goes on then."""
+    """Waits for the moment at which to end a process; returns whether the run goes on until then."""
     if end.endswith("while saving"):
         return wait_for_save(life, checkpoints, moments.randint(1, 5))
     if end == "killed while training":
@@ -98,12 +99,13 @@ def wait(life: Life, end: str, checkpoints: Path, moments: random.Random, second
 
 
 def newest(checkpoints: Path) -> int:
+    """Returns the step of the newest checkpoint, 0 if there is none."""
     steps = checkpoints.iterdir() if checkpoints.is_dir() else []
     return max((int(step.name) for step in steps if step.name.isdigit()), default=0)
 
 
 def differences(a: Path, b: Path) -> dict[str, object]:
-    """How the weights and the records of two runs differ."""
+    """Compares the weights and the records of two runs."""
     import jax
 
     import wroformer_jax
@@ -118,9 +120,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--reference", type=Path, help="workdir of a run that was never interrupted")
     parser.add_argument("--config", default="configs/quickstart.py")
-    parser.add_argument("--kills", type=int, default=30)
+    parser.add_argument("--kills", type=int, default=30, help="number of kills")
     parser.add_argument("--seconds", type=float, nargs=2, default=[0.5, 15], help="least and most before a kill")
-    parser.add_argument("--seed", type=int, default=0, help="of the moments")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the random moments")
     args, settings = parser.parse_known_args()  # the rest goes to train.py: --config.steps=120
     moments = random.Random(args.seed)
     train = [sys.executable, "train.py", f"--config={args.config}", *SMALL, *settings]

@@ -1,10 +1,10 @@
-"""Batches after a kill are those of a run that is never interrupted.
+"""Kills loading at random moments: the batches must be those of an uninterrupted run.
 
     python benchmarks/loading_resume.py
 
-A process loads batches with one worker and notes the digest of each, then the state after it. It is killed (SIGKILL)
-at random moments, wherever it is, and started again from the last state noted. All digests are held against those of
-one process that was left alone, and every worker must have ended with its process.
+A process loads batches with one worker and records the digest of each batch and the state after it. It is killed
+(SIGKILL) at random moments and restarted from the last recorded state. All digests are compared with those of one
+uninterrupted process, and every worker must end with its process.
 """
 
 import argparse
@@ -33,7 +33,7 @@ def load(record_set: RecordSet) -> Batches:
 
 
 def consume(path: str, folder: Path, number: int) -> None:
-    """Loads batches until so many are noted in all."""
+    """Loads and records batches until `number` are recorded in total."""
     state = folder / "state.json"
     with load(RecordSet.open(path)) as loader, (folder / "digests.jsonl").open("a") as digests:
         if state.exists():
@@ -49,14 +49,14 @@ def consume(path: str, folder: Path, number: int) -> None:
 
 
 def noted(folder: Path) -> list[dict]:
-    """What was written as whole lines."""
+    """Returns the recorded batches; ignores a line that was cut short."""
     path = folder / "digests.jsonl"
     lines = path.read_text().splitlines(keepends=True) if path.exists() else []
     return [json.loads(line) for line in lines if line.endswith("\n")]
 
 
 def run(arguments: list[str], seconds: float | None) -> bool:
-    """Consumes in a process of its own, killed after so many seconds; whether it was killed."""
+    """Runs `consume` in its own process and kills it after some seconds; returns whether it was killed."""
     process = subprocess.Popen([sys.executable, __file__, *arguments], stderr=subprocess.DEVNULL if seconds else None)
     try:
         if process.wait(seconds):
@@ -69,7 +69,7 @@ def run(arguments: list[str], seconds: float | None) -> bool:
 
 
 def alive(process_ids: set[int]) -> set[int]:
-    """Those that have not ended within ten seconds."""
+    """Returns the processes that have not ended within ten seconds."""
     deadline = time.monotonic() + 10
     while process_ids and time.monotonic() < deadline:
         time.sleep(0.05)
@@ -86,9 +86,9 @@ def is_running(process_id: int) -> bool:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--kills", type=int, default=20)
+    parser.add_argument("--kills", type=int, default=20, help="number of kills")
     parser.add_argument("--seconds", type=float, nargs=2, default=[0.5, 6], help="least and most before a kill")
-    parser.add_argument("--seed", type=int, default=0, help="of the moments")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the random moments")
     parser.add_argument("--consume", nargs=3, help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.consume:

@@ -1,10 +1,10 @@
-"""What fits where: the longest audio of a training step by chip, by `wroformer plan`, without a chip.
+"""Plans the longest audio of a training step on each kind of chip, with `wroformer plan`, without a chip.
 
     pip install --no-deps libtpu==0.0.42.1
     python benchmarks/long_context.py
 
-Published size, AdamW's whole state, one example a chip (or one cut over all of them), no teacher unless a row says so.
-Each row is a search for the longest example, or one length; rows that are in benchmarks/results/long_context.json are
+Published size, the whole state of AdamW, one example per chip (or one cut over all chips), no teacher unless a row says
+so. A row is a search for the longest example, or one length. Rows that are in benchmarks/results/long_context.json are
 not planned again. Writes the tables of docs/long_context.md, and draws its picture of memory and FLOPs against length.
 """
 
@@ -30,7 +30,7 @@ NAIVE = (*ALONE, "--time-mixer", "naive")
 AT_ONCE = ("--set", "model.places_at_once=0")
 OFFLOAD = ("--set", "model.remat=offload")
 HALF = ("--set", "model.stream_dtype=bfloat16")
-# What is compared, and the options of `wroformer plan` that make it.
+# The compared models, and their options of `wroformer plan`.
 MODELS = {
     "naive full attention, at once": (*NAIVE, *AT_ONCE),
     "naive full attention, in pieces": NAIVE,
@@ -42,7 +42,7 @@ MODELS = {
     "windowed sinks, in pieces, offload, bfloat16 stream": (*ALONE, *OFFLOAD, *HALF),
     "windowed sinks, in pieces, with a teacher": (),
 }
-# Of the picture, through the longest examples that fit into these chips.
+# The curves of the picture go through the longest examples that fit into these chips.
 CURVES = ("naive full attention, at once", "blocked full attention, in pieces", "windowed sinks, in pieces")
 CHIPS = ("v5e:1x1", "v6e:1x1", "v5p:2x2x1")
 ONE, CUT8, CUT64 = "data=-1", "seq=8", "data=-1,seq=64"
@@ -61,7 +61,7 @@ BEGIN, END = f"<!-- {COMMAND} -->\n", "<!-- end -->\n"
 
 
 def planned(model: str, topology: str, mesh: str, seconds: str) -> dict[str, Any]:
-    """What `wroformer plan` writes as JSON."""
+    """Returns the JSON that `wroformer plan` writes."""
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "plan.json"
         command = [sys.executable, "-m", "wroformer_jax.cli", "plan", "--config", "configs/long_context.py"]
@@ -71,6 +71,7 @@ def planned(model: str, topology: str, mesh: str, seconds: str) -> dict[str, Any
 
 
 def row_of(model: str, topology: str, mesh: str, seconds: str) -> dict[str, Any]:
+    """Plans one row of the table."""
     found = planned(model, topology, mesh, seconds)
     memory, longest, examples = found["memory_bytes_per_device"], found.get("longest"), found["batch_size"]
     too_long = longest and longest["too_long"]
@@ -95,11 +96,12 @@ def row_of(model: str, topology: str, mesh: str, seconds: str) -> dict[str, Any]
 
 
 def key_of(row: dict[str, Any]) -> tuple[str, ...]:
+    """Returns the fields that identify a row."""
     return tuple(row[name] for name in ("model", "options", "topology", "mesh", "asked"))
 
 
 def write_tables(rows: list[dict[str, Any]]) -> None:
-    """Writes the tables between their marks in the document."""
+    """Replaces the tables between the marks in the document."""
     alone = ["| one example per chip | chip | longest that fits | does not | GiB | state | host | score TFLOP |"]
     shared = ["| one example over several chips | slice, mesh | examples at once | example | GiB per chip | state |"]
     for table in (alone, shared):
@@ -129,7 +131,7 @@ def _number(number: float) -> str:
 
 
 def draw(rows: list[dict[str, Any]]) -> None:
-    """Memory and FLOPs against length: each point is the longest example that fits into a chip."""
+    """Draws memory and FLOPs against length; each point is the longest example that fits into a chip."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -157,7 +159,7 @@ def draw(rows: list[dict[str, Any]]) -> None:
 
 
 def draw_parts() -> None:
-    """What one of four devices needs of the others."""
+    """Draws what the devices of a time-parallel step exchange."""
     import matplotlib
 
     matplotlib.use("Agg")

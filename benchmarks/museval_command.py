@@ -1,9 +1,9 @@
-"""cSDR of `wroformer evaluate` against that of museval's own command, `museval`, on the same files.
+"""Compares the cSDR of `wroformer evaluate` with that of the command `museval` on the same files.
 
     python benchmarks/museval_command.py
 
-Writes synthetic songs in the layout of MUSDB18-HQ, and estimates of their stems, to a temporary folder, and lets both
-commands score them. Needs museval (`pip install "wroformer-jax[eval]"`), and ffmpeg, with which it reads the songs.
+Writes synthetic songs in the layout of MUSDB18-HQ and estimates of their stems to a temporary folder, and scores them
+with both commands. Needs museval (`pip install "wroformer-jax[eval]"`) and ffmpeg, with which museval reads the songs.
 """
 
 from __future__ import annotations
@@ -27,12 +27,11 @@ from wroformer_jax.data.synthetic.song import synthesise_song
 from wroformer_jax.stems import SYNTHETIC_STEMS
 
 RATE = 44100  # Hz
-# museval rounds each frame to 1e-5 dB.
-TOLERANCE = 1.1e-5  # dB
+TOLERANCE = 1.1e-5  # dB; museval rounds the score of each frame to 1e-5 dB
 
 
 def write_song(data: Path, estimates: Path, index: int, seconds: float) -> None:
-    """A song of 16-bit stems with a pause in the vocals, its mixture, and estimates with leakage and hiss."""
+    """Writes a song of 16-bit stems with a pause in the vocals, its mixture, and estimates with leakage and hiss."""
     rng = np.random.default_rng(index)
     stems = synthesise_song((17, index), seconds)
     stems["vocals"][:, 2 * RATE : 4 * RATE] = 0
@@ -46,12 +45,13 @@ def write_song(data: Path, estimates: Path, index: int, seconds: float) -> None:
 
 
 def write_wav(path: Path, audio: np.ndarray, subtype: str) -> None:
+    """Writes audio (channels, samples) as a WAV file."""
     path.parent.mkdir(parents=True, exist_ok=True)
     soundfile.write(path, audio.T, RATE, subtype=subtype)
 
 
-def musevals(folder: Path) -> dict[tuple[str, str], float]:
-    """The median over frames of each song and stem, from the files that museval writes."""
+def score_with_museval(folder: Path) -> dict[tuple[str, str], float]:
+    """Returns the median SDR over frames of each song and stem, from the files that museval writes."""
     command = shutil.which("museval", path=sysconfig.get_path("scripts")) or shutil.which("museval")
     if command is None or shutil.which("ffmpeg") is None:
         sys.exit("needs the commands museval and ffmpeg")
@@ -65,7 +65,8 @@ def musevals(folder: Path) -> dict[tuple[str, str], float]:
     return medians
 
 
-def ours(folder: Path) -> dict[tuple[str, str], float]:
+def score_with_wroformer(folder: Path) -> dict[tuple[str, str], float]:
+    """Returns the cSDR of each song and stem, from the file that `wroformer evaluate` writes."""
     output = folder / "wroformer.json"
     arguments = ["--estimates", folder / "estimates", "--data", folder / "data", "--output", output]
     subprocess.run(wroformer("evaluate", *arguments), check=True, stdout=subprocess.DEVNULL)
@@ -75,7 +76,7 @@ def ours(folder: Path) -> dict[tuple[str, str], float]:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--songs", type=int, default=3)
+    parser.add_argument("--songs", type=int, default=3, help="number of songs")
     parser.add_argument("--seconds", type=float, default=12.5, help="length of each song")
     args = parser.parse_args()
 
@@ -83,7 +84,7 @@ def main() -> int:
         folder = Path(name)
         for index in range(args.songs):
             write_song(folder / "data" / "test", folder / "estimates" / "test", index, args.seconds)
-        theirs, found = musevals(folder), ours(folder)
+        theirs, found = score_with_museval(folder), score_with_wroformer(folder)
     rows = [
         {
             "song": song,

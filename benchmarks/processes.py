@@ -1,4 +1,4 @@
-"""How long a command takes and how much memory its process needs."""
+"""Measures the time and the peak memory of a command."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import sys
 import time
 from collections.abc import Sequence
 
-# The peak of a new process counts what it shares with its parent at first: a small one starts it.
+# A new process shares its parent's memory at first, which counts towards its peak: a small parent starts it.
 _LAUNCHER = """
 import resource, subprocess, sys
 status = subprocess.run(sys.argv[1:], stdout=subprocess.DEVNULL).returncode
@@ -17,12 +17,12 @@ sys.exit(status)
 
 
 def wroformer(*arguments: object) -> list[str]:
-    """The command `wroformer` of this interpreter."""
+    """Returns the command line of `wroformer` with this interpreter."""
     return [sys.executable, "-m", "wroformer_jax.cli", *map(str, arguments)]
 
 
 def measure(command: Sequence[str]) -> dict[str, int]:
-    """Runs a command in a process of its own, which must succeed; its time and its largest resident memory."""
+    """Runs a command, which must succeed; returns its time in seconds and its largest resident memory in MiB."""
     start = time.perf_counter()
     process = subprocess.run([sys.executable, "-c", _LAUNCHER, *command], stdout=subprocess.PIPE, text=True)
     if process.returncode:

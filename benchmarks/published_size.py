@@ -1,9 +1,9 @@
-"""The published size against PyTorch: 2 s of audio, conversion there and back, and its peak memory.
+"""Compares a model of the published size with PyTorch: 2 s of audio, conversion there and back, peak memory.
 
     python benchmarks/published_size.py
 
-Needs the test extra (PyTorch and the public package) and 5 GB of disk and memory. The weights are random: the
-PyTorch package's own initialisation, windowed sink attention patched in.
+Needs the test extra (PyTorch and the public package) and 5 GB of disk and memory. The weights are random, from the
+initialisation of the PyTorch package, with windowed sink attention patched in.
 """
 
 import argparse
@@ -22,7 +22,7 @@ CHECKS = {"output of 2 s": 2e-4, "tensors that differ": 0, "to-jax: memory / fil
 
 
 def peak_memory_of(*arguments: str) -> float:
-    """Runs the converter; bytes of its process's largest resident memory, Python and libraries included."""
+    """Runs the converter; returns its largest resident memory in bytes, Python and libraries included."""
     command = [sys.executable, "convert_torch_checkpoint.py", *arguments]
     process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL)
     _, status, usage = os.wait4(process.pid, 0)
@@ -32,9 +32,9 @@ def peak_memory_of(*arguments: str) -> float:
 
 
 def reference_on(folder: Path, audio: np.ndarray) -> np.ndarray:
-    """Writes the PyTorch model's weights; what it makes of the audio."""
+    """Writes the PyTorch model's weights; returns its output for the audio."""
     import torch
-    from support.reference import make_reference
+    from support.reference import make_reference  # pyright: ignore[reportMissingImports]: in tests/
 
     from wroformer_jax.config.model import ModelConfig
 
@@ -45,6 +45,7 @@ def reference_on(folder: Path, audio: np.ndarray) -> np.ndarray:
 
 
 def tensors_that_differ(a: Path, b: Path) -> int:
+    """Returns the number of tensors that differ between two PyTorch files; all of them if their keys differ."""
     import torch
 
     first, second = (torch.load(path, weights_only=True, mmap=True) for path in (a, b))

@@ -1,21 +1,21 @@
-"""What windowed sink attention costs, and what fine-tuning gives back: the experiment of arXiv 2510.25745 in small.
+"""Measures the cost of windowed sink attention and the gain of fine-tuning: a small version of arXiv 2510.25745.
 
     python benchmarks/recover.py
 
-A small full-attention model is trained on synthetic songs. Its time attention is then replaced by windowed sink
-attention of several windows, numbers of sinks, and starts of the sinks: without training, fine-tuned on the stems
-("reconstruction"), and fine-tuned on the stems and on the masks of the model that it was ("distillation"). The row
-"full" is the teacher itself, trained on for as long as the others are: what they gain by more training alone.
+A small full-attention model, the teacher, is trained on synthetic songs. Its time attention is then replaced by
+windowed sink attention, with several windows, numbers of sinks and initial sinks. The result is scored without
+training, fine-tuned on the stems ("reconstruction"), and fine-tuned on the stems and the teacher's masks
+("distillation"). The row "full" is the teacher after as many further steps as the others: the gain of more training
+alone.
 
-Every training is a run of the trainer in a folder of its own. What is done is not done again, and what was interrupted
-goes on: the command can be given in parts (--minutes). The table is printed whenever something is added to it. When all
-is done, docs/recovery.md, its picture and benchmarks/results/recover.json are written.
+Every training is a run of the trainer in its own folder. With --minutes the work can be done in several calls: a call
+skips what is done and continues what was interrupted. It prints the table after each training. When all are done, it
+writes docs/recovery.md, its picture and benchmarks/results/recover.json.
 """
 
 import argparse
 import dataclasses
 import functools
-import importlib.util
 import json
 import time
 from collections.abc import Callable
@@ -25,6 +25,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from recipes import read_recipe
 from report import aligned, print_table, write_result
 
 from wroformer_jax.checkpoints.model_dir import load_model, save_model
@@ -75,17 +76,17 @@ STUDENT = {
     "optimizer": {"learning_rate": 1e-3, "ema": 0.99, "warmup": 0.1},
     "validation": {"every": 200},
 }
-WAYS = {"reconstruction": 0.0, "distillation": 1.0}  # weight of the masks
+WAYS = {"reconstruction": 0.0, "distillation": 1.0}  # weight of the mask loss
 SONGS = {"train_songs": 48, "test_songs": 8, "seconds": 8.0, "sample_rate": RATE, "seed": 0}
 
 
 @dataclasses.dataclass(frozen=True)
 class Variant:
-    """A windowed sink attention; no window is full attention."""
+    """A time attention: windowed sinks, or full attention if `window` is None."""
 
     window: int | None
     num_sinks: int = 0
-    start: str = ""  # of the sinks
+    start: str = ""  # initial values of the sinks: "normal", "zeros" or "mean"
 
     @property
     def name(self) -> str:
@@ -98,7 +99,7 @@ class Variant:
         return {"time_mixer": "windowed_sink", "window": self.window, "num_sinks": self.num_sinks}
 
 
-# In the order in which they are trained: the paper's own comes first.
+# In the order of training; the first one is the paper's.
 VARIANTS = (
     Variant(10, 8, "normal"),
     Variant(None),
@@ -113,17 +114,14 @@ VARIANTS = (
 
 
 def config_of(songs: Path, model: dict[str, Any], **fields: Any) -> TrainingConfig:
-    """A run like the quickstart's but for what is given."""
-    spec = importlib.util.spec_from_file_location("quickstart", ROOT / "configs" / "quickstart.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    quickstart = TrainingConfig.from_dict(module.get_config().to_dict())
+    """Returns the quickstart's config with these settings."""
+    quickstart = read_recipe("quickstart.py")
     changed = quickstart.with_changes(**RUN, data=str(songs), model={**MODEL, **model})
     return changed.with_changes(**fields)
 
 
 class Experiment:
-    """The folder of the experiment: the songs, the teacher, what is made of it, and the scores of all by name."""
+    """The folder of the experiment, with the songs, the teacher, its variants and the scores of all by name."""
 
     def __init__(self, folder: Path) -> None:
         self.folder, self.songs, self.teacher = folder, folder / "songs", folder / "teacher"
@@ -134,37 +132,42 @@ class Experiment:
         self._once("teacher", lambda: train(config_of(self.songs, FULL, **TEACHER), self.teacher))
 
     def swap(self, variant: Variant) -> None:
-        """Saves and scores the teacher with another time attention."""
+        """Replaces the teacher's time attention, saves the result and scores it."""
 
         def score() -> dict[str, float]:
             config = config_of(self.songs, variant.model)
-            there, params, _ = load_model(self.teacher)
+            loaded, params, _ = load_model(self.teacher)
             if variant.window is not None:
-                there, params = add_windowed_sinks(
-                    there, params, window=variant.window, num_sinks=variant.num_sinks, seed=config.seed
+                loaded, params = add_windowed_sinks(
+                    loaded, params, window=variant.window, num_sinks=variant.num_sinks, seed=config.seed
                 )
             if variant.start in ("zeros", "mean"):
                 params["sink_tokens"] = self._sinks(variant, params["sink_tokens"])
-            save_model(self.folder / variant.name, there, params, overwrite=True)
-            return Validation(config, open_songs(config)).score(jax.tree.map(jnp.asarray, params))
+            save_model(self.folder / variant.name, loaded, params, overwrite=True)
+            scores = Validation(config, open_songs(config)).score(jax.tree.map(jnp.asarray, params))
+            assert scores is not None  # the set has songs to test on
+            return scores
 
         self._once(variant.name, score)
 
     def fine_tune(self, variant: Variant, way: str) -> None:
-        """Trains what `swap` saved."""
+        """Trains the model that `swap` saved."""
         weights = {"l1": 1.0, "stft": 1.0, "masks": WAYS[way]}
         teacher = {"teacher": str(self.teacher), "teacher_seconds": RUN["seconds"]} if WAYS[way] else {}
         start = {"init": str(self.folder / variant.name), **teacher, "loss": {"weights": weights}}
         config = config_of(self.songs, variant.model, **STUDENT, **start)
         self._once(name_of(variant, way), lambda: train(config, self.folder / name_of(variant, way)))
 
-    def scores(self, name: str) -> dict[str, float] | None:
-        """The scores of what is done; None for what is not."""
-        path = self._file(name)
-        return json.loads(path.read_text()) if path.exists() else None
+    def is_done(self, name: str) -> bool:
+        """Returns whether a run has its scores."""
+        return self._file(name).exists()
+
+    def scores(self, name: str) -> dict[str, float]:
+        """Returns the scores of a run that is done."""
+        return json.loads(self._file(name).read_text())
 
     def _once(self, name: str, make: Callable[[], dict[str, float]]) -> None:
-        if self.scores(name) is None:
+        if not self.is_done(name):
             made = make()
             self._file(name).parent.mkdir(parents=True, exist_ok=True)
             with replacing(self._file(name)) as temporary:
@@ -174,35 +177,35 @@ class Experiment:
         return self.folder / "scores" / f"{name}.json"
 
     def _sinks(self, variant: Variant, drawn: np.ndarray) -> np.ndarray:
-        """Zeros, or the mean of what the first block sees of training mixtures, told apart by what was drawn."""
+        """Returns initial sinks: zeros, or the mean input of the first block plus the random values `drawn`."""
         if variant.start == "zeros":
             return np.zeros_like(drawn)
         config = config_of(self.songs, FULL, batch_size=16)
         with batches(open_songs(config), TRAIN, loading_of(config)) as loader:
             mixture = jnp.asarray(next(loader)["mixture"])
-        there, params, _ = load_model(self.teacher)
-        features = RoFormer(there).apply({"params": params}, mixture, method="band_features")
-        return np.asarray(features.mean((0, 1))) + drawn
+        loaded, params, _ = load_model(self.teacher)
+        features = np.asarray(RoFormer(loaded).apply({"params": params}, mixture, method="band_features"))
+        return features.mean((0, 1)) + drawn
 
 
 def ways_of(variant: Variant) -> tuple[str, ...]:
-    """How it is fine-tuned; the teacher has nothing to learn from its own masks."""
+    """Returns the ways to fine-tune a variant; the teacher has nothing to learn from its own masks."""
     return ("reconstruction",) if variant.window is None else ("distillation", "reconstruction")
 
 
 def name_of(variant: Variant, way: str) -> str:
-    """Of a run."""
+    """Returns the name of a run."""
     return f"{variant.name}-{way}"
 
 
 def table(experiment: Experiment) -> list[dict[str, Any]]:
-    """A row for each variant: uSDR in dB, and as a part of the teacher's; "-" is not done."""
+    """Returns a row per variant: uSDR in dB and as a percentage of the teacher's; "-" if it is not done."""
     teacher = experiment.scores("teacher")["usdr"]
 
     def cells(column: str, name: str) -> dict[str, str]:
-        scores = experiment.scores(name)
-        if scores is None:
+        if not experiment.is_done(name):
             return {column: "-", f"{column} %": "-"}
+        scores = experiment.scores(name)
         return {column: f"{scores['usdr']:.2f}", f"{column} %": f"{100 * scores['usdr'] / teacher:.1f}"}
 
     return [
@@ -217,11 +220,11 @@ def table(experiment: Experiment) -> list[dict[str, Any]]:
     ]
 
 
-def attention_by_distance(config: ModelConfig, params: Params, audio: np.ndarray) -> dict[str, list[np.ndarray]]:
-    """Which part of each layer's attention goes how far: for "time" and "freq", an array by distance for each block.
+def attention_by_distance(config: ModelConfig, params: Params, audio: jax.Array) -> dict[str, list[np.ndarray]]:
+    """Returns, for "time" and "freq", an array per block: the softmax weight of keys by their distance.
 
-    A value is the mean over queries that are no sinks, bands or frames, heads and examples, of the softmax weight of
-    the keys at this distance, on both sides. What goes to sinks is left out, so that the values add up to the rest.
+    A weight is the mean over queries (without sinks), bands or frames, heads and examples, for keys at this distance on
+    both sides. Weights of sinks are left out, so the values of an array add up to the rest.
     """
     found: dict[str, list[np.ndarray]] = {"time": [], "freq": []}
 
@@ -239,14 +242,16 @@ def attention_by_distance(config: ModelConfig, params: Params, audio: np.ndarray
         found[axis].append(mass)
         return jnp.einsum("bhqk,bkhd->bqhd", weights, v)
 
-    def transform(axis: str, block: Params, x: Any) -> Any:
+    def transform(axis: str, block: Params, x: jax.Array) -> jax.Array:
         mixer = functools.partial(Attention, config=config, attend=functools.partial(attend, axis))
         tables = rotary_tables(params[f"{axis}_rotary"]["freqs"], jnp.arange(x.shape[-2]))
         flat = x.reshape(-1, *x.shape[-2:])
         depth = config.time_transformer_depth if axis == "time" else config.freq_transformer_depth
-        return Transformer(config, depth, mixer).apply({"params": block[axis]}, flat, tables).reshape(x.shape)
+        return jnp.asarray(Transformer(config, depth, mixer).apply({"params": block[axis]}, flat, tables)).reshape(
+            x.shape
+        )
 
-    x = RoFormer(config).apply({"params": params}, audio, method="band_features")
+    x = jnp.asarray(RoFormer(config).apply({"params": params}, audio, method="band_features"))
     if config.num_sinks:
         sinks = jnp.broadcast_to(params["sink_tokens"], (len(x), *params["sink_tokens"].shape))
         x = jnp.concatenate([sinks, x], axis=1)
@@ -258,7 +263,7 @@ def attention_by_distance(config: ModelConfig, params: Params, audio: np.ndarray
 
 
 def draw(path: Path, before: dict[str, list[np.ndarray]], after: dict[str, list[np.ndarray]], window: int) -> None:
-    """Writes the picture: time attention above, frequency attention below, before and after side by side."""
+    """Draws time attention above and frequency attention below; before and after fine-tuning side by side."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(10, 6.5), layout="constrained")
@@ -282,7 +287,7 @@ def draw(path: Path, before: dict[str, list[np.ndarray]], after: dict[str, list[
 
 
 def look(experiment: Experiment, picture: Path) -> list[dict[str, Any]]:
-    """The picture, and a table of how local attention is."""
+    """Draws the picture; returns a table of how local attention is."""
     variant = VARIANTS[0]
     config = config_of(experiment.songs, FULL, batch_size=4)
     songs = RecordSet.open(config.data)
@@ -290,8 +295,9 @@ def look(experiment: Experiment, picture: Path) -> list[dict[str, Any]]:
         audio = jnp.asarray(next(loader)["mixture"])
     found = {}
     for name, workdir in (("before", "teacher"), ("after", name_of(variant, "distillation"))):
-        there, params, _ = load_model(experiment.folder / workdir)
-        found[name] = attention_by_distance(there, jax.tree.map(jnp.asarray, params), audio)
+        loaded, params, _ = load_model(experiment.folder / workdir)
+        found[name] = attention_by_distance(loaded, jax.tree.map(jnp.asarray, params), audio)
+    assert variant.window is not None
     draw(picture, found["before"], found["after"], variant.window)
     return [
         {
@@ -344,7 +350,7 @@ bands or frames; before (the teacher) and after (window {window}, {sinks} sinks,
 def write_document(
     path: Path, experiment: Experiment, rows: list[dict[str, Any]], attention: list[dict[str, Any]]
 ) -> None:
-    """The page, of numbers of this experiment alone."""
+    """Writes the page from the numbers of this experiment."""
     teacher, best = experiment.scores("teacher"), VARIANTS[0]
     text = DOCUMENT.format(
         model=f"{num_parameters(config_of(experiment.songs, FULL).model) / 1e6:.2f}",
@@ -368,7 +374,9 @@ def write_document(
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--folder", type=Path, default=Path("runs/recover"), help="where runs are kept")
-    parser.add_argument("--minutes", type=float, default=np.inf, help="begin no training after so many (default: all)")
+    parser.add_argument(
+        "--minutes", type=float, default=np.inf, help="begin no training after so many minutes (default: train all)"
+    )
     arguments = parser.parse_args()
     experiment, end = Experiment(arguments.folder), time.monotonic() + 60 * arguments.minutes
     experiment.train_teacher()
@@ -376,11 +384,11 @@ def main() -> None:
         if time.monotonic() < end:
             experiment.swap(variant)
         for way in ways_of(variant):
-            if time.monotonic() < end and experiment.scores(name_of(variant, way)) is None:
+            if time.monotonic() < end and not experiment.is_done(name_of(variant, way)):
                 experiment.fine_tune(variant, way)
                 print_table(table(experiment))
-    if any(experiment.scores(name_of(variant, way)) is None for variant in VARIANTS for way in ways_of(variant)):
-        print("not all is done yet: the same command goes on")
+    if any(not experiment.is_done(name_of(variant, way)) for variant in VARIANTS for way in ways_of(variant)):
+        print("not everything is done yet: the same command continues")
         return
     rows, attention = table(experiment), look(experiment, ROOT / "docs" / "recovery_attention.png")
     print_table(attention)

@@ -1,4 +1,4 @@
-"""What the benchmarks share: an aligned table on the terminal, the same as JSON under results/."""
+"""Prints the tables of the benchmarks, and writes them as JSON under results/."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ RESULTS = Path(__file__).parent / "results"
 
 
 def print_table(rows: Sequence[Mapping[str, Any]]) -> None:
-    """Prints rows under the keys of the first one, numbers to the right."""
+    """Prints rows as a right-aligned table; the keys of the first row are the headings."""
     print(aligned(rows))
 
 
 def aligned(rows: Sequence[Mapping[str, Any]]) -> str:
-    """The table of `print_table`."""
+    """Returns the table that `print_table` prints."""
     cells = [list(rows[0]), *([_text(value) for value in row.values()] for row in rows)]
     widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
     lines = ("  ".join(f"{cell:>{width}}" for cell, width in zip(line, widths, strict=True)) for line in cells)
@@ -28,7 +28,7 @@ def aligned(rows: Sequence[Mapping[str, Any]]) -> str:
 
 
 def write_result(name: str, command: str, rows: Sequence[Mapping[str, Any]]) -> None:
-    """Writes results/NAME.json, with the command and the kind of machine that gave the rows."""
+    """Writes results/NAME.json: the rows, the command and the kind of machine that measured them."""
     path = RESULTS / f"{name}.json"
     path.parent.mkdir(parents=True, exist_ok=True)
     machine = f"{platform.machine()}, {os.cpu_count()} cores, {jax.devices()[0].device_kind}, jax {jax.__version__}"

@@ -1,9 +1,9 @@
-"""Peak memory of `wroformer separate` for a short and a long recording: it must not grow with the length.
+"""Measures the peak memory of `wroformer separate`: it must not grow with the length of the recording.
 
     python benchmarks/separation_memory.py --checkpoint runs/quickstart
 
-Writes synthetic recordings and separates each in a process of its own. Options that are not its own go to
-`wroformer separate`. The folder for recordings and stems needs 2.6 GB of disk for an hour, and is emptied again.
+Writes synthetic recordings and separates each in its own process. Unknown options are passed to `wroformer separate`.
+The folder for recordings and stems needs 2.6 GB of disk for an hour of audio, and is emptied afterwards.
 """
 
 from __future__ import annotations
@@ -21,11 +21,11 @@ from report import print_table, write_result
 
 RATE = 44100  # Hz
 LIMIT_MIB = 1536  # for the longest recording
-GROWTH_LIMIT = 1.1  # longest against shortest
+GROWTH_LIMIT = 1.1  # longest recording, as a multiple of the shortest
 
 
 def write_recording(path: Path, seconds: int) -> None:
-    """A 16-bit stereo wav of chords that change every second over noise, a second at a time."""
+    """Writes a 16-bit stereo WAV, second by second: chords that change every second, and noise."""
     rng = np.random.default_rng(0)
     t = np.arange(RATE) / RATE
     with soundfile.SoundFile(path, "w", RATE, 2, "PCM_16") as file:
@@ -37,7 +37,7 @@ def write_recording(path: Path, seconds: int) -> None:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--checkpoint", required=True)
+    parser.add_argument("--checkpoint", required=True, help="the model")
     parser.add_argument("--seconds", type=int, nargs="+", default=[300, 3600], help="lengths of the recordings")
     parser.add_argument("--scratch", type=Path, help="folder for recordings and stems (default: the system's)")
     args, arguments = parser.parse_known_args()

@@ -1,4 +1,4 @@
-"""A set of synthetic songs for the benchmarks of loading, written in any encoding."""
+"""Writes sets of synthetic songs, in any encoding, for the benchmarks of loading."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ Song = Mapping[str, np.ndarray]
 
 
 def synthesise(number: int, seconds: float) -> list[Song]:
-    """Stereo songs of 4 stems at 44,100 Hz, as exact 16-bit values, as music on CDs is."""
+    """Returns stereo songs of 4 stems at 44,100 Hz; samples are exact 16-bit values, as on a CD."""
     songs = (synthesise_song((0, index), seconds) for index in range(number))
     return [{name: np.rint(stem * 32768) / np.float32(32768) for name, stem in song.items()} for song in songs]
 

@@ -1,20 +1,21 @@
-"""The training step compiled for real TPU topologies, without a TPU: what it takes of each chip's memory.
+"""Compiles the training step for real TPU topologies, without a TPU, and reports the memory of each chip.
 
     pip install --no-deps libtpu==0.0.42.1
     python benchmarks/tpu_compile.py
 
-A table of what `wroformer plan` says of several topologies and meshes, with one example a chip: bytes a chip of the
-state (parameters, moving average, optimiser), of what XLA lays out for the step (temporary), of all together (peak),
-and of what it sends to others in a step. A program that does not fit is refused by the compiler, and its row says how
-much it would take. Minutes a row. With --teacher the step learns from the masks of a full-attention teacher, too.
+Prints the plans for several topologies and meshes, with one example per chip. The columns are the memory per chip of
+the state (parameters, moving average, optimiser), of XLA's buffers for the step (temporary), of both together (peak),
+and the bytes that a chip sends in a step. The compiler refuses a program that does not fit; its row then says how much
+memory it would need. A row takes minutes. With --teacher the step also learns from the masks of a full-attention
+teacher.
 """
 
 import argparse
-import importlib.util
 import sys
 from pathlib import Path
 
 import jax
+from recipes import read_recipe
 from report import print_table, write_result
 
 from wroformer_jax.config.training import TrainingConfig
@@ -25,16 +26,13 @@ from wroformer_jax.training.state import abstract_state
 
 ROOT = Path(__file__).parents[1]
 GIB = 2**30
-# Topology, chips along data and fsdp.
+# (topology, chips along data, chips along fsdp)
 CASES = (("v5e:2x2", 4, 1), ("v5e:2x2", 1, 4), ("v5e:16x16", 256, 1), ("v5e:16x16", 1, 256), ("v5e:16x16", 16, 16))
 
 
 def settings(path: str, seconds: float, data: int, fsdp: int, *, with_teacher: bool) -> TrainingConfig:
-    """The config of a file for a mesh; its checkpoints are not read."""
-    spec = importlib.util.spec_from_file_location("config", ROOT / path)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    config = TrainingConfig.from_dict(module.get_config().to_dict())
+    """Returns the config of a file for a mesh; reads no checkpoints."""
+    config = read_recipe(ROOT / path)
     weights = {} if with_teacher else {"masks": 0.0}
     return config.with_changes(
         mesh={"data": data, "fsdp": fsdp, "seq": 1},
@@ -45,7 +43,7 @@ def settings(path: str, seconds: float, data: int, fsdp: int, *, with_teacher: b
 
 
 def row(config: TrainingConfig, name: str) -> dict[str, object]:
-    """One row of the table."""
+    """Plans one row of the table."""
     target = find_topology(name)
     config, mesh = settle(config, target)
     sizes = {axis: size for axis, size in config.mesh.items() if axis != "seq"}
@@ -68,7 +66,7 @@ def row(config: TrainingConfig, name: str) -> dict[str, object]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--config", default="configs/finetune_wsa.py")
-    parser.add_argument("--seconds", type=float, default=8.0, help="of each example")
+    parser.add_argument("--seconds", type=float, default=8.0, help="length of an example")
     parser.add_argument("--cases", type=int, nargs="*", default=range(len(CASES)), help="numbers of rows, from 0")
     parser.add_argument("--teacher", action="store_true", help="with a teacher")
     args = parser.parse_args()

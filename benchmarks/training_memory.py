@@ -1,27 +1,25 @@
-"""Resident memory of training against the length of an example, and the loss with and without the memory settings.
+"""Measures the memory of training against the length of an example, and compares losses between memory settings.
 
     python benchmarks/training_memory.py
 
-Each length is trained for a few steps in a process of its own: the quickstart's model on random audio, one example a
-step, once with everything laid out at once and once piece by piece (`model.places_at_once`). Prints the peak of the
-resident memory, what a second of audio adds between neighbouring lengths (a straight line adds the same everywhere),
-and how far the losses of the two ways are apart.
+For each length it trains the quickstart's model on random audio for a few steps, one example per step, in its own
+process: once with the whole residual stream at once and once piece by piece (`model.places_at_once`). Prints the peak
+of the resident memory, the memory that a further second of audio takes between neighbouring lengths (constant if memory
+is linear), and the relative difference between the losses of the two ways.
 """
 
 from __future__ import annotations
 
 import argparse
-import importlib.util
 import json
 import resource
 import subprocess
 import sys
 import time
-from pathlib import Path
 
+from recipes import read_recipe
 from report import print_table, write_result
 
-ROOT = Path(__file__).parents[1]
 WAYS = {
     "at once": {"remat": "none", "places_at_once": 0},
     "in pieces": {"remat": "block", "places_at_once": 8192},
@@ -29,20 +27,16 @@ WAYS = {
 
 
 def train(seconds: float, way: str, steps: int) -> dict[str, object]:
-    """Losses of some steps, the peak of this process's memory, and the seconds of a step."""
+    """Trains for some steps; returns their losses, the peak memory of this process and the seconds per step."""
     import jax
     import numpy as np
 
-    from wroformer_jax.config.training import TrainingConfig
     from wroformer_jax.parallel.mesh import make_mesh
     from wroformer_jax.parallel.sharding import to_global
     from wroformer_jax.training.state import batch_shapes, initial_state
     from wroformer_jax.training.step import make_train_step
 
-    spec = importlib.util.spec_from_file_location("quickstart", ROOT / "configs" / "quickstart.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    quickstart = TrainingConfig.from_dict(module.get_config().to_dict())
+    quickstart = read_recipe("quickstart.py")
     config = quickstart.with_changes(
         model=WAYS[way], seconds=seconds, synthetic={"song_seconds": seconds}, batch_size=1
     )
@@ -65,7 +59,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seconds", type=float, nargs="+", default=[10, 30, 60, 90, 120], help="lengths of examples")
     parser.add_argument("--ways", nargs="+", default=list(WAYS), choices=WAYS)
-    parser.add_argument("--steps", type=int, default=5, help="of each training")
+    parser.add_argument("--steps", type=int, default=5, help="steps of each training")
     parser.add_argument("--one", nargs=2, help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.one:

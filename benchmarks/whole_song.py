@@ -1,9 +1,9 @@
-"""Memory and time of separating a whole song in one pass, at the published size.
+"""Measures the memory and time of separating a whole song in one pass, at the published size.
 
     python benchmarks/whole_song.py
 
-Makes a checkpoint of random weights of the published size and a synthetic song, and separates it with
-`wroformer separate --chunk-seconds whole` in a process of its own. Half an hour on two cores.
+Saves a model of random weights at the published size, writes synthetic songs, and separates each with
+`wroformer separate --chunk-seconds whole` in its own process. Takes half an hour on two cores.
 """
 
 from __future__ import annotations
