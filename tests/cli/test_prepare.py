@@ -72,7 +72,7 @@ def test_bad_files_are_all_named(tmp_path, data, capsys):
     assert second.startswith(f"wroformer: error: {data}/train/Song 2/drums.flac is empty (0 bytes)")
     assert last == (
         f"wroformer: error: 2 files of 2 songs cannot be used; nothing was written to {tmp_path / 'set'}; "
-        "mend them, or leave these songs out with --skip-bad"
+        "repair them, or leave these songs out with --skip-bad"
     )
     assert not (tmp_path / "set").exists()
 

@@ -1,4 +1,4 @@
-"""Augmentation: each change by itself, how often it comes, and settings that cannot be."""
+"""Augmentation: each change and its frequency, and impossible settings."""
 
 import dataclasses
 

@@ -1,4 +1,4 @@
-"""Examples: where crops are drawn from, and that their sound is that of the songs."""
+"""Examples: the songs and starts that are drawn, and the rendered audio."""
 
 import dataclasses
 import itertools
@@ -15,7 +15,7 @@ from wroformer_jax.data.record_set import RecordSet
 from wroformer_jax.errors import InputError
 
 NONE = Augmentation.none()
-CROP = 1300  # samples: in a song of segments of 1,000, two or three of them
+CROP = 1300  # samples, which lie in two or three segments of 1,000
 
 
 @pytest.fixture(scope="module")
@@ -34,7 +34,7 @@ def draws(made, number, seed=0):
 
 
 def silent_in_the_middle(number=3, seconds=12):
-    """Songs whose vocals sound in their first and last seconds only."""
+    """Returns songs whose vocals sound only in the first and last second."""
     songs = {f"song {n}": {"vocals": noise(n, seconds), "drums": noise(-n + 99, seconds)} for n in range(number)}
     for song in songs.values():
         song["vocals"][:, RATE:-RATE] = 0
@@ -44,7 +44,7 @@ def silent_in_the_middle(number=3, seconds=12):
 def test_crops_without_augmentation_are_the_stored_samples(record_set):
     made, songs = examples(record_set), list(five_songs().values())
     starts = set()
-    for recipe in draws(made, 250):  # of four stems each
+    for recipe in draws(made, 250):  # each has four stems
         batch = made.render([recipe])
         song, start = {(crop.song, crop.start) for crops in recipe for crop in crops}.pop()
         starts.add(start)
@@ -149,7 +149,7 @@ def test_silent_crops_are_drawn_again_as_often_as_asked(tmp_path, remix):
     never, half, always = silent(0.0), silent(0.5), silent(1.0)
     assert never > 0.7
     assert never / 2 == pytest.approx(half, abs=0.12)
-    assert always < 0.25  # in ten more draws, a song of which a sixth sounds may still not be hit
+    assert always < 0.25  # ten more draws may all miss the sounding sixth of a song
 
 
 def test_drawing_reads_no_audio(tmp_path):
@@ -217,7 +217,7 @@ def test_stretches_put_together_are_the_whole_examples_bit_for_bit(record_set, c
     augmentation = Augmentation(mixup=(0.5, 0.2), time_inversion=0.5, silence=0.2)
     made = examples(record_set, crop_samples=4000, channels=channels, augmentation=augmentation)
     recipes = draws(made, 15)  # three epochs
-    # Both are there: songs of 1,500 samples, and inverted crops, of which the silence behind the song comes first.
+    # Songs of 1,500 samples occur, and inverted crops, which begin with the silence behind such a song.
     drawn = {(crop.song, crop.change.invert_time) for recipe in recipes for crops in recipe for crop in crops}
     assert {(0, True), (0, False), (4, True), (4, False)} <= drawn
     whole = made.render(recipes)
@@ -234,7 +234,7 @@ def test_stretches_put_together_are_the_whole_examples_bit_for_bit(record_set, c
     [
         (300, 450, [(500, 650)], [(1050, 1200)]),
         (0, 1300, [(200, 1500)], [(200, 1500)]),
-        (1200, 1500, [(1400, 1500)], [(200, 300)]),  # beyond the end of the example the song goes on
+        (1200, 1500, [(1400, 1500)], [(200, 300)]),  # the song is longer than the example
         (1300, 1400, [], []),
         (1350, 1400, [], []),
     ],
@@ -255,7 +255,7 @@ def test_of_a_stretch_only_its_samples_are_read(record_set, start, stop, reads, 
 
 
 def test_a_stretch_of_an_hour_touches_its_own_segments_only(tmp_path, monkeypatch):
-    hour = noise(0, 36, channels=1)  # of 10 samples a second
+    hour = noise(0, 36, channels=1)  # at 10 Hz
     record_set = make_set(tmp_path, {"a": {"vocals": hour}}, channels=1, sample_rate=10, segment_seconds=10)
     made = examples(record_set, targets=("vocals",), channels=1, crop_samples=36000)
     touched = watch_records(monkeypatch)
@@ -285,10 +285,10 @@ def test_whole_song_is_the_sum_of_its_stems_or_the_stored_mixture(tmp_path):
 @pytest.mark.parametrize(
     ("fields", "sentence"),
     [
-        ({"targets": ("vocal",)}, "target 'vocal' is no stem .* are bass, drums, other, vocals, instrumental$"),
+        ({"targets": ("vocal",)}, "target 'vocal' is not a stem .* are bass, drums, other, vocals, instrumental$"),
         ({"stems": ("vocals", "piano")}, "no stem 'piano': its stems are bass, drums, other, vocals$"),
-        ({"stems": ("bass", "drums")}, "target 'other' is no stem .* are bass, drums$"),
-        ({"targets": ("instrumental",), "stems": ("vocals",)}, "target 'instrumental' is no stem .* are vocals$"),
+        ({"stems": ("bass", "drums")}, "target 'other' is not a stem .* are bass, drums$"),
+        ({"targets": ("instrumental",), "stems": ("vocals",)}, "target 'instrumental' is not a stem .* are vocals$"),
     ],
 )
 def test_stems_that_there_are_not(record_set, fields, sentence):

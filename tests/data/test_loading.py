@@ -1,4 +1,4 @@
-"""Batches: the same for any number of workers and processes, and after any restart; and what can go wrong."""
+"""Batches: the same for any number of workers and processes and after restarts; and errors of workers."""
 
 import dataclasses
 import hashlib
@@ -45,7 +45,7 @@ def record_set(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def reference(record_set):
-    """Digests of the first batches, never interrupted."""
+    """Returns the digests of the first batches, from one uninterrupted iterator."""
     return take(record_set, 12)
 
 
@@ -95,7 +95,7 @@ def test_four_processes_put_together_have_the_batches_of_one(record_set):
     for step, batch in enumerate(whole):
         for name, array in batch.items():
             np.testing.assert_array_equal(array, np.concatenate([part[step][name] for part in parts]))
-    with batches(record_set, "train", LOADING) as loader:  # the state of one of four processes serves a single one
+    with batches(record_set, "train", LOADING) as loader:  # a single process resumes with the state of one of four
         loader.set_state(state)
         assert loader.get_state() == state
 
@@ -110,7 +110,7 @@ def test_shares_are_parts_of_the_rows_and_of_time_of_the_batches_of_one(record_s
         {name: np.pad(array, [(0, 0)] * (array.ndim - 1) + [(0, 200)]) for name, array in batch.items()}
         for batch in whole
     ]
-    for part, start in itertools.product(range(2), (0, 300, 600)):  # 700 samples in three stretches of 300
+    for part, start in itertools.product(range(2), (0, 300, 600)):  # 700 samples as three spans of 300
         workers = int(with_worker and (part, start) == (1, 300))  # one of the shares is loaded by a worker
         share = Share((2 * part, 2 * part + 1), start, start + 300)
         with batches(record_set, "train", dataclasses.replace(loading, workers=workers), share) as loader:
@@ -133,7 +133,7 @@ def test_a_run_goes_on_with_another_share(record_set):
 
 
 def test_shared_memory_holds_the_share_only(monkeypatch):
-    loading = dataclasses.replace(LOADING, workers=1, prefetch=1)  # three batches under way
+    loading = dataclasses.replace(LOADING, workers=1, prefetch=1)  # three batches at a time
     example = 4 * 2 * 3 * 700  # bytes: float32, stereo, the mixture and two targets
     free = type("Usage", (), {"free": 3 * 4 * example})  # one byte less than this is allowed
     monkeypatch.setattr("os.path.isdir", lambda path: True)
@@ -155,7 +155,7 @@ def test_a_worker_and_restarts_change_nothing(record_set, reference):
     alone.set_state(state)
     assert [digest(next(alone)) for _ in range(2)] == reference[3:5]
     alone.close()
-    assert digest(next(alone)) == reference[5]  # closed, it goes on where it was
+    assert digest(next(alone)) == reference[5]  # a closed iterator continues where it was
     alone.close()
 
 
@@ -176,7 +176,7 @@ def test_several_workers_and_pipes_change_nothing(record_set, reference, monkeyp
 
 @pytest.fixture
 def consumer(record_set, tmp_path):
-    """The consumer in a session of its own, as a command in a terminal is; ended if the test does not."""
+    """Starts the consumer in a session of its own, like a command in a terminal, and kills it after the test."""
     script = tmp_path / "consumer.py"
     script.write_text(CONSUMER)
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(map(str, Path(__file__).parents[:3]))}
@@ -233,7 +233,7 @@ def test_damage_is_reported_each_time(tmp_path, workers):
     sentences = []
     loading = dataclasses.replace(LOADING, targets=("vocals",), workers=workers)
     with batches(record_set, "train", loading) as loader:
-        for _ in range(2):  # asked again, it does not go on as if nothing had been
+        for _ in range(2):  # the next call fails, too
             with pytest.raises(InputError) as error:
                 next(loader)
             sentences.append(str(error.value))
@@ -248,7 +248,7 @@ def test_a_worker_that_is_killed_is_reported_and_replaced(record_set, reference)
         [worker] = multiprocessing.active_children()
         worker.kill()
         with pytest.raises(InputError, match=r"a worker that loads batches has died .*exit code -9"):
-            found.extend(digest(batch) for batch in loader)  # those that are ready come first
+            found.extend(digest(batch) for batch in loader)  # finished batches come first
         found.append(digest(next(loader)))
     assert found == reference[: len(found)]
 
@@ -323,5 +323,5 @@ def test_impossible_shares(fields, sentence):
 
 
 def test_a_target_that_there_is_not(record_set):
-    with pytest.raises(InputError, match="target 'piano' is no stem"):
+    with pytest.raises(InputError, match="target 'piano' is not a stem"):
         batches(record_set, "train", dataclasses.replace(LOADING, targets=("piano",)))

@@ -1,4 +1,4 @@
-"""Crops of a set against the audio that went into it, and what is said of sets that cannot be used."""
+"""Sets: crops equal the audio that was stored, and unusable sets are reported."""
 
 import json
 import math
@@ -29,7 +29,7 @@ def directory(audio, tmp_path):
 
 
 def crop_of(audio, start, stop):
-    """The samples of an array, and zeros where it has none."""
+    """Returns the samples from `start` to `stop`, zeros outside the array."""
     crop = np.zeros((len(audio), stop - start), np.float32)
     first, last = max(start, 0), min(stop, audio.shape[-1])
     if first < last:
@@ -38,7 +38,7 @@ def crop_of(audio, start, stop):
 
 
 def random_crops(record_set, audio, count, seed=0):
-    """Crops of a few samples up to longer than two segments, which begin and end anywhere, also outside."""
+    """Yields crops of one sample to three segments, which may reach beyond the stem."""
     rng = np.random.default_rng(seed)
     songs = record_set.songs("train")
     for _ in range(count):
@@ -73,7 +73,7 @@ def test_float32_is_exact_for_floats(tmp_path):
 def test_floats_beyond_full_scale_are_rounded_and_not_clipped(tmp_path):
     rng = np.random.default_rng(0)
     loud = rng.uniform(-3, 3, (2, 2345)).astype(np.float32)
-    loud[:, :RATE] /= 100  # the scale is that of each segment
+    loud[:, :RATE] /= 100  # each segment has a scale of its own
     record_set = RecordSet.open(write_set(tmp_path, {"train": {"song": {"vocals": loud}}}))
     crop = record_set.read(record_set.songs("train")[0], "vocals", 0, 2345)
     assert np.abs(crop[:, :RATE] - loud[:, :RATE]).max() <= 2**-24
@@ -165,7 +165,7 @@ def test_files_are_opened_when_they_are_read(directory, audio):
 
 
 def open_shards(directory):
-    """The files of a set that this process has open."""
+    """Returns the files of a set that this process has open."""
     links = [os.path.join("/proc/self/fd", name) for name in os.listdir("/proc/self/fd")]
     targets = [os.readlink(link) for link in links if os.path.islink(link)]
     return [target for target in targets if target.startswith(f"{directory}/")]
@@ -215,7 +215,7 @@ def _read_in_child(record_set, queue):
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
 def test_a_forked_process_opens_its_own_files(directory, audio, monkeypatch):
-    """Also when it was forked while a thread was closing one, and so held a lock that the child inherits."""
+    """Even if it was forked while a thread closed a file, and so inherits a lock that is held."""
     from array_record.python import array_record_module
 
     parent, closing, forked = os.getpid(), threading.Event(), threading.Event()
@@ -273,7 +273,7 @@ def test_what_is_a_set(directory, tmp_path):
     assert not is_set(tmp_path)
     assert not is_set(tmp_path / "nowhere")
     assert not is_set(directory / INDEX)
-    (tmp_path / INDEX).write_text('{"pages": []}')  # of another program
+    (tmp_path / INDEX).write_text('{"pages": []}')  # written by another program
     assert not is_set(tmp_path)
 
 
@@ -284,13 +284,15 @@ def refused(path, message):
 
 
 def test_no_set(tmp_path, directory):
-    refused(tmp_path / "nowhere", "nowhere is not there: expected the directory")
-    refused(directory / INDEX, r"index\.json is not there: expected the directory")
+    refused(tmp_path / "nowhere", "nowhere does not exist: expected the directory")
+    refused(directory / INDEX, r"index\.json does not exist: expected the directory")
     (tmp_path / "empty").mkdir()
-    refused(tmp_path / "empty", r"empty is no prepared set: it has no index\.json; make a set with `wroformer prepare`")
+    refused(
+        tmp_path / "empty", r"empty is not a prepared set: it has no index\.json; make a set with `wroformer prepare`"
+    )
     (tmp_path / "empty" / INDEX).write_text('{"pages": []}')
     refused(
-        tmp_path / "empty", r"empty is no prepared set: its index\.json is something else; expected a directory made"
+        tmp_path / "empty", r"empty is not a prepared set: its index\.json is something else; expected a directory made"
     )
 
 
@@ -317,7 +319,7 @@ def test_another_format(directory):
         (b"", "Expecting value"),
         (b'{"format": 1, "sta', "Unterminated string"),
         (b"\xff\xfe", "codec can't decode"),
-        (b"[]", "it is no object"),
+        (b"[]", "it is not a JSON object"),
         (b'{"format": 1}', r"KeyError\('sample_rate'\)"),
     ],
 )
@@ -352,7 +354,7 @@ def test_index_that_is_a_folder(directory):
 
 
 def test_files_whose_owner_has_no_name(directory, audio, monkeypatch):
-    """As in a container that runs as any user: etils asks for the name."""
+    """As in a container that runs as an arbitrary user: etils would ask for the name."""
     monkeypatch.setattr("pwd.getpwuid", {}.__getitem__)
     record_set = RecordSet.open(directory)
     song = record_set.songs("train")[0]
@@ -362,7 +364,7 @@ def test_files_whose_owner_has_no_name(directory, audio, monkeypatch):
 def test_missing_shard(directory):
     shard = directory / shard_name("train", 1, 2)
     shard.unlink()
-    refused(directory, rf"{re.escape(str(shard))} is missing: bring it back, or prepare the set again")
+    refused(directory, rf"{re.escape(str(shard))} is missing: restore it, or prepare the set again")
 
 
 def test_truncated_shard(directory):
@@ -392,7 +394,7 @@ def test_damaged_bytes_in_a_shard(directory):
 
 
 def test_shards_that_took_each_others_place(tmp_path, audio):
-    """Of the same size, and each of them whole."""
+    """Both have the same size and are whole."""
     third = audio["third"]
     directory = write_set(tmp_path, {"train": {"a": third, "b": third}}, songs_in_shard=1)
     first, second = directory / shard_name("train", 0, 2), directory / shard_name("train", 1, 2)
@@ -412,7 +414,7 @@ def test_shards_that_took_each_others_place(tmp_path, audio):
         ({"encoding": "float32"}, "buffer is smaller than requested size"),
         ({"encoding": "mp3"}, "'mp3'"),
         ({"encoding": 5}, "'int' object has no attribute 'decode'"),
-        (None, "no example"),
+        (None, "not an example"),
     ],
 )
 def test_records_of_something_else(tmp_path, change, reason):

@@ -1,4 +1,4 @@
-"""What is written into a set, that TFDS can read it, and what remains when writing fails."""
+"""Writing sets: the files of a set, TFDS reads them, and failures leave nothing half-written."""
 
 import importlib.metadata
 import json
@@ -129,7 +129,7 @@ def test_tfds_reads_the_set(directory, audio):
 
 
 def test_nothing_is_said_of_tensorflow(tmp_path):
-    """TFDS by itself would ask everybody to install it."""
+    """TFDS would print advice to install it."""
     code = """if True:
         import sys
         from pathlib import Path
@@ -183,7 +183,7 @@ def test_a_song_that_fails_leaves_nothing(tmp_path):
 def test_what_is_no_audio(tmp_path, value):
     stem = noise(1)
     stem[1, 7] = value
-    with pytest.raises(InputError, match=r"drums of song has samples that are no audio \(NaN, infinite or above"):
+    with pytest.raises(InputError, match=r"drums of song has samples that are not audio \(NaN, infinite or above"):
         write_shard(tmp_path / "a", [("song", {"drums": [stem]})], STORAGE)
 
 
@@ -193,7 +193,7 @@ def test_names_that_are_not_unicode(tmp_path):
 
 
 def test_full_disk(tmp_path):
-    """ArrayRecord notices it long after, or only when its file is closed."""
+    """ArrayRecord reports it late, or only when its file is closed."""
     earlier = tmp_path / "a"
     earlier.write_text("earlier")
     songs = [("song", {"vocals": (noise(1) for _ in range(400))})]
@@ -216,5 +216,5 @@ def test_full_disk_at_the_end_leaves_no_index(tmp_path, monkeypatch):
 
 
 def many_songs(part):
-    """Enough for an index that is longer than the files of TFDS."""
+    """Returns a description of so many songs that the index is longer than the files of TFDS."""
     return {**part, "songs": part["songs"] * 100}

@@ -1,4 +1,4 @@
-"""Segments: what is exact, what is rounded and by how much, and what is measured of them."""
+"""Segments: exact and rounded encodings, damaged bytes, and measured levels."""
 
 import io
 import math
@@ -13,7 +13,7 @@ RATE = 1000
 
 
 def random_bits(bits, samples=3000, channels=2, seed=0):
-    """Any values of so many bits, both extremes among them."""
+    """Returns random values of `bits` bits, with both extremes among them."""
     full_scale = 2 ** (bits - 1)
     integers = np.random.default_rng(seed).integers(-full_scale, full_scale, (channels, samples))
     integers[0, :2] = -full_scale, full_scale - 1
@@ -71,7 +71,7 @@ def test_minus_full_scale_needs_no_scale():
 
 
 def test_16_bits_beyond_full_scale_are_exact_in_lossless():
-    """As the sum of 16-bit stems is."""
+    """Like the sum of 16-bit stems."""
     audio = random_bits(16, seed=1) + random_bits(16, seed=2)
     encoded, decoded = through(audio, "lossless")
     np.testing.assert_array_equal(decoded, audio)

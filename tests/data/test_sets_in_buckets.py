@@ -1,4 +1,4 @@
-"""Sets in a bucket, against a server on this machine that speaks as Google's does to gcsfs."""
+"""Sets in a bucket, on a local server that answers gcsfs like Google's."""
 
 import collections
 import pickle
@@ -42,7 +42,7 @@ def storage(monkeypatch, tmp_path):
 
 @pytest.fixture
 def bucket(storage, local_set):
-    """The server, with a set in it."""
+    """Returns the server, with a set in its bucket."""
     for path in local_set.iterdir():
         storage.objects["bucket", f"some sets/ä/{path.name}"] = path.read_bytes()
     return storage
@@ -81,7 +81,7 @@ def test_only_files_that_are_read_from_are_copied_and_only_once(bucket, tmp_path
 
 
 def test_who_comes_second_waits_for_the_first(bucket):
-    """Every reader is as one of a process of its own: locks are those of open files."""
+    """Threads stand for processes here, since the locks belong to open files."""
     record_sets = [RecordSet.open(SET) for _ in range(6)]
     start = threading.Barrier(len(record_sets))
 
@@ -129,7 +129,7 @@ def test_a_set_can_be_finished_in_a_bucket(storage, audio, tmp_path):
 @pytest.mark.parametrize("place", ["gs://nowhere/set", "gs://bucket/nowhere"])
 def test_nothing_there(storage, place):
     assert not is_set(place)
-    with pytest.raises(InputError, match=f"^{place} is not there: expected the directory, or bucket and directory"):
+    with pytest.raises(InputError, match=f"^{place} does not exist: expected the directory, or bucket and directory"):
         RecordSet.open(place)
 
 
@@ -166,9 +166,7 @@ def test_shard_that_goes_away(bucket, tmp_path):
     record_set = RecordSet.open(SET)
     epath.backend.fsspec_backend.fs(SET).invalidate_cache()
     del bucket.objects["bucket", shard(0)]
-    with pytest.raises(
-        InputError, match=f"^gs://bucket/{shard(0)} is missing: bring it back, or prepare the set again$"
-    ):
+    with pytest.raises(InputError, match=f"^gs://bucket/{shard(0)} is missing: restore it, or prepare the set again$"):
         read_first(record_set)
     assert cached(tmp_path) == []
 
@@ -177,7 +175,7 @@ def test_shard_that_is_cut_short_later(bucket, tmp_path):
     record_set = RecordSet.open(SET)
     epath.backend.fsspec_backend.fs(SET).invalidate_cache()
     bucket.objects["bucket", shard(0)] = b"short"
-    with pytest.raises(InputError, match=rf"gs://bucket/{shard(0)} has 5 bytes instead of [\d,]+: bring it back"):
+    with pytest.raises(InputError, match=rf"gs://bucket/{shard(0)} has 5 bytes instead of [\d,]+: restore it"):
         read_first(record_set)
     assert cached(tmp_path) == []
 

@@ -1,4 +1,4 @@
-"""Examples, the records of TFDS datasets, held against TFDS's own."""
+"""Packed examples equal those of TFDS."""
 
 import math
 
@@ -32,7 +32,7 @@ def test_are_those_of_tfds():
 
 def test_what_is_none():
     for record in (b"\xff\xff", pack({"a": 1})[:-3]):
-        with pytest.raises(ValueError, match="no example"):
+        with pytest.raises(ValueError, match="not an example"):
             unpack(record)
 
 

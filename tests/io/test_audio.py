@@ -115,7 +115,7 @@ def test_the_indices_of_mp3_encoders(tmp_path, index, stream_bytes):
 
 
 def without_first_frame(path, bitrate_mode):
-    """An mp3 as something that was recorded from a stream: the index is in the first frame."""
+    """Writes an mp3 as if recorded from a stream: without the first frame, which holds the index."""
     sound = tone(2, 200_000, 44100) + noise(2, 200_000, peak=0.05)
     with soundfile.SoundFile(path, "w", 44100, 2, bitrate_mode=bitrate_mode, compression_level=0.4) as file:
         file.write(sound.T)
@@ -130,7 +130,7 @@ def test_an_mp3_without_an_index_is_read_if_its_length_is_certain(tmp_path):
 
 def test_an_mp3_without_an_index_that_libsndfile_would_cut_short_is_refused(tmp_path):
     without_first_frame(tmp_path / "song.mp3", "VARIABLE")
-    assert soundfile.info(tmp_path / "song.mp3").frames < 150_000  # why
+    assert soundfile.info(tmp_path / "song.mp3").frames < 150_000  # so libsndfile would cut it short
     with pytest.raises(InputError, match=r"song\.mp3 does not say how long it is"):
         inspect(tmp_path / "song.mp3")
 
@@ -285,7 +285,7 @@ def test_over_full_scale_is_held_there_and_told(tmp_path, encoding):
 
 def test_a_wav_over_four_gigabytes_is_an_rf64(tmp_path):
     sound = noise(2, 30_000)
-    writer, paths = writer_for(tmp_path, "wav16", samples=2**30)  # announced; 4 bytes each
+    writer, paths = writer_for(tmp_path, "wav16", samples=2**30)  # announced, of 4 bytes each
     with writer:
         writer.write({"vocals": sound, "rest": sound})
     assert paths["vocals"].read_bytes()[:4] == b"RF64"
@@ -296,7 +296,7 @@ def test_the_header_of_a_long_rf64_is_understood(tmp_path):
     path = tmp_path / "long.wav"
     make(path)
     data = bytearray(path.read_bytes())
-    at = data.index(b"ds64") + 16  # the 64 bits that say how long the samples are
+    at = data.index(b"ds64") + 16  # the size of the samples in 64 bits
     data[at : at + 8] = struct.pack("<Q", 5 * 2**30)
     path.write_bytes(data)
     with pytest.raises(InputError, match=r"at least 5,368,\d+,\d+ bytes"):
@@ -348,13 +348,13 @@ def fill_up_at_the_end(writer, folder):
         while temporary.stat().st_size < 100_000:
             writer.write({"vocals": noise(2, 1000, peak=1.0)})
         writer.write({"vocals": noise(2, 4000, peak=1.0)})
-        # Whatever the encoder still holds cannot go to the disk from here on.
+        # From here on, the encoder cannot write the samples that it still holds.
         hard_limit = resource.getrlimit(resource.RLIMIT_FSIZE)[1]
         resource.setrlimit(resource.RLIMIT_FSIZE, (temporary.stat().st_size, hard_limit))
 
 
 def test_a_disk_that_fills_up_while_closing_is_noticed(tmp_path):
-    """FLAC keeps its last samples back until it is closed, and libsndfile says nothing if they are lost."""
+    """A FLAC encoder writes its last samples when it is closed, and libsndfile does not report if that fails."""
     writer, paths = writer_for(tmp_path, "flac16", names=["vocals"])
     with limited_file_size(), pytest.raises(InputError, match="not whole"):
         fill_up_at_the_end(writer, paths["vocals"].parent)

@@ -1,4 +1,4 @@
-"""Files in a bucket, on a server on this machine that speaks as Google's does to gcsfs."""
+"""Files in a bucket, on a local server that answers gcsfs like Google's."""
 
 import json
 from pathlib import Path

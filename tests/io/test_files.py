@@ -1,4 +1,4 @@
-"""Files that are whole or not there, and what a full or refusing disk is called."""
+"""Files that are whole or absent, and the errors of a disk that is full or refuses."""
 
 import errno
 import subprocess

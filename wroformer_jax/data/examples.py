@@ -63,7 +63,7 @@ def parts_of_targets(
     for target in targets:
         if target.lower() not in parts:
             raise InputError(
-                f"target {target!r} is no stem of the mixtures of {record_set.path}: the targets there are "
+                f"target {target!r} is not a stem of the mixtures of {record_set.path}: the targets there are "
                 f"{', '.join(parts)}"
             )
     return stems, {target: parts[target.lower()] for target in targets}

@@ -212,19 +212,19 @@ class Batches:
         expected, found = flattened(self._identity), flattened(state)
         if found.get("set") != expected["set"]:
             raise InputError(
-                f"the batches to go on with are of another set than {self._path}, or it was prepared anew since: give "
+                f"the batches to resume are of another set than {self._path}, or it was prepared anew since: give "
                 "that set, or start a new run"
             )
         for name, value in expected.items():
             if name not in found or found[name] != value:
                 raise InputError(
-                    f"the batches to go on with had {name} = {found.get(name)!r}, not {value!r}: set it back, or start "
+                    f"the batches to resume had {name} = {found.get(name)!r}, not {value!r}: set it back, or start "
                     "a new run"
                 )
         number = state.get("batch")
         if isinstance(number, bool) or not isinstance(number, int) or number < 0:
             raise InputError(
-                f"the batches to go on with begin at number {number!r}, expected a whole number: the state is damaged, "
+                f"the batches to resume begin at number {number!r}, expected a whole number: the state is damaged, "
                 "go on from another checkpoint"
             )
         self.close()

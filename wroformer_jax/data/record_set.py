@@ -122,7 +122,7 @@ class RecordSet:
         index = _read_index(directory)
         if "format" not in index:
             raise InputError(
-                f"{directory} is no prepared set: its {INDEX} is something else; expected a directory made by "
+                f"{directory} is not a prepared set: its {INDEX} is something else; expected a directory made by "
                 "`wroformer prepare`"
             )
         if (found := index.get("format")) != FORMAT:
@@ -238,7 +238,7 @@ class RecordSet:
             for shard in itertools.chain.from_iterable(self._shards.values()):
                 path = directory / shard.name
                 if shard.name not in names:
-                    raise InputError(f"{path} is missing: bring it back, or prepare the set again")
+                    raise InputError(f"{path} is missing: restore it, or prepare the set again")
                 if (found := num_bytes(path)) != shard.bytes:
                     raise InputError(
                         f"{path} has {found:,} bytes instead of {shard.bytes:,}, so it was cut short or replaced: "
@@ -280,17 +280,17 @@ def _read_index(path: Place) -> dict[str, Any]:
     except ValueError as error:  # no JSON, or no text
         raise InputError(f"{path / INDEX} is damaged ({error}): restore it, or prepare the set again") from error
     if not isinstance(index, dict):
-        raise InputError(f"{path / INDEX} is damaged (it is no object): restore it, or prepare the set again")
+        raise InputError(f"{path / INDEX} is damaged (it is not a JSON object): restore it, or prepare the set again")
     return index
 
 
 def _why_no_set(path: Place) -> str:
     with access(path):
         if not path.is_dir():
-            return f"{path} is not there: expected the directory, or bucket and directory, of a set"
+            return f"{path} does not exist: expected the directory, or bucket and directory, of a set"
         if any(child.name.startswith((f"{DATASET}-", ".preparing")) for child in path.iterdir()):
-            return f"{path} is not whole: its preparation was interrupted, run `wroformer prepare` again to end it"
-    return f"{path} is no prepared set: it has no {INDEX}; make a set with `wroformer prepare`"
+            return f"{path} is not whole: its preparation was interrupted, run `wroformer prepare` again to finish it"
+    return f"{path} is not a prepared set: it has no {INDEX}; make a set with `wroformer prepare`"
 
 
 def _song(split: str, song: Mapping[str, Any]) -> StoredSong:

@@ -151,7 +151,7 @@ def _write_stem(
     samples, levels, marks = 0, [], []
     for number, audio in enumerate(_segments(blocks, storage)):
         if not np.abs(audio).max() < LOUDEST:
-            raise InputError(f"{stem} of {song} has samples that are no audio (NaN, infinite or above {LOUDEST:g})")
+            raise InputError(f"{stem} of {song} has samples that are not audio (NaN, infinite or above {LOUDEST:g})")
         level = segments.level_db(audio)
         encoded = segments.encode(audio, storage.encoding, storage.sample_rate)
         record = {

@@ -115,7 +115,10 @@ def _read_flac(encoded: Encoded, start: int, out: Float32[np.ndarray, "channel s
     try:
         with soundfile.SoundFile(io.BytesIO(encoded.data)) as file:
             if file.channels != len(out) or file.frames < start + out.shape[-1]:
-                raise ValueError(f"FLAC of {file.frames} samples of {file.channels} channels is not what is expected")
+                raise ValueError(
+                    f"FLAC of {file.frames} samples and {file.channels} channels, expected at least "
+                    f"{start + out.shape[-1]} samples and {len(out)} channels"
+                )
             file.seek(start)
             # In parts that fit into the processor's cache: allocating all of it would take as long as decoding.
             buffer = np.empty((_SAMPLES_PER_READ, len(out)), np.float32)

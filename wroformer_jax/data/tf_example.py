@@ -34,7 +34,7 @@ def unpack(record: bytes) -> dict[str, Any]:
     try:
         features = _example_class().FromString(record).features.feature
     except DecodeError as error:
-        raise ValueError("no example") from error
+        raise ValueError("not an example") from error
     fields = {}
     for name, feature in features.items():
         values = getattr(feature, feature.WhichOneof("kind") or "bytes_list").value

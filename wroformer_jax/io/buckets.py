@@ -181,10 +181,10 @@ def _download(remote: Place, num_bytes: int, local: Path) -> None:
                 for block in _blocks(remote):
                     target.write(block)
             except FileNotFoundError as error:
-                raise InputError(f"{remote} is missing: bring it back, or prepare the set again") from error
+                raise InputError(f"{remote} is missing: restore it, or prepare the set again") from error
         if (arrived := temporary.stat().st_size) != num_bytes:
             raise InputError(
-                f"{remote} has {arrived:,} bytes instead of {num_bytes:,}: bring it back, or prepare the set again"
+                f"{remote} has {arrived:,} bytes instead of {num_bytes:,}: restore it, or prepare the set again"
             )
 
 

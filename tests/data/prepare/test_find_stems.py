@@ -1,4 +1,4 @@
-"""Which file is taken for which stem of which song; the files need no content for that."""
+"""Finding stems: split, song and stem of each file. The files need no content."""
 
 import os
 

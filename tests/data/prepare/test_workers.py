@@ -1,4 +1,4 @@
-"""Work in other processes: its results, its progress, and how it ends."""
+"""Tasks in worker processes: results, progress and errors."""
 
 import os
 import signal

@@ -60,13 +60,13 @@ def damaged_songs(folder, seconds):
 
 
 def interrupt_before_publishing(line):
-    """As `say`: the last line comes when all shards are written."""
+    """To be passed as `say`, whose last line comes when all shards are written."""
     if line.startswith("wrote "):
         raise KeyboardInterrupt
 
 
 def run(source, directory, **settings):
-    """(what is prepared, what was said)"""
+    """Prepares a set; returns its summary and the lines that were said."""
     said = []
     usual = {"sample_rate": RATE, "segment_seconds": 1, "say": said.append}
     return prepare(source, directory, **(usual | settings)), "\n".join(said)
@@ -313,7 +313,7 @@ def test_no_song_is_left(tmp_path, damaged):
 
 
 def test_a_file_that_changes_while_it_is_prepared(tmp_path):
-    """It is shorter by the time that it is read."""
+    """It becomes shorter after it was inspected."""
     make_song(tmp_path / "data" / "Song 0")
     (found,) = find(tmp_path / "data").songs
     song = shards.InspectedSong(found, {stem: shards.SourceFile.inspect(path) for stem, path in found.stems.items()})
@@ -362,7 +362,9 @@ def test_a_folder_with_something_else_in_it(tmp_path, data):
     (tmp_path / "set").mkdir()
     (tmp_path / "set" / "thesis.tex").write_text("all of it")
     for overwrite in (False, True):
-        with pytest.raises(InputError, match=r"set is not empty \(thesis\.tex\) and no prepared set: choose another"):
+        with pytest.raises(
+            InputError, match=r"set is not empty \(thesis\.tex\) and not a prepared set: choose another"
+        ):
             run(data, tmp_path / "set", overwrite=overwrite)
     assert files_of(tmp_path / "set") == ["thesis.tex"]
     with pytest.raises(InputError, match=r"thesis\.tex is not a folder"):
@@ -415,7 +417,7 @@ def test_a_disk_without_room_is_found_at_once(tmp_path, data, monkeypatch):
 
 
 def test_files_whose_owner_has_no_name(tmp_path, long_songs, monkeypatch):
-    """As in a container that runs as any user: etils would ask for the name."""
+    """As in a container that runs as an arbitrary user: etils would ask for the name."""
 
     def unknown(uid):
         raise KeyError(uid)
@@ -531,7 +533,7 @@ def test_killed_at_any_moment(tmp_path, long_songs, what, number, earlier):
 
 @pytest.mark.slow
 def test_workers_end_with_their_parent(tmp_path):
-    """Nobody would ever stop them, and they would write on beside the next run."""
+    """Otherwise they would go on writing beside the next run."""
     for index in range(4):
         make_song(tmp_path / "data" / f"Song {index}", index, samples=200 * RATE)
     code = textwrap.dedent(
@@ -610,7 +612,7 @@ def test_killed_while_it_writes_to_a_bucket(tmp_path, long_songs, bucket, what, 
 
 def test_something_else_in_a_bucket(data, bucket):
     bucket.objects["bucket", "sets/one/thesis.tex"] = b"all of it"
-    with pytest.raises(InputError, match=r"gs://bucket/sets/one is not empty \(thesis\.tex\) and no prepared set"):
+    with pytest.raises(InputError, match=r"gs://bucket/sets/one is not empty \(thesis\.tex\) and not a prepared set"):
         run(data, "gs://bucket/sets/one")
 
 

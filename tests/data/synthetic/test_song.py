@@ -1,4 +1,4 @@
-"""Synthesised songs: reproducible, never clipped, and each stem what its name says."""
+"""Synthesised songs: reproducible, never clipped, and with stems that sound like their names."""
 
 import numpy as np
 import pytest

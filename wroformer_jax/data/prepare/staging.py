@@ -53,7 +53,7 @@ class Staging:
                     raise InputError(f"{self.directory} is a prepared set already: use --overwrite to replace it")
             elif not self.folder.exists() and (names := sorted(path.name for path in self.directory.iterdir())):
                 raise InputError(
-                    f"{self.directory} is not empty ({', '.join(names[:3])}) and no prepared set: "
+                    f"{self.directory} is not empty ({', '.join(names[:3])}) and not a prepared set: "
                     "choose another --output"
                 )
 

@@ -36,7 +36,7 @@ from wroformer_jax.errors import InputError
 from wroformer_jax.io.files import check_space, disk_errors_named
 from wroformer_jax.io.progress import Progress
 
-_ADVICE = "mend them, or leave these songs out with --skip-bad"
+_ADVICE = "repair them, or leave these songs out with --skip-bad"
 _INSPECTORS = 16  # threads, which mostly wait for the disk
 
 Say = Callable[[str], object]
@@ -116,7 +116,7 @@ def prepare(
     if bad and not skip_bad:
         raise _bad_files(bad, f"; nothing was written to {directory}; {_ADVICE}")
     if not any(splits.values()):
-        raise _bad_files(bad, ", and no song is left: mend them")
+        raise _bad_files(bad, ", and no song is left: repair them")
     return _write(splits, bad, _Job(storage, staging, workers, skip_bad, overwrite, say))
 
 
@@ -224,7 +224,7 @@ def _write(splits: Mapping[str, Sequence[SourceSong]], bad: Sequence[tuple[str, 
             for split in splits
         }
         if not any(parts.values()):
-            raise _bad_files(bad, ", and no song is left: mend them")
+            raise _bad_files(bad, ", and no song is left: repair them")
         staging.publish(storage, parts)
     return Prepared(
         os.fspath(staging.directory),
