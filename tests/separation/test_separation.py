@@ -14,7 +14,7 @@ from wroformer_jax.errors import InputError
 from wroformer_jax.separation.arrays import separate
 from wroformer_jax.separation.forward import WHOLE_PLACES, in_pieces
 from wroformer_jax.separation.progress import real_time_factor, with_progress
-from wroformer_jax.separation.stream import check_whole_number, chunk_samples, separate_blocks, stem_names
+from wroformer_jax.separation.stream import check_count, chunk_samples, separate_blocks, stem_names
 
 RATE = 1000  # sample rate of the small model in Hz; a chunk of 0.25 s has 256 samples, 16 hops
 LENGTHS = [1, 17, 100, 256, 257, 512, 513, 2048, 3001]  # samples
@@ -283,7 +283,10 @@ def test_an_unusable_mixture_is_refused(mixture, message):
         ({"chunk_seconds": float("nan")}, "chunk_seconds is nan"),
         ({"chunk_seconds": 0.1, "overlap": 101}, "chunk_seconds is 0.1, expected at least 0.101"),
         ({"chunk_seconds": 1e12}, r"chunk_seconds is 1000000000000.0, expected at most 86400 \(a day\)"),
-        ({"batch_size": 10**12}, "batch_size is 1000000000000, expected at most 65536"),
+        (
+            {"batch_size": 10**12},
+            "batch_size is 1000000000000, expected at most 65536",
+        ),
         ({"batch_size": 10**30}, "batch_size is 10+, expected at most 65536"),
     ],
 )
@@ -297,8 +300,8 @@ def test_an_unusable_setting_is_refused(settings, message):
 def test_whole_numbers_are_checked(value):
     """`separate` would not get this far here: the tests check the types of its arguments first."""
     with pytest.raises(InputError, match=r"overlap is .*, expected a whole number of at least 1"):
-        check_whole_number("overlap", value)
-    check_whole_number("overlap", np.int64(2))
+        check_count("overlap", value)
+    check_count("overlap", np.int64(2))
 
 
 def test_a_float64_mixture_is_rounded_to_float32():

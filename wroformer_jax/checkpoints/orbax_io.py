@@ -18,6 +18,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import jax
+import jax.numpy as jnp
+import numpy as np
+from etils import epath
+
 from wroformer_jax.errors import InputError
 from wroformer_jax.io.buckets import Place, access, is_remote
 
@@ -48,9 +53,6 @@ def absolute(path: Place) -> Place:
 
 def save_tree(path: Path, tree: Any) -> None:
     """Writes a tree of arrays to the directory `path`, which must not exist and has passed `refuse_pattern`."""
-    import jax
-    import numpy as np
-
     with quiet_orbax() as ocp:
         # Nothing changes the arrays while Orbax writes them, so it need not copy them first.
         uncopied = ocp.type_handlers.NumpyHandler(deepcopy_host_arrays=False)
@@ -124,8 +126,6 @@ def check_leaves(what: str, found: Any, like: Any) -> None:
 
 def num_bytes(tree: Any) -> int:
     """Returns the total size of a tree's arrays in bytes."""
-    import jax
-
     return sum(getattr(leaf, "nbytes", 0) for leaf in jax.tree.leaves(tree))
 
 
@@ -171,9 +171,6 @@ def muted_log() -> Iterator[None]:
 
 
 def _read_tree(ocp: Any, path: Place, like: Any, to_numpy: bool) -> Any:
-    import jax
-    from etils import epath
-
     # Each process reads alone: if they read together, one that finds damage would leave the others waiting.
     index = jax.process_index()
     alone = ocp.options.MultiprocessingOptions(primary_host=index, active_processes={index})
@@ -186,9 +183,6 @@ def _read_tree(ocp: Any, path: Place, like: Any, to_numpy: bool) -> Any:
 
 
 def _restore_args(ocp: Any, leaf: Any, to_numpy: bool) -> Any:
-    import jax
-    import numpy as np
-
     if isinstance(leaf, np.ndarray | np.generic) or (to_numpy and hasattr(leaf, "dtype")):
         return ocp.RestoreArgs(restore_type=np.ndarray, dtype=leaf.dtype)
     if isinstance(leaf, jax.Array | jax.ShapeDtypeStruct):
@@ -205,9 +199,6 @@ def _describe(tree: Any) -> dict[str, str | None]:
 
 
 def _shape_and_dtype(leaf: Any) -> str | None:
-    import jax
-    import jax.numpy as jnp
-
     dtype = getattr(leaf, "dtype", None)
     # Plain numbers and strings have no dtype, and Orbax stores typed random keys as plain numbers.
     if dtype is None or jnp.issubdtype(dtype, jax.dtypes.extended):

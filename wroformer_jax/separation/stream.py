@@ -11,7 +11,6 @@ import collections
 import functools
 import itertools
 import math
-import numbers
 from collections.abc import Iterable, Iterator
 from typing import Any
 
@@ -19,6 +18,7 @@ import jax
 import numpy as np
 from jaxtyping import Float32
 
+from wroformer_jax.config.checks import check_whole_number
 from wroformer_jax.config.model import ModelConfig
 from wroformer_jax.errors import InputError
 from wroformer_jax.io.audio import resample_blocks
@@ -82,8 +82,8 @@ def separate_blocks(
       By name, the next samples of each stem as float32 (channels, samples); the same length for all stems.
     """
     config: ModelConfig = model.config
-    check_whole_number("sample_rate", sample_rate)
-    check_whole_number("batch_size", batch_size, maximum=LARGEST_BATCH)
+    check_count("sample_rate", sample_rate)
+    check_count("batch_size", batch_size, maximum=LARGEST_BATCH)
     chunk = chunk_samples(config, chunk_seconds, overlap)
     blocks = iter(blocks)
     first = next(blocks, None)
@@ -128,7 +128,7 @@ def chunk_samples(config: ModelConfig, chunk_seconds: float | None, overlap: int
       InputError: the chunk is shorter than an STFT window or longer than a day, or `overlap` is not a whole number
         of at least 1.
     """
-    check_whole_number("overlap", overlap)
+    check_count("overlap", overlap)
     if chunk_seconds is None:
         return None
     shortest = max(config.stft_n_fft, overlap)
@@ -142,11 +142,12 @@ def chunk_samples(config: ModelConfig, chunk_seconds: float | None, overlap: int
     return whole_hops(config, math.ceil(chunk_seconds * config.sample_rate))
 
 
-def check_whole_number(name: str, value: Any, maximum: int | None = None) -> None:
-    """Raises an InputError unless `value` is a whole number from 1 to `maximum`; 2.0 and NumPy's numbers count."""
-    if not isinstance(value, numbers.Real) or value < 1 or value % 1:
-        raise InputError(f"{name} is {value!r}, expected a whole number of at least 1")
-    if maximum is not None and float(value) > maximum:
+def check_count(name: str, value: Any, maximum: float = math.inf) -> None:
+    """Raises an InputError unless `value` is a whole number from 1 to `maximum`; 2.0 and NumPy's numbers pass."""
+    if isinstance(value, float | np.integer | np.floating) and value % 1 == 0:
+        value = int(value)
+    check_whole_number(name, value, minimum=1)
+    if value > maximum:
         raise InputError(f"{name} is {value!r}, expected at most {maximum}")
 
 
