@@ -1,7 +1,7 @@
-"""Shapes in annotations are checked in every test: the hook must be in place before the package is imported.
+"""Checks the shapes in annotations in every test; the import hook must be installed before the package is imported.
 
-Tests, and the programs that they start, compile quickly: they compile small models more often than they run them, and
-most of their time would go into optimising. What is computed is the same; the benchmarks measure the optimised code.
+XLA optimises little in tests and in the programs that they start. They compile many small models and run each only a
+few times, so optimising would take most of their time. The results stay the same; benchmarks measure optimised code.
 """
 
 import os
@@ -10,12 +10,12 @@ from pathlib import Path
 
 import jaxtyping
 
-os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0")  # before JAX asks for it
+os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0")  # JAX reads it at import
 
-# Not the settings: what users may put into them by mistake is their own matter, and has tests of its own.
+# Settings check their values themselves, and tests give them wrong types on purpose.
 unchecked = ("wroformer_jax.config.", "wroformer_jax.data.loading")
 package = Path(__file__).parents[1] / "wroformer_jax"
 found = pkgutil.walk_packages([str(package)], "wroformer_jax.")
-# A package is all that is in it: named itself, it would bring what is left out.
+# Packages are left out: naming one would also include the modules that are to stay unchecked.
 modules = [name for _, name, is_package in found if not is_package and not name.startswith(unchecked)]
 jaxtyping.install_import_hook(modules, "beartype.beartype")

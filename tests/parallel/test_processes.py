@@ -38,7 +38,7 @@ def run(workdir, *each, devices=4):
         settings = {"workdir": str(workdir), "config": config().to_dict(), "devices": devices, **events}
         if len(each) > 1:
             settings |= {"port": port, "process": process, "processes": len(each)}
-        command = [sys.executable, str(ROOT / "tests" / "one_of_several.py"), json.dumps(settings)]
+        command = [sys.executable, str(ROOT / "tests" / "support" / "one_of_several.py"), json.dumps(settings)]
         running.append(
             subprocess.Popen(command, env=of_a_program(), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
         )
@@ -207,7 +207,9 @@ def test_a_workdir_that_is_not_shared_is_refused(tmp_path, monkeypatch):
     monkeypatch.setattr(workdir_module, "gather", lambda text: [text, text])
     check_shared(tmp_path)
     monkeypatch.setattr(workdir_module, "gather", lambda text: [text, None])
-    with pytest.raises(InputError, match=r"process 1 does not see the workdir \S+ of the first: all hosts need one"):
+    with pytest.raises(
+        InputError, match=r"process 1 does not see the workdir \S+ of the first process: all hosts need a shared"
+    ):
         check_shared(tmp_path)
 
 

@@ -1,4 +1,4 @@
-"""Run as a program by test_hlo.py: compiles small functions for four virtual devices, prints what is found as JSON."""
+"""Compiles small functions for four virtual devices and prints their collectives as JSON; test_hlo.py runs it."""
 
 import json
 import sys
@@ -13,7 +13,7 @@ jax.config.update("jax_num_cpu_devices", 4)
 from wroformer_jax.planning.hlo import collectives
 
 RING = [(i, (i + 1) % 4) for i in range(4)]
-SHAPE = (8, 16)  # float32: 128 bytes a device
+SHAPE = (8, 16)  # float32: 128 bytes per device
 
 
 def passed_on(x):
@@ -25,7 +25,7 @@ def summed(x):
 
 
 def nested(x):
-    """7 times 3 on to the neighbour, and 7 sums."""
+    """Passes to the neighbour 7 x 3 times and sums 7 times."""
 
     def body(carry, _):
         carry = jax.lax.fori_loop(0, 3, lambda _, c: passed_on(1.1 * c), carry)

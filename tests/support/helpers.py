@@ -1,4 +1,4 @@
-"""Small things that several test files need."""
+"""Helpers that many test files use."""
 
 import os
 import socket
@@ -19,12 +19,12 @@ TINY = {
 
 
 def tiny_config(**fields):
-    """A config whose models compile and run in seconds."""
+    """Returns a config whose models compile and run in seconds."""
     return ModelConfig(**{**TINY, **fields})
 
 
 def music(rng, batch, channels, samples):
-    """Noise with a slow envelope, digital silence in its first sixth."""
+    """Returns noise (batch, channel, sample) with a slow envelope; the first sixth is digital silence."""
     t = np.arange(samples) / 44100
     audio = rng.standard_normal((batch, channels, samples)) * (0.3 + 0.2 * np.sin(2 * np.pi * 3 * t))
     audio[..., : samples // 6] = 0
@@ -32,19 +32,19 @@ def music(rng, batch, channels, samples):
 
 
 def relative_error(actual, expected):
-    """Largest difference as a fraction of the reference's largest absolute value."""
+    """Returns the largest difference, divided by the largest absolute value of the expected array."""
     actual, expected = np.asarray(actual), np.asarray(expected)
     assert actual.shape == expected.shape
     return float(np.abs(actual - expected).max() / np.abs(expected).max())
 
 
 def free_port():
-    """A port of this machine on which nobody listens."""
+    """Returns a local port on which nobody listens."""
     with socket.socket() as listening:
         listening.bind(("localhost", 0))
         return listening.getsockname()[1]
 
 
 def of_a_program():
-    """The environment of a program of this project that computes on CPU devices."""
+    """Returns the environment for a child process that imports this project and computes on CPU devices."""
     return {**os.environ, "JAX_PLATFORMS": "cpu", "PYTHONPATH": os.pathsep.join(map(str, Path(__file__).parents[1:3]))}

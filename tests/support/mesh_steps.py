@@ -1,8 +1,8 @@
-"""Run as a program by test_sharding.py: training steps on meshes of virtual devices, in one process or as one of two.
+"""Takes training steps on meshes of virtual devices, in one process or as one of two; tests run it as a program.
 
     python mesh_steps.py SETTINGS MESHES FOLDER [PORT PROCESS]
 
-Prints a line of JSON for each mesh and writes the gradients of its first step into FOLDER, from the first process.
+The first process prints a line of JSON for each mesh and writes the gradients of its first step into FOLDER.
 """
 
 import json
@@ -27,7 +27,7 @@ STEPS = 20
 
 
 def batch(config: TrainingConfig, mesh: Mesh, seed: int) -> dict[str, np.ndarray]:
-    """This process's part, its end padded where time is cut."""
+    """Returns this process's part of a batch, padded at the end if time is divided over devices."""
     rng = np.random.default_rng(seed)
     targets = 0.1 * rng.standard_normal((config.batch_size, 1, 2, config.crop_samples), dtype=np.float32)
     mixture = targets[:, 0] + 0.1 * rng.standard_normal(targets[:, 0].shape, np.float32)
@@ -41,7 +41,7 @@ def batch(config: TrainingConfig, mesh: Mesh, seed: int) -> dict[str, np.ndarray
 
 
 def run(config: TrainingConfig) -> tuple[list[float], dict, int]:
-    """The losses of all steps, the gradients of the first, and the bytes of the state on a device."""
+    """Returns the losses of all steps, the gradients of the first, and the bytes of the state on one device."""
     mesh = make_mesh(config.mesh, jax.devices()[: int(np.prod(list(config.mesh.values())))])
     state, shardings = initial_state(config, mesh), state_shardings(config, mesh)
     gradients_of, updated = loss_and_gradients(config, mesh), build_update(config)

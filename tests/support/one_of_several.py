@@ -1,8 +1,8 @@
-"""One process of a training run in tests: python one_of_several.py SETTINGS, a JSON object.
+"""Runs one process of a training run: python one_of_several.py SETTINGS, a JSON object.
 
-`workdir`, `config` (fields of a TrainingConfig), `devices` of this process, `port`, `process` and `processes` say which
-run. What is to happen on the way, each at a step that is counted from the start of the process: `sigkill`, `sigterm`,
-this process gets the signal as that step starts; `nan`, [first, last] batches that are no numbers.
+`workdir` and `config` (fields of a TrainingConfig) describe the run; `devices`, `port`, `process` and `processes` this
+process. Events happen at steps counted from the start of the process: at the step `sigkill` or `sigterm` the process
+sends itself that signal; the batches from the first to the last of `nan` are NaN.
 """
 
 import itertools

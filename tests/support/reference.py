@@ -1,8 +1,8 @@
-"""The reference: the public PyTorch package, with what it lacks patched in.
+"""The reference model: the public PyTorch package, completed by the parts that it lacks.
 
 The package computes Mel-Band RoFormer and BS-RoFormer with full attention. Windowed sink attention, sinks, skip
-connections and the zeroed DC bin are added here from their definitions, in the plainest way: a dense mask. That this
-is right is held against recorded numbers in test_golden.py.
+connections and the zeroed DC bin are added here directly from their definitions; the attention uses a dense mask.
+test_golden.py compares this model with recorded numbers.
 """
 
 import types
@@ -14,7 +14,7 @@ from torch import nn
 
 
 def make_reference(config, *, seed=0):
-    """A PyTorch model of this config with random weights, every gain and bias away from its default.
+    """Returns a PyTorch model of this config with random weights; no gain or bias has its default value.
 
     mask_layers must be at least 2; heads, widths and the rest follow the config, but the package fixes the
     feed-forward and mask widths at 4 * dim.
@@ -54,7 +54,7 @@ def make_reference(config, *, seed=0):
 
 
 def patch(model, config):
-    """Gives the package's model the parts of `config` that it lacks."""
+    """Adds the parts of `config` that the package's model lacks."""
     if config.time_mixer == "windowed_sink":
         for time_transformer, _ in model.layers:
             for attention, _ in time_transformer.layers:
@@ -80,7 +80,7 @@ class WindowedSinkAttend(nn.Module):
 
 @torch.no_grad()
 def stages(model, audio):
-    """What the model computes on its way, by name, in the axes of the recorded numbers (golden/README.md)."""
+    """Returns the intermediate values of the model by name; their axes are those of the records (golden/README.md)."""
     config, (batch, channels, _) = model.config, audio.shape
     window = torch.hann_window(config.stft_win_length)
     sizes = (config.stft_n_fft, config.stft_hop_length, config.stft_win_length, window)

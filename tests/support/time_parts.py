@@ -1,9 +1,9 @@
-"""Run as a program by test_context_parallel.py: one example's time cut over eight virtual devices, or fewer.
+"""Computes one example whose time is divided over up to eight virtual devices; tests run it as a program.
 
     python time_parts.py SETTINGS CASES FOLDER
 
-For each case (its name, and fields in place of those of SETTINGS) a line of JSON, and its gradients, stems and features
-in FOLDER. Padding is loud, so that it would be heard.
+A case is a name and the fields that replace those of SETTINGS. Each prints a line of JSON, and writes gradients, stems
+and features to FOLDER. The padding is loud, so that any leak of it into the results is noticed.
 """
 
 import dataclasses
@@ -45,7 +45,7 @@ def batch(config, mesh):
 
 
 def features(config, mesh, params, mixture):
-    """Stems, and what the mask estimators see, with the sinks in front of every part."""
+    """Returns the stems, and the inputs of the mask estimators: frames, and the sinks of every part."""
     model = RoFormer(config.model, time_of(config, mesh))
 
     def both(params, mixture):
@@ -90,7 +90,7 @@ def run(config):
     if not config.teacher and config.mesh["data"] == config.mesh["fsdp"] == 1:
         arrays |= features(config, mesh, params, given["mixture"])
     if config.mesh["seq"] == len(jax.devices()):
-        # What a user gets who separates a recording in one pass where there are as many devices.
+        # The stems that `separate` returns for one pass over all devices.
         song = np.asarray(given["mixture"])[0, :, : config.crop_samples]
         rate = config.model.sample_rate
         arrays["one pass"] = separate(RoFormer(config.model), params, song, sample_rate=rate, chunk_seconds=None)[

@@ -71,8 +71,8 @@ def check_shared(workdir: Place) -> None:
     blind = [str(process) for process, text in enumerate(texts) if text != texts[0]]
     if blind:
         raise InputError(
-            f"process {', '.join(blind)} does not see the workdir {workdir} of the first: all hosts need one that they "
-            "share, on a network file system or in a bucket (gs://BUCKET/RUN)"
+            f"process {', '.join(blind)} does not see the workdir {workdir} of the first process: all hosts need a "
+            "shared one, on a network file system or in a bucket (gs://BUCKET/RUN)"
         )
 
 
