@@ -31,8 +31,8 @@ def test_fine_tuned_weights_separate_alike_in_pytorch(tmp_path):
         model=MODEL,
         init=str(checkpoint),
         teacher=str(checkpoint),
-        loss_weights={"l1": 1, "stft": 1, "masks": 1},
-        ema=0.9,
+        loss={"weights": {"masks": 1.0}},
+        optimizer={"ema": 0.9},
     )
     train(config, tmp_path / "run")
     model, params = loading.load(tmp_path / "run")

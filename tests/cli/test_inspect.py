@@ -22,7 +22,7 @@ from wroformer_jax.workdir.inspection import inspect_directory, parameters, thin
 from wroformer_jax.workdir.log import TrainingLog
 from wroformer_jax.workdir.ownership import claim
 
-CONFIG = tiny_run(steps=60, keep_checkpoints=4)
+CONFIG = tiny_run(steps=60, checkpoints={"keep": 4})
 
 
 def zeros(config):

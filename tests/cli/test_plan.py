@@ -30,7 +30,8 @@ GIB = 2**30
 
 def write_config(folder, **fields):
     """Writes a config file as train.py takes it."""
-    settings = {**tiny_run(model=MODEL, seconds=8.0, song_seconds=9.0, loss_windows=(256,)).to_dict(), **fields}
+    small = {"seconds": 8.0, "synthetic": {"song_seconds": 9.0}, "loss": {"windows": (256,)}}
+    settings = {**tiny_run(model=MODEL, **small).to_dict(), **fields}
     path = folder / "config.py"
     path.write_text(
         f"from ml_collections import ConfigDict\n\n\ndef get_config():\n    return ConfigDict({settings!r})\n"
@@ -154,7 +155,7 @@ def test_the_shortest_example_is_one_that_the_mesh_can_cut(learns):
     """For eight devices, in whole windows of 8 hops if there is a teacher; a part needs 24 hops for its halos."""
     weights = {"l1": 1.0, "stft": 1.0, "masks": float(learns)}
     mixer = {"time_mixer": "windowed_sink", "num_sinks": 2, "window": 48}
-    config = tiny_run(MODEL | mixer, teacher="not read", teacher_seconds=0.064, loss_weights=weights)
+    config = tiny_run(MODEL | mixer, teacher="not read", teacher_seconds=0.064, loss={"weights": weights})
     mesh = jax.sharding.AbstractMesh((1, 1, 8), ("data", "fsdp", "seq"))
     shortest = lengths.shortest_crop(config, mesh)
     assert shortest > 8 * (16 if learns else 23) * 128 / 16000

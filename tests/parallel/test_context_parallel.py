@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from jax.sharding import AbstractMesh
 from support.helpers import of_a_program, tiny_config
-from support.tiny_training import tiny
+from support.tiny_training import tiny_run
 
 from wroformer_jax.errors import InputError
 from wroformer_jax.parallel.context_parallel import cut_time, padded_samples
@@ -52,7 +52,7 @@ REFERENCES = {
 }
 # 61 hops of 128 samples; a teacher of 4 hops. Of a single head the gradient of the gate's bias is a single number,
 # which may all but cancel.
-SETTINGS = tiny(batch_size=2, seconds=0.488, loss={"windows": (512, 64)}, teacher_seconds=0.032)
+SETTINGS = tiny_run(batch_size=2, seconds=0.488, loss={"windows": (512, 64)}, teacher_seconds=0.032)
 SETTINGS = dataclasses.replace(SETTINGS, model=dataclasses.replace(SETTINGS.model, heads=2))
 
 

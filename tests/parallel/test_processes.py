@@ -25,9 +25,13 @@ MESH = {"data": 4, "fsdp": 2, "seq": 1}
 
 
 def config(**fields):
-    settings = {"steps": 8, "batch_size": 8, "mesh": MESH, "ema": 0.9, "validate_every": 4, "max_skipped": 2}
-    settings["validation_songs"] = 3  # two for the first process, one for the other
-    return tiny_run({"depth": 1}, **{**settings, **fields})
+    several = tiny_run(
+        batch_size=8,
+        mesh=MESH,
+        optimizer={"ema": 0.9, "max_skipped": 2},
+        validation={"songs": 3},  # two for the first process, one for the other
+    )
+    return several.with_changes(**fields)
 
 
 def run(workdir, *each, devices=4):
@@ -122,12 +126,12 @@ def test_batches_that_are_no_numbers_end_all_processes(tmp_path):
 
 
 def test_hosts_with_different_settings_are_refused(tmp_path):
-    other = {"config": config(learning_rate=1e-4).to_dict()}
+    other = {"config": config(optimizer={"learning_rate": 1e-4}).to_dict()}
     ended = run(tmp_path / "run", {}, other)
     assert [status for status, _ in ended] == [2, 2]
     for _, said in ended:
         assert said[-1].startswith(
-            "the hosts have different settings: process 1 has learning_rate = 0.0001, the first one 0.002"
+            "the hosts have different settings: process 1 has optimizer.learning_rate = 0.0001, the first one 0.003"
         )
     assert not (tmp_path / "run").exists()
 

@@ -10,7 +10,7 @@ import jax
 import numpy as np
 import pytest
 from support.helpers import free_port, of_a_program
-from support.tiny_training import tiny
+from support.tiny_training import tiny_run
 
 from wroformer_jax.errors import InputError
 from wroformer_jax.model.params import abstract_params
@@ -27,7 +27,7 @@ PROGRAM = Path(__file__).parents[1] / "support" / "mesh_steps.py"
 
 def run(folder, meshes, processes=1):
     """What the first of so many processes of mesh_steps.py prints, with the gradients that it wrote."""
-    settings = tiny(batch_size=4, seconds=0.1, loss_windows=(64,), ema=0.9, steps=20).to_dict()
+    settings = tiny_run(batch_size=4, seconds=0.1, loss={"windows": (64,)}, optimizer={"ema": 0.9}, steps=20).to_dict()
     command = [sys.executable, str(PROGRAM), json.dumps(settings), json.dumps(meshes), str(folder)]
     port = [str(free_port())] if processes > 1 else []
     running = [
@@ -106,7 +106,7 @@ def test_the_published_size_falls_as_one_over_fsdp(fsdp):
 
 
 def test_optimiser_state_lies_as_the_parameters_do():
-    config = tiny(ema=0.9)
+    config = tiny_run(optimizer={"ema": 0.9})
     state = abstract_state(config, make_mesh(config.mesh))
     assert jax.tree.structure(state.ema) == jax.tree.structure(state.params)
     moments = state.opt_state.inner_states["trained"].inner_state[1].mu

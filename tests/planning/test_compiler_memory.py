@@ -10,7 +10,7 @@ from pathlib import Path
 import jax
 import pytest
 from support.helpers import of_a_program
-from support.tiny_training import tiny
+from support.tiny_training import tiny_run
 from support.tpus import needs_libtpu
 
 from wroformer_jax.planning.compiler_memory import CompilationError, layout, read_layout
@@ -85,7 +85,7 @@ def test_a_compiler_whose_parent_was_killed_ends_and_tidies_up(tmp_path):
 @pytest.mark.parametrize("name", ["v4:2x2x1", "v5e:1x1", "v5p:2x2x1", "v6e:1x1", "tpu7x:2x2x1"])
 def test_a_slice_is_asked_in_a_process_of_its_own(name):
     find_topology(name)
-    config = tiny(batch_size=8, seconds=1.0, song_seconds=8.0, mesh={"data": -1, "fsdp": 1, "seq": 1})
+    config = tiny_run(batch_size=8, seconds=1.0, synthetic={"song_seconds": 8.0}, mesh={"data": -1})
     short = layout(config, name, inference=True)
     longer = layout(dataclasses.replace(config, seconds=4.0), name, inference=True)
     assert short.text.startswith("HloModule jit_plan_forward")
@@ -112,4 +112,4 @@ def test_a_refusal_is_told_with_its_size():
 @pytest.mark.slow
 def test_a_process_that_ends_without_a_report_is_an_error():
     with pytest.raises(CompilationError, match="there is no topology 'v5e:3x3'"):
-        layout(tiny(batch_size=1, seconds=1.0, song_seconds=8.0), "v5e:3x3", inference=True)
+        layout(tiny_run(batch_size=1, seconds=1.0, synthetic={"song_seconds": 8.0}), "v5e:3x3", inference=True)

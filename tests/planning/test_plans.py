@@ -23,7 +23,7 @@ from wroformer_jax.separation.forward import WHOLE_PLACES
 from wroformer_jax.training.state import abstract_batch, abstract_state
 from wroformer_jax.training.throughput import step_flops
 
-HERE = tiny_run(model=MODEL, loss_windows=(256,), seconds=0.1, teacher="none.ckpt")
+HERE = tiny_run(model=MODEL, loss={"windows": (256,)}, seconds=0.1, teacher="none.ckpt")
 WITH_TEACHER = HERE.with_changes(loss={"weights": {"l1": 1.0, "stft": 0.0, "masks": 1.0}})
 
 

@@ -21,13 +21,14 @@ import numpy as np
 from wroformer_jax.config.training import TrainingConfig
 from wroformer_jax.errors import InputError
 from wroformer_jax.parallel.processes import connect
-from wroformer_jax.training import loop, trainer
+from wroformer_jax.training.loop import PreemptedError
+from wroformer_jax.training.step import make_train_step
+from wroformer_jax.training.trainer import train
 
-make = loop.make_train_step
 
-
-def make_eventful(*args):
-    step, numbers = make(*args), itertools.count(1)
+def make_eventful_step(*args):
+    """Makes the training step, before which the events of the settings happen."""
+    step, numbers = make_train_step(*args), itertools.count(1)
     first_bad, last_bad = SETTINGS.get("nan", (0, 0))
 
     def eventful(state, batch):
@@ -45,13 +46,12 @@ def make_eventful(*args):
 def main():
     if SETTINGS.get("processes"):
         connect(f"localhost:{SETTINGS['port']}", SETTINGS["processes"], SETTINGS["process"])
-    loop.make_train_step = make_eventful
     try:
-        trainer.train(TrainingConfig.from_dict(SETTINGS["config"]), SETTINGS["workdir"])
+        train(TrainingConfig.from_dict(SETTINGS["config"]), SETTINGS["workdir"], make_step=make_eventful_step)
     except InputError as error:
         print(error, file=sys.stderr)
         return 2
-    except loop.PreemptedError as error:
+    except PreemptedError as error:
         print(error, file=sys.stderr)
         return 143
     return 0

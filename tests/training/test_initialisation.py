@@ -11,8 +11,8 @@ from support.tiny_training import tiny_run
 from wroformer_jax.checkpoints.model_dir import save_model
 from wroformer_jax.errors import InputError
 from wroformer_jax.parallel.mesh import make_mesh
-from wroformer_jax.training import loop, trainer
 from wroformer_jax.training.initialisation import frozen_teacher, starting_params
+from wroformer_jax.training.trainer import train
 
 WINDOWED = tiny_run().model
 FULL = dataclasses.replace(WINDOWED, time_mixer="full", num_sinks=0, zero_dc=False)
@@ -96,15 +96,13 @@ def test_other_windows_and_sinks_are_refused(tmp_path, there, wanted, name):
         starting_params(tiny_run(init=str(tmp_path / "other"), model=wanted))
 
 
-def test_it_is_refused_before_anything_is_compiled(tmp_path, monkeypatch):
-    def compiled(*_args):
-        raise AssertionError("the step was made")
-
+def test_it_is_refused_before_anything_is_compiled(tmp_path):
     saved(tmp_path / "other", dataclasses.replace(FULL, dim=16))
-    for module, name in ((loop, "make_train_step"), (trainer, "initial_state")):
-        monkeypatch.setattr(module, name, compiled)
     with pytest.raises(InputError, match=r"model\.dim = 8"):
-        trainer.train(tiny_run(init=str(tmp_path / "other")), tmp_path / "run")
+        train(
+            tiny_run(init=str(tmp_path / "other")), tmp_path / "run", make_step=lambda *_: pytest.fail("it is compiled")
+        )
+    assert not (tmp_path / "run").exists()
 
 
 @pytest.mark.parametrize("field", ["init", "teacher"])

@@ -4,7 +4,7 @@ import jax
 import numpy as np
 import optax
 import pytest
-from support.tiny_training import tiny
+from support.tiny_training import tiny_run
 
 from wroformer_jax.errors import InputError
 from wroformer_jax.model.params import abstract_params
@@ -24,7 +24,7 @@ def updates_of(config, gradients, params=PARAMS):
 
 
 def flat(**fields):
-    return tiny(schedule="constant", warmup=0.0, **fields)
+    return tiny_run(optimizer={"schedule": "constant", "warmup": 0.0, **fields})
 
 
 def test_only_matrices_decay():
@@ -35,7 +35,7 @@ def test_only_matrices_decay():
 
 
 def test_every_matrix_of_the_model_is_called_kernel():
-    for path, leaf in jax.tree_util.tree_leaves_with_path(abstract_params(RoFormer(tiny().model))):
+    for path, leaf in jax.tree_util.tree_leaves_with_path(abstract_params(RoFormer(tiny_run().model))):
         name = path[-1].key
         assert name in ("kernel", "bias", "gamma", "freqs", "sink_tokens")
         assert name != "kernel" or leaf.ndim >= 2
@@ -76,16 +76,16 @@ def test_gradients_are_clipped():
 
 
 def test_learning_rate_rises_and_falls():
-    rates = [float(schedule(tiny(steps=100, warmup=0.1))(step)) for step in range(101)]
+    rates = [float(schedule(tiny_run(steps=100))(step)) for step in range(101)]
     assert rates[0] == 0
     assert np.argmax(rates) == 10
     assert rates[10] == pytest.approx(3e-3)
     assert rates[100] == pytest.approx(0, abs=1e-9)
-    assert float(schedule(tiny(steps=1, warmup=0.0))(0)) == pytest.approx(3e-3)
+    assert float(schedule(tiny_run(steps=1, optimizer={"warmup": 0.0}))(0)) == pytest.approx(3e-3)
 
 
 def test_a_constant_rate_stays():
-    rate = schedule(tiny(steps=100, warmup=0.1, schedule="constant"))
+    rate = schedule(tiny_run(steps=100, optimizer={"schedule": "constant"}))
     assert [float(rate(step)) for step in (0, 10, 100, 1000)] == pytest.approx([0, 3e-3, 3e-3, 3e-3])
 
 
@@ -104,7 +104,7 @@ def test_patterns_that_cannot_be_meant_are_refused(fields, sentence):
 
 
 def test_patterns_match_names_of_the_model():
-    params = abstract_params(RoFormer(tiny().model))
-    mask = trained_mask(tiny(freeze=("band_split", "blocks/freq", "mask_estimator")), params)
+    params = abstract_params(RoFormer(tiny_run().model))
+    mask = trained_mask(tiny_run(optimizer={"freeze": ("band_split", "blocks/freq", "mask_estimator")}), params)
     assert not any(jax.tree.leaves((mask["band_split"], mask["blocks"]["freq"], mask["mask_estimator"])))
     assert all(jax.tree.leaves((mask["blocks"]["time"], mask["sink_tokens"])))

@@ -1,6 +1,5 @@
 """Runs whose workdir is in a bucket, against a local server that answers as Google Cloud Storage does."""
 
-import itertools
 import json
 import os
 import re
@@ -15,15 +14,16 @@ import numpy as np
 import pytest
 from support.fake_bucket import fake_storage
 from support.helpers import of_a_program
-from support.tiny_training import QUICKLY_COMPILED, compiled_once, tiny_run
+from support.tiny_training import QUICKLY_COMPILED, tiny_run, train_on
 
 import wroformer_jax
 from wroformer_jax.checkpoints.model_dir import load_model
 from wroformer_jax.cli.app import main
 from wroformer_jax.errors import InputError
 from wroformer_jax.io.buckets import place
-from wroformer_jax.training import loop, trainer
 from wroformer_jax.training.initialisation import starting_params
+from wroformer_jax.training.loop import PreemptedError
+from wroformer_jax.training.trainer import train
 from wroformer_jax.workdir.inspection import inspect_directory
 from wroformer_jax.workdir.mirror import Mirror
 
@@ -37,21 +37,15 @@ LEFT = {
 }  # fmt: skip
 
 
-@pytest.fixture(scope="module", autouse=True)
-def _compiled_once():
-    with compiled_once():
-        yield
-
-
 def tiny(**fields):
-    return tiny_run(QUICKLY_COMPILED, steps=8, validate_every=4, keep_checkpoints=2, **fields)
+    return tiny_run(QUICKLY_COMPILED, validation={"songs": 1}, **fields)
 
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory):
     """An uninterrupted local run, and its scores."""
     workdir = tmp_path_factory.mktemp("whole")
-    return workdir, trainer.train(tiny(), workdir)
+    return workdir, train(tiny(), workdir)
 
 
 @pytest.fixture(scope="module")
@@ -60,7 +54,7 @@ def ended(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("WROFORMER_CACHE", str(tmp_path_factory.mktemp("cache")))
         with fake_storage(patch, "bucket") as server:
-            scores = trainer.train(tiny(), RUN)
+            scores = train(tiny(), RUN)
             return dict(server.objects), scores
 
 
@@ -105,20 +99,14 @@ def assert_ended_as(whole, bucket):
     assert_same_params(RUN, whole[0])
 
 
-def with_batches(change):
-    """A stand-in for `loop.make_train_step`; `change` is called with each batch's number in this run, from 1."""
-    make = loop.make_train_step
+def train_while(happens):
+    """Trains; `happens` is called with the number of each batch of this run, from 1, before its step."""
 
-    def make_changed(*args):
-        step, numbers = make(*args), itertools.count(1)
+    def unchanged(batch, number):
+        happens(number)
+        return batch
 
-        def changed(state, batch):
-            change(next(numbers))
-            return step(state, batch)
-
-        return changed
-
-    return make_changed
+    return train_on(unchanged, tiny(), RUN)
 
 
 def test_a_run_in_a_bucket_equals_one_on_a_disk(whole, ended_bucket, ended):
@@ -134,7 +122,7 @@ def test_a_run_in_a_bucket_equals_one_on_a_disk(whole, ended_bucket, ended):
 @pytest.mark.slow
 def test_a_finished_run_writes_its_report_again(ended_bucket, ended, capsys):
     del ended_bucket.objects["bucket", "some runs/a/curve.png"]
-    assert trainer.train(tiny(), f"{RUN}/") == ended[1]
+    assert train(tiny(), f"{RUN}/") == ended[1]
     assert ended_bucket.objects["bucket", "some runs/a/curve.png"].startswith(b"\x89PNG")
     assert left_by(ended_bucket.objects)["metrics.jsonl"] == left_by(ended[0])["metrics.jsonl"]
     said = capsys.readouterr().out
@@ -151,7 +139,7 @@ def test_a_killed_run_goes_on_on_another_machine(whole, bucket, monkeypatch, tmp
     assert "4" in saved_steps(bucket)  # that of step 6 may have been under way
     assert "8" not in saved_steps(bucket)
     another_machine(monkeypatch, tmp_path)
-    assert trainer.train(tiny(), RUN) == whole[1]
+    assert train(tiny(), RUN) == whole[1]
     assert_ended_as(whole, bucket)
 
 
@@ -161,13 +149,11 @@ def test_a_preempted_run_goes_on_on_another_machine(whole, bucket, monkeypatch, 
         if number == 5:
             os.kill(os.getpid(), signal.SIGTERM)
 
-    with monkeypatch.context() as patch:
-        patch.setattr(loop, "make_train_step", with_batches(notice))
-        with pytest.raises(loop.PreemptedError, match=f"step 5 of 8 is saved in {RUN}"):
-            trainer.train(tiny(), RUN)
+    with pytest.raises(PreemptedError, match=f"step 5 of 8 is saved in {RUN}"):
+        train_while(notice)
     another_machine(monkeypatch, tmp_path)
     capsys.readouterr()
-    trainer.train(tiny(), RUN)
+    train(tiny(), RUN)
     assert "going on from step 5" in capsys.readouterr().out
     assert_ended_as(whole, bucket)
 
@@ -179,11 +165,11 @@ def test_a_damaged_step_is_skipped(whole, ended_bucket, caplog, capsys):
             ended_bucket.objects[key] = content[: len(content) // 2]
     wroformer_jax.load(RUN)
     assert "8 is damaged and passed over" in caplog.text
-    trainer.train(tiny(), RUN)
+    train(tiny(), RUN)
     assert "8 is damaged, skipped and renamed to 8.damaged" in caplog.text
     assert "going on from step 6" in capsys.readouterr().out
     assert_ended_as(whole, ended_bucket)
-    trainer.train(tiny(), RUN)
+    train(tiny(), RUN)
     assert saved_steps(ended_bucket) == {"6", "8", "8.damaged"}
 
 
@@ -193,22 +179,20 @@ def test_a_step_whose_save_was_interrupted_does_not_count(whole, ended_bucket, c
     before = dict(ended_bucket.objects)
     wroformer_jax.load(RUN)
     assert ended_bucket.objects == before
-    trainer.train(tiny(), RUN)
+    train(tiny(), RUN)
     assert "going on from step 6" in capsys.readouterr().out
     assert caplog.text == ""
     assert_ended_as(whole, ended_bucket)
 
 
 @pytest.mark.slow
-def test_a_bucket_that_refuses_for_a_while_ends_no_run(whole, bucket, monkeypatch, tmp_path, caplog):
+def test_a_bucket_that_refuses_for_a_while_ends_no_run(whole, bucket, caplog):
     def refuse(number):
         if number == 3:
             wait_for_step(bucket, 2)  # else its save, which is under way, may be refused or not
         bucket.refusal = 403 if 3 <= number <= 6 else None
 
-    with monkeypatch.context() as patch:
-        patch.setattr(loop, "make_train_step", with_batches(refuse))
-        assert trainer.train(tiny(), RUN) == whole[1]
+    assert train_while(refuse) == whole[1]
     failed = re.findall(r"checkpoint (\d) could not be saved, the next save will try again: .*no access", caplog.text)
     assert failed == ["4", "6"]
     assert caplog.text.count("the log could not be uploaded") == 1
@@ -226,32 +210,29 @@ def wait_for_step(bucket, step):
 
 
 @pytest.mark.slow
-def test_requests_to_a_busy_bucket_are_repeated(whole, bucket, monkeypatch, caplog):
+def test_requests_to_a_busy_bucket_are_repeated(whole, bucket, caplog):
     def refuse(number):
         if number == 4:
             bucket.refusal, bucket.refusals_left = 503, 6
 
-    monkeypatch.setattr(loop, "make_train_step", with_batches(refuse))
-    assert trainer.train(tiny(), RUN) == whole[1]
+    assert train_while(refuse) == whole[1]
     assert bucket.refusals_left == 0
     assert caplog.text == ""
     assert_ended_as(whole, bucket)
 
 
 @pytest.mark.slow
-def test_a_last_state_that_cannot_be_saved_is_an_error(whole, bucket, monkeypatch, caplog):
+def test_a_last_state_that_cannot_be_saved_is_an_error(whole, bucket, caplog):
     def refuse(number):
         if number == 8:
             wait_for_step(bucket, 6)
             bucket.refusal, bucket.refused = 403, "^(POST|DELETE)"
 
-    with monkeypatch.context() as patch:
-        patch.setattr(loop, "make_train_step", with_batches(refuse))
-        with pytest.raises(InputError, match=r"the last state could not be saved: .*no access"):
-            trainer.train(tiny(), RUN)
+    with pytest.raises(InputError, match=r"the last state could not be saved: .*no access"):
+        train_while(refuse)
     assert re.search(r"the log could not be uploaded to \S+ runs/a yet and stays in \S+: cannot use", caplog.text)
     bucket.refusal = None
-    trainer.train(tiny(), RUN)
+    train(tiny(), RUN)
     assert_ended_as(whole, bucket)
 
 
@@ -262,7 +243,7 @@ def test_an_unreachable_step_is_not_taken_for_damaged(ended_bucket, requests):
     before = dict(ended_bucket.objects)
     ended_bucket.refusal, ended_bucket.refused = 403, f"^GET.*{requests}"
     with pytest.raises(InputError, match=r"^cannot use gs://bucket/some runs/a.*(PERMISSION_DENIED|Forbidden): "):
-        trainer.train(tiny(), RUN)
+        train(tiny(), RUN)
     assert saved_steps(ended_bucket) == {"6", "8"}
     assert ended_bucket.objects.items() >= {key: before[key] for key in before if "/checkpoints/" in key[1]}.items()
 
@@ -270,14 +251,14 @@ def test_an_unreachable_step_is_not_taken_for_damaged(ended_bucket, requests):
 @pytest.mark.parametrize(
     ("changed", "sentence"),
     [
-        ({"learning_rate": 1e-3}, r"a holds a run with optimizer\.learning_rate = \S+, not 0.001: set it back"),
+        ({"optimizer": {"learning_rate": 1e-3}}, r"a holds a run with optimizer\.learning_rate = \S+, not 0.001"),
         ({"steps": 9}, "a holds a run with steps = 8, not 9"),
     ],
 )
 def test_another_run_is_refused(ended_bucket, changed, sentence):
     before = dict(ended_bucket.objects)
     with pytest.raises(InputError, match=sentence):
-        trainer.train(tiny_run(QUICKLY_COMPILED, **{"steps": 8, "validate_every": 4, **changed}), RUN)
+        train(tiny(**changed), RUN)
     assert ended_bucket.objects == before
 
 
@@ -285,21 +266,21 @@ def test_another_model_is_refused(ended_bucket):
     key = ("bucket", "some runs/a/model.json")
     ended_bucket.objects[key] = ended_bucket.objects[key].replace(b'"dim_mask": 8', b'"dim_mask": 16')
     with pytest.raises(InputError, match=f"{RUN} holds the training of another model: its dim_mask is 16, not 8"):
-        trainer.train(tiny(), RUN)
+        train(tiny(), RUN)
     del ended_bucket.objects["bucket", "some runs/a/config.json"]
     with pytest.raises(InputError, match=f"{RUN} holds a model but no config.json of a training"):
-        trainer.train(tiny(), RUN)
+        train(tiny(), RUN)
 
 
 @pytest.mark.slow
 def test_places_that_cannot_be_used(bucket, capfd):
     with pytest.raises(InputError, match=r"^cannot use gs://nowhere/a/config.json: there is no such bucket$"):
-        trainer.train(tiny(), "gs://nowhere/a")
+        train(tiny(), "gs://nowhere/a")
     with pytest.raises(InputError, match="s3://bucket/a: expected a local path, or one in a bucket of Google"):
-        trainer.train(tiny(), "s3://bucket/a")
+        train(tiny(), "s3://bucket/a")
     bucket.refusal = 403
     with pytest.raises(InputError, match=f"^cannot use {RUN}/config.json: Forbidden: .*no access to storage.objects$"):
-        trainer.train(tiny(), RUN)
+        train(tiny(), RUN)
     assert bucket.objects == {}
     assert capfd.readouterr() == ("", "")
 

@@ -14,15 +14,14 @@ from wroformer_jax.parallel.processes import in_first, together
 
 TRAIN = "train"
 
-# Where the songs of a run without a data set are kept, in its workdir.
-_SYNTHETIC = "songs"
+_SYNTHETIC = "songs"  # folder in the workdir of a run without `config.data`
 
 
 def open_songs(config: TrainingConfig) -> RecordSet:
-    """The set of songs to train on.
+    """Opens the set of songs that `config.data` names.
 
     Raises:
-      InputError: it cannot be used, or does not go with the model.
+      InputError: the set cannot be read, or its sample rate is not the model's.
     """
     songs = RecordSet.open(config.data)
     if songs.sample_rate != config.model.sample_rate:
@@ -34,7 +33,7 @@ def open_songs(config: TrainingConfig) -> RecordSet:
 
 
 def synthesised_songs(config: TrainingConfig, workdir: Place) -> RecordSet:
-    """The set in the workdir, local or in a bucket, synthesised by the first process if it is not there yet."""
+    """Opens the set of synthetic songs in the workdir, which the first process synthesises if it does not exist yet."""
     path = workdir / _SYNTHETIC
     in_first(lambda: _synthesise(config, path))
     return together(lambda: RecordSet.open(path))
@@ -56,7 +55,7 @@ def _synthesise(config: TrainingConfig, path: Place) -> None:
 
 
 def loading_of(config: TrainingConfig) -> Loading:
-    """How the batches of a run are made."""
+    """Returns the settings with which the batches of a run are loaded."""
     return Loading(
         crop_samples=config.crop_samples,
         batch_size=config.batch_size,

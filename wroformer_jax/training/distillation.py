@@ -1,12 +1,12 @@
-"""Mask-level distillation (arXiv 2510.25745): a student's masks held to those of a frozen full-attention teacher.
+"""Mask-level distillation (arXiv 2510.25745): a student learns the masks of a frozen full-attention teacher.
 
-The teacher hears windows of some seconds, whatever the student's length: its cost is quadratic in theirs.
+The teacher separates windows of a few seconds whatever the student's length, because its cost is quadratic in time.
 """
 
 from __future__ import annotations
 
 import math
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -20,7 +20,7 @@ from wroformer_jax.model.roformer import RoFormer
 from wroformer_jax.parallel.time_axis import WHOLE, TimeAxis
 from wroformer_jax.training.losses import modulus
 
-# What the masks of two models must have in common to be compared bin by bin.
+# Fields that must agree for the masks of two models to be compared bin by bin.
 _SHARED = ("stems", "channels", "sample_rate", "stft_n_fft", "stft_hop_length", "stft_win_length")
 
 
@@ -49,23 +49,24 @@ def teacher_masks(
     window_samples: int,
     time: TimeAxis = WHOLE,
 ) -> Masks:
-    """The masks of a frozen model, which hears `audio` one window after the other; no gradient flows through them.
+    """The masks of a frozen model that separates `audio` one window after the other. They have no gradient.
 
     Args:
       teacher: the model.
       params: its parameters.
       audio: mixtures.
-      window_samples: what the teacher hears at once, whole hops; audio that is no longer is heard at once. It divides
-        the samples if these are not the whole recording.
-      time: what lies beyond the audio at hand.
+      window_samples: length of a window, in whole hops. Audio that is no longer is one window. It must divide the
+        length of `audio` if that is not the whole recording.
+      time: where these samples lie in the recording.
 
     Returns:
-      Masks of the frames that `compared_frames` has for this length, as many as the windows have hops, and one more
-      for audio that is heard at once. A part of a window at the end is left out.
+      Masks of the frames that `compared_frames` describes: one for each hop of the windows, and one more if the audio
+      is a single window. A part of a window at the end is left out.
     """
 
     def masks_of(part: Float[Array, "batch channel part"]) -> Masks:
-        return jax.lax.stop_gradient(Masks(*teacher.apply({"params": params}, part, method="masks")))
+        real_and_imag: Any = teacher.apply({"params": params}, part, method="masks")
+        return jax.lax.stop_gradient(Masks(*real_and_imag))
 
     samples = audio.shape[-1]
     if time.is_whole and samples <= window_samples:
@@ -90,36 +91,36 @@ def mask_distance(
     Args:
       student: masks of at least as many frames as the teacher's.
       teacher: masks.
-      counts: which of the teacher's frames count, see `compared_frames`.
-      time: what lies beyond the frames at hand.
+      counts: which of the teacher's frames are compared, see `compared_frames`.
+      time: where these frames lie in the recording.
     """
     frames = len(counts)
     differences = (ours[..., :frames, :] - theirs for ours, theirs in zip(student, teacher, strict=True))
     moduli = modulus(*differences)
-    values = float(math.prod(moduli.shape) // frames)  # of a frame
+    values = float(math.prod(moduli.shape) // frames)  # in a frame
     return time.sum(jnp.sum(moduli * counts[:, None])) / (values * time.sum(jnp.sum(jnp.asarray(counts))))
 
 
 def compared_frames(
     config: ModelConfig, samples: int, window_samples: int, *, time: TimeAxis = WHOLE
 ) -> Bool[Array | np.ndarray, " frame"]:
-    """Which frames of `teacher_masks` may be compared.
+    """True for the frames of `teacher_masks` that can be compared with the student's.
 
-    Not those whose STFT reaches over a border between two windows: there the teacher hears a reflection where the
-    student hears the music. Nor those of a window that reaches over the end of the recording.
+    Frames whose STFT crosses a border between two windows cannot: the teacher gets a reflection of the window there,
+    the student the music. Neither can frames of a window that crosses the end of the recording.
 
     Args:
       config: the settings of the model.
-      samples: of audio at hand.
-      window_samples: what the teacher hears at once. It divides `samples` if these are not the whole recording.
-      time: what lies beyond the audio at hand.
+      samples: length of the audio.
+      window_samples: length of the teacher's windows. It must divide `samples` if that is not the whole recording.
+      time: where these samples lie in the recording.
     """
     hop = config.stft_hop_length
     if time.is_whole and samples <= window_samples:
         return np.ones(1 + samples // hop, bool)
     count, frames = samples // window_samples, window_samples // hop
     reach = math.ceil(config.stft_n_fft / 2 / hop)
-    # Of the last window, too: its end is a border unless the audio ends there.
+    # This holds for the last window, too: its end is a border unless the audio ends there.
     interior = np.arange(frames) < frames - reach + 1
     if time.is_whole:
         counts = np.tile(interior, (count, 1))

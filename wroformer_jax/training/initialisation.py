@@ -1,9 +1,8 @@
-"""What a run starts from: the weights of a checkpoint, and a teacher."""
+"""The weights that a run starts from, and its teacher."""
 
 from __future__ import annotations
 
 import dataclasses
-from typing import Any
 
 import jax
 from jax.sharding import Mesh
@@ -19,37 +18,46 @@ from wroformer_jax.parallel.sharding import spread
 from wroformer_jax.training.distillation import check_teacher
 from wroformer_jax.training.state import Teacher, model_shardings
 
-# How a model is computed, not what its parameters are.
-_FREE = ("dtype", "zero_dc", *MEMORY_FIELDS)
-# What windowed sinks change in a full-attention model.
-_MADE = ("time_mixer", "window", "num_sinks")
+# Fields that do not concern the parameters: a run may differ in them from the checkpoint that it starts from.
+_NOT_PARAMETERS = ("dtype", "zero_dc", *MEMORY_FIELDS)
+# Fields of a full-attention model that change when it gets windowed sinks.
+_SET_BY_WINDOWS = ("time_mixer", "window", "num_sinks")
 
 
 def starting_params(config: TrainingConfig) -> Params | None:
-    """The parameters of `config.init`, with windowed sinks if the run is to have them; None for random ones.
+    """Returns the parameters of the checkpoint `config.init`, or None if the run starts from random ones.
+
+    A full-attention checkpoint gets windowed sinks if the model of the run has them.
 
     Raises:
-      InputError: the checkpoint cannot be loaded, or is of another model than `config.model`.
+      InputError: the checkpoint cannot be loaded, or its model is not that of the run.
     """
     if not config.init:
         return None
-    there, params, _ = _read("init", config.init)
-    check_init(there, config)
-    if _gets_windows(there, config.model):
+    saved, params = _read("init", config.init)
+    check_init(saved, config)
+    if _gets_windows(saved, config.model):
         window, num_sinks = config.model.window, config.model.num_sinks
-        _, params = add_windowed_sinks(there, params, window=window, num_sinks=num_sinks, seed=config.seed)
+        _, params = add_windowed_sinks(saved, params, window=window, num_sinks=num_sinks, seed=config.seed)
     return params
 
 
-def check_init(there: ModelConfig, config: TrainingConfig) -> None:
-    """Raises an InputError if `there`, the model of `config.init`, is not that of the run, nor becomes it by getting
-    windowed sinks."""
-    free = (*_FREE, *_MADE) if _gets_windows(there, config.model) else _FREE
-    # The window is of no meaning to full attention.
-    free = free if config.model.time_mixer == "windowed_sink" else (*free, "window")
-    ours, theirs = config.model.to_dict(), there.to_dict()
-    for name, value in theirs.items():
-        if name not in free and ours[name] != value:
+def check_init(saved: ModelConfig, config: TrainingConfig) -> None:
+    """Refuses a checkpoint whose model is neither that of the run nor becomes it by getting windowed sinks.
+
+    Args:
+      saved: the settings of the model of `config.init`.
+      config: the settings of the run.
+
+    Raises:
+      InputError: names the first field that differs.
+    """
+    may_differ = (*_NOT_PARAMETERS, *_SET_BY_WINDOWS) if _gets_windows(saved, config.model) else _NOT_PARAMETERS
+    if config.model.time_mixer != "windowed_sink":  # full attention has no window
+        may_differ = (*may_differ, "window")
+    ours = config.model.to_dict()
+    for name, value in saved.to_dict().items():
+        if name not in may_differ and ours[name] != value:
             raise InputError(
                 f"init {config.init} is a model with {name} = {value!r}, but the config has model.{name} = "
                 f"{ours[name]!r}: make them equal"
@@ -57,10 +65,13 @@ def check_init(there: ModelConfig, config: TrainingConfig) -> None:
 
 
 def frozen_teacher(config: TrainingConfig, mesh: Mesh) -> Teacher | None:
-    """The model of `config.teacher`, its parameters spread over the mesh; it computes in bfloat16 if the run does.
+    """Loads the model of `config.teacher` and spreads its parameters over the mesh; None for a run without a teacher.
+
+    The teacher computes in bfloat16 if the run does.
 
     Raises:
-      InputError: it cannot be loaded, its masks are not those of such a model, or it hears too little at once.
+      InputError: the checkpoint cannot be loaded, its masks cannot be compared with the model's, or its windows are
+        shorter than an STFT window.
     """
     if not config.teacher:
         return None
@@ -69,19 +80,21 @@ def frozen_teacher(config: TrainingConfig, mesh: Mesh) -> Teacher | None:
             f"teacher_seconds is {config.teacher_seconds}, which is {config.teacher_samples} samples in whole hops: "
             f"the teacher needs an STFT window, {config.model.stft_n_fft} samples, at least"
         )
-    there, params, _ = _read("teacher", config.teacher)
-    check_teacher(there, config.model)
-    there = dataclasses.replace(there, dtype=config.model.dtype, stream_dtype="float32")
-    model = RoFormer(forward_only(there, config.model.places_at_once))
+    saved, params = _read("teacher", config.teacher)
+    check_teacher(saved, config.model)
+    teacher = dataclasses.replace(saved, dtype=config.model.dtype, stream_dtype="float32")
+    model = RoFormer(forward_only(teacher, config.model.places_at_once))
     return Teacher(model, jax.tree.map(spread, params, model_shardings(model, mesh)))
 
 
-def _read(field: str, source: str) -> Any:
+def _read(field: str, source: str) -> tuple[ModelConfig, Params]:
     try:
-        return loading.read(source)
+        config, params, _ = loading.read(source)
     except InputError as error:
         raise InputError(f"{field}: {error}") from error
+    return config, params
 
 
-def _gets_windows(there: ModelConfig, wanted: ModelConfig) -> bool:
-    return there.time_mixer != "windowed_sink" and not there.num_sinks and wanted.time_mixer == "windowed_sink"
+def _gets_windows(saved: ModelConfig, wanted: ModelConfig) -> bool:
+    """Whether a model of the settings `saved` has to get windowed sinks to become one of the settings `wanted`."""
+    return saved.time_mixer != "windowed_sink" and not saved.num_sinks and wanted.time_mixer == "windowed_sink"

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -23,15 +22,15 @@ HOP = 147  # samples
 def l1(
     estimate: Float[Array, "*batch sample"], target: Float[Array, "*batch sample"], *, time: TimeAxis = WHOLE
 ) -> Float[Array, ""]:
-    """Mean absolute difference of two waveforms, its gradient 0 where they are equal.
+    """Mean absolute difference of two waveforms over the whole recording; its gradient is 0 where they are equal.
 
     Args:
       estimate: waveforms.
       target: waveforms of the same shape.
-      time: what lies beyond the samples at hand.
+      time: where these samples lie in the recording.
     """
     difference = _difference(estimate, target, time)
-    # JAX gives |x| the slope 1 at 0, which would push at samples of digital silence; torch gives 0, as this does.
+    # In JAX the slope of |x| at 0 is 1, which would move samples of digital silence; in torch it is 0, and here, too.
     modulus = difference * jax.lax.stop_gradient(jnp.sign(difference))
     count = float(math.prod(modulus.shape[:-1]) * time.total_samples(modulus.shape[-1]))
     return time.sum(jnp.sum(modulus)) / count
@@ -49,19 +48,19 @@ def multi_resolution_stft_loss(
 ) -> Float[Array, ""]:
     """Sum over windows of the mean modulus of the difference of two complex spectra.
 
-    As `sum(F.l1_loss(torch.stft(estimate, n_fft), torch.stft(target, n_fft)))`, with n_fft the larger of the
-    window and `stft_n_fft`, a periodic Hann window and no normalisation. The transform is linear, so it is
-    taken once, of the difference of the waveforms.
+    Equals `sum(F.l1_loss(torch.stft(estimate, n_fft), torch.stft(target, n_fft)))`, where n_fft is the larger of the
+    window and `stft_n_fft`, with a periodic Hann window and no normalisation. The transform is linear, so one
+    transform of the difference of the waveforms is enough.
 
     Args:
-      estimate: waveforms; more samples than half of the longest window and of `stft_n_fft`.
+      estimate: waveforms, longer than half of the longest window and half of `stft_n_fft`.
       target: waveforms of the same shape.
-      stft_n_fft: the model's own n_fft, the shortest transform taken, in samples.
+      stft_n_fft: the model's n_fft, the length of the shortest transform, in samples.
       windows: lengths of the windows in samples.
       hop: samples from one frame to the next.
-      time: what lies beyond the samples at hand.
-      values_at_once: frames x n_fft of a waveform that are worked on at a time, and computed again for the gradient;
-        0 for all at once.
+      time: where these samples lie in the recording.
+      values_at_once: frames x n_fft of a waveform that are transformed at a time, and recomputed for the gradient; 0
+        for all at once.
     """
     difference = _difference(estimate, target, time)
     total = jnp.zeros((), difference.dtype)
@@ -71,22 +70,15 @@ def multi_resolution_stft_loss(
     return total
 
 
-def reconstruction_loss(
-    estimate: Float[Array, "*batch sample"], target: Float[Array, "*batch sample"], **sizes: Any
-) -> Float[Array, ""]:
-    """`l1` plus `multi_resolution_stft_loss` (which gets `sizes`), equally weighted, as the public recipe has them."""
-    return l1(estimate, target) + multi_resolution_stft_loss(estimate, target, **sizes)
-
-
 def modulus(real: Float[Array, "*shape"], imag: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
-    """|real + i imag|, its gradient 0 where it is 0, as torch has it; the bare square root would give NaN."""
+    """|real + i imag|. Its gradient is 0 where it is 0, as in torch; that of the bare square root would be NaN."""
     power = real * real + imag * imag
     positive = power > 0
     return jnp.where(positive, jnp.sqrt(jnp.where(positive, power, 1)), 0)
 
 
 def _difference(estimate: Array, target: Array, time: TimeAxis) -> Array:
-    """Zero behind the end of the recording."""
+    """The difference of two waveforms, zero after the end of the recording."""
     samples = estimate.shape[-1]
     difference = estimate - target
     return difference if time.is_whole else difference * (jnp.arange(samples) < time.samples_to_end(samples))
@@ -101,7 +93,7 @@ def _mean_spectrum(
     hop_length: int,
     win_length: int,
 ) -> Float[Array, ""]:
-    """Mean modulus of the spectrum of waveforms."""
+    """Mean modulus of the spectrum of waveforms, over all frames and bins of the whole recording."""
     sizes = {"n_fft": n_fft, "hop_length": hop_length, "win_length": win_length}
     samples, batch = signal.shape[-1], math.prod(signal.shape[:-1])
     padded, num_hops = time.pad_audio(signal, n_fft // 2), samples // hop_length
@@ -119,5 +111,5 @@ def _mean_spectrum(
         pieces = jnp.moveaxis(pieces_of_frames(padded, count, frames, n_fft, hop_length), -2, 0)
         total = jnp.sum(jax.lax.map(lambda piece: jax.checkpoint(sum_of)(*piece), (pieces, own)))
     num_frames = 1 + time.total_samples(samples) // hop_length
-    # Of an hour there are more values than an int32 counts.
+    # A float, because an hour has more values than an int32 can count.
     return time.sum(total) / float(batch * num_frames * (n_fft // 2 + 1))

@@ -1,7 +1,7 @@
-"""The optimiser of a training run: AdamW, its schedule, and how much it moves which parameters.
+"""The optimiser of a training run: AdamW, its schedule, and the parameters that it freezes or moves faster.
 
-Parameters are named by their path, as in "blocks/time/mixer_0/to_qkv/kernel"; patterns are regular expressions that
-must match the beginning of a name.
+A parameter's name is its path in the tree, as in "blocks/time/mixer_0/to_qkv/kernel"; patterns are regular expressions
+that must match the beginning of a name.
 """
 
 from __future__ import annotations
@@ -19,13 +19,14 @@ from wroformer_jax.model.params import trainable_mask
 
 
 def make_optimizer(config: TrainingConfig, params: Params) -> optax.GradientTransformation:
-    """AdamW on gradients clipped to a global norm.
+    """Returns AdamW on gradients clipped to a global norm.
 
-    Only matrices (`kernel`) decay. Constants, and parameters that match a pattern of `freeze`, get no update and have
-    no moments. Updates of parameters that match a pattern of `learning_rate_scales` are multiplied by its factor.
+    Weight decay applies to matrices (`kernel`) only. Constants, and parameters that match a pattern of `freeze`, get
+    no update and have no moments. Updates of parameters that match a pattern of `learning_rate_scales` are multiplied
+    by its factor.
 
     Args:
-      config: the settings.
+      config: the settings of the run.
       params: the parameters, or their shapes.
 
     Raises:
@@ -43,7 +44,7 @@ def make_optimizer(config: TrainingConfig, params: Params) -> optax.GradientTran
 
 
 def schedule(config: TrainingConfig) -> optax.Schedule:
-    """The learning rate by step: a linear warmup, then constant or a cosine to zero at the last step."""
+    """Returns the learning rate by step: a linear warmup, then constant or a cosine to zero at the last step."""
     warmup_steps = round(config.optimizer.warmup * config.steps)
     start = 0.0 if warmup_steps else config.optimizer.learning_rate
     if config.optimizer.schedule == "cosine":
@@ -52,7 +53,7 @@ def schedule(config: TrainingConfig) -> optax.Schedule:
 
 
 def trained_mask(config: TrainingConfig, params: Params) -> Params:
-    """A tree like `params`: True for what is trained.
+    """Returns a tree like `params` that is True for the parameters that are trained.
 
     Raises:
       InputError: a pattern of `config.optimizer.freeze` matches no parameter, or nothing is left to train.
@@ -69,7 +70,7 @@ def trained_mask(config: TrainingConfig, params: Params) -> Params:
 
 
 def _matrices(params: Params) -> Params:
-    """True for what decays: matrices, not gains, biases and sink tokens."""
+    """True for the parameters with weight decay: matrices, not gains, biases and sink tokens."""
     return jax.tree_util.tree_map_with_path(lambda path, _: path[-1].key == "kernel", params)
 
 
@@ -83,7 +84,7 @@ def _scale_by_name(config: TrainingConfig, params: Params) -> optax.GradientTran
     def factor_of(name: str) -> float:
         return next((factor for pattern, factor in reversed(scales) if pattern.match(name)), 1.0)
 
-    def scale(updates: Params, _params: Params | None = None) -> Params:
+    def scale(updates: optax.Updates, _params: optax.Params | None = None) -> optax.Updates:
         return jax.tree_util.tree_map_with_path(lambda path, u: jnp.float32(factor_of(_name(path))) * u, updates)
 
     return optax.stateless(scale) if scales else optax.identity()

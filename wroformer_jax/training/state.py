@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
+import functools
 import math
-from typing import NamedTuple
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -11,6 +14,13 @@ import optax
 from jax.sharding import AbstractMesh, Mesh
 from jaxtyping import Array, Float, Int
 
+from wroformer_jax.config.groups import (
+    CheckpointsConfig,
+    LoadingConfig,
+    LoggingConfig,
+    OptimizerConfig,
+    ValidationConfig,
+)
 from wroformer_jax.config.training import TrainingConfig
 from wroformer_jax.errors import InputError
 from wroformer_jax.model.layers import Params
@@ -32,55 +42,83 @@ Batch = dict[str, Float[Array, "batch *stem channel sample"]]
 
 
 class TrainState(NamedTuple):
-    """All that a step changes."""
+    """Everything that a training step changes."""
 
     step: Int[Array, ""]
     params: Params
     ema: Params | None  # moving average of the parameters, None without
     opt_state: optax.OptState
-    skipped: Int[Array, ""]  # steps that changed nothing, because their loss or gradient was not finite
+    skipped: Int[Array, ""]  # steps that changed no parameter because their loss or gradient was not finite
     skipped_in_a_row: Int[Array, ""]
 
 
+def params_to_use(state: TrainState) -> Params:
+    """The parameters of the trained model: the moving average if there is one."""
+    return state.params if state.ema is None else state.ema
+
+
 class Teacher(NamedTuple):
-    """A frozen model to learn masks from."""
+    """A frozen model, whose masks the student learns."""
 
     model: RoFormer
     params: Params
 
 
 def model_shardings(model: RoFormer, mesh: Mesh | AbstractMesh) -> Params:
-    """Shardings of a model's parameters: a nested dict of `NamedSharding`."""
+    """Returns the shardings of a model's parameters, a nested dict of `NamedSharding`."""
     return param_shardings(abstract_params(model), logical_axes(model), mesh)
 
 
 def state_shardings(config: TrainingConfig, mesh: Mesh) -> TrainState:
-    """How the state lies on the mesh: a TrainState of shardings."""
+    """Returns a TrainState of shardings, which say how the state is spread over the mesh."""
     model = RoFormer(config.model)
     params, whole = model_shardings(model, mesh), replicated(mesh)
     shapes = abstract_params(model)
     opt_state = mirrored_shardings(jax.eval_shape(make_optimizer(config, shapes).init, shapes), params, mesh)
-    return TrainState(whole, params, params if config.optimizer.ema else None, opt_state, whole, whole)
+    shardings: tuple[Any, ...] = (whole, params, params if config.optimizer.ema else None, opt_state, whole, whole)
+    return TrainState(*shardings)
 
 
 def initial_state(config: TrainingConfig, mesh: Mesh, params: Params | None = None) -> TrainState:
-    """The state of step 0, made in its place: no device ever holds more than its part.
+    """Returns the state of step 0. It is made in place: no device ever holds more than its part.
 
     Args:
-      config: the settings.
-      mesh: where it is to lie.
-      params: to start from, on the host; None for random ones from the seed.
+      config: the settings of the run.
+      mesh: the devices to hold it.
+      params: parameters to start from, on the host; None for random ones from the seed.
     """
-    model, shardings = RoFormer(config.model), state_shardings(config, mesh)
+    random_params, start = _jitted_start(computation_of(config), mesh)
     if params is None:
-        placed = jax.jit(lambda: init_params(model, config.seed), out_shardings=shardings.params)()
-    else:
-        placed = jax.tree.map(spread, params, shardings.params)
-    return jax.jit(lambda p: _start(config, p), out_shardings=shardings)(placed)
+        return start(random_params())
+    return start(jax.tree.map(spread, params, state_shardings(config, mesh).params))
 
 
+def computation_of(config: TrainingConfig) -> TrainingConfig:
+    """The settings with those at their defaults that change nothing in the step or the state of step 0.
+
+    What is compiled is cached by it: runs in one process that differ in these settings only compile once.
+    """
+    return config.with_changes(
+        profile_steps=(),
+        loading=dataclasses.asdict(LoadingConfig()),
+        validation=dataclasses.asdict(ValidationConfig()),
+        checkpoints=dataclasses.asdict(CheckpointsConfig()),
+        logging=dataclasses.asdict(LoggingConfig()),
+        optimizer={"max_skipped": OptimizerConfig.max_skipped},
+    )
+
+
+@functools.lru_cache(maxsize=2)
+def _jitted_start(config: TrainingConfig, mesh: Mesh) -> tuple[Callable[[], Params], Callable[[Params], TrainState]]:
+    """Random parameters, and the state of step 0 that has given ones; cached as the training step is."""
+    model, shardings = RoFormer(config.model), state_shardings(config, mesh)
+    random_params = jax.jit(lambda: init_params(model, config.seed), out_shardings=shardings.params)
+    return random_params, jax.jit(lambda params: _start(config, params), out_shardings=shardings)
+
+
+@functools.lru_cache(maxsize=2)
 def abstract_state(config: TrainingConfig, mesh: Mesh) -> TrainState:
-    """Shapes, dtypes and shardings of the state, computing nothing."""
+    """Returns the shapes, dtypes and shardings of the state, without computing it."""
     shapes = jax.eval_shape(lambda p: _start(config, p), abstract_params(RoFormer(config.model)))
     return jax.tree.map(
         lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
@@ -90,10 +128,10 @@ def abstract_state(config: TrainingConfig, mesh: Mesh) -> TrainState:
 
 
 def time_of(config: TrainingConfig, mesh: Mesh | AbstractMesh) -> TimeAxis:
-    """How the examples' time lies on the mesh: whole, or cut over devices.
+    """Returns how the time of the examples is spread over the mesh: whole on each device, or cut into parts.
 
     Raises:
-      InputError: it cannot be cut over so many.
+      InputError: the examples are too short for that many parts.
     """
     multiple = config.loss.hop
     longest, parts = max(config.loss.windows), num_time_parts(mesh)
@@ -108,14 +146,14 @@ def time_of(config: TrainingConfig, mesh: Mesh | AbstractMesh) -> TimeAxis:
 
 
 def batch_shapes(config: TrainingConfig, mesh: Mesh) -> dict[str, tuple[int, ...]]:
-    """Shapes of the arrays of a batch, all devices together. Where time is cut, its end is padding."""
+    """Returns the shapes of the arrays of a batch on all devices together. Where time is cut, its end is padded."""
     samples = padded_samples(time_of(config, mesh), config.crop_samples)
     mixture = (config.batch_size, config.model.channels, samples)
     return {"mixture": mixture, "targets": (mixture[0], config.model.num_stems, *mixture[1:])}
 
 
 def abstract_batch(config: TrainingConfig, mesh: Mesh) -> dict[str, jax.ShapeDtypeStruct]:
-    """Shapes, dtypes and shardings of a batch."""
+    """Returns the shapes, dtypes and shardings of a batch."""
     shardings = batch_shardings(mesh)
     return {
         name: jax.ShapeDtypeStruct(shape, jnp.float32, sharding=shardings[name])

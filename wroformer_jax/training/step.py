@@ -1,4 +1,4 @@
-"""The training step: one pure function, (state, batch) to (state, metrics), jitted once over a mesh.
+"""The training step: one pure function from (state, batch) to (state, metrics), jitted once over a mesh.
 
 The loss is the weighted sum of L1, the multi-resolution STFT loss and, with a teacher, the distance between the
 model's masks and the teacher's.
@@ -16,6 +16,7 @@ import optax
 from jax.sharding import Mesh
 from jaxtyping import Array, Float, Int
 
+from wroformer_jax.config.model import ModelConfig
 from wroformer_jax.config.training import TrainingConfig
 from wroformer_jax.model.layers import Params
 from wroformer_jax.model.params import abstract_params
@@ -30,11 +31,11 @@ from wroformer_jax.parallel.time_axis import TimeAxis
 from wroformer_jax.training.distillation import Masks, compared_frames, mask_distance, teacher_masks
 from wroformer_jax.training.losses import l1, multi_resolution_stft_loss
 from wroformer_jax.training.optimizer import make_optimizer, schedule, trained_mask
-from wroformer_jax.training.state import Batch, Teacher, TrainState, state_shardings, time_of
+from wroformer_jax.training.state import Batch, Teacher, TrainState, computation_of, state_shardings, time_of
 
 Metrics = dict[str, Float[Array, ""] | Int[Array, ""]]
 
-# A young average follows quickly: its decay is at most (1 + step) / (_EMA_WARMUP + step).
+# A young moving average follows quickly: its decay is at most (1 + step) / (_EMA_WARMUP + step).
 _EMA_WARMUP = 10.0
 
 _TINY = 1e-10  # so that ratios are finite
@@ -46,32 +47,40 @@ LossAndGradients = Callable[[Params, Batch, Params | None], tuple[tuple[Array, M
 
 
 def make_train_step(config: TrainingConfig, mesh: Mesh, teacher: Teacher | None = None) -> TrainStep:
-    """The jitted step. The state given to it is donated: use it no more.
+    """Returns the jitted step. It takes over the memory of the state (donation), which cannot be used afterwards.
 
-    The batch has "mixture", (batch, channel, sample), and "targets", (batch, stem, channel, sample), on the mesh (see
-    `sharding.to_global`). Metrics: "loss" and its parts by name, "sdr" (dB, the mean over the batch's examples and
-    stems whose target is not silent), "gradient_norm" (before clipping), "learning_rate", "skipped" and
-    "skipped_in_a_row".
+    The batch has "mixture" (batch, channel, sample) and "targets" (batch, stem, channel, sample) on the mesh, see
+    `parallel.sharding.to_global`. The metrics are "loss" and its parts by name, "sdr" (dB, the mean over the examples
+    and stems of the batch whose target is not silent), "gradient_norm" (before clipping), "learning_rate", "skipped"
+    and "skipped_in_a_row".
 
     Args:
-      config: the settings.
+      config: the settings of the run.
       mesh: the devices.
-      teacher: its parameters lie on the mesh already.
+      teacher: its parameters are on the mesh; None without one.
     """
-    step = jax.jit(
-        build_train_step(config, mesh, teacher.model if teacher else None),
+    step = _jitted_step(computation_of(config), mesh, teacher.model.config if teacher else None)
+    params = teacher.params if teacher else None
+    return lambda state, batch: step(state, batch, params)
+
+
+@functools.lru_cache(maxsize=2)
+def _jitted_step(
+    config: TrainingConfig, mesh: Mesh, teacher: ModelConfig | None
+) -> Callable[[TrainState, Batch, Params | None], tuple[TrainState, Metrics]]:
+    """Cached, so that a process that trains twice with the same settings compiles once."""
+    return jax.jit(
+        build_train_step(config, mesh, RoFormer(teacher) if teacher else None),
         in_shardings=(state_shardings(config, mesh), batch_shardings(mesh), None),
         out_shardings=(state_shardings(config, mesh), replicated(mesh)),
         donate_argnums=0,
     )
-    params = teacher.params if teacher else None
-    return lambda state, batch: step(state, batch, params)
 
 
 def build_train_step(
     config: TrainingConfig, mesh: Mesh, teacher: RoFormer | None = None
 ) -> Callable[[TrainState, Batch, Params | None], tuple[TrainState, Metrics]]:
-    """The step as a pure function of the state, the batch and the teacher's parameters, not jitted."""
+    """Returns the step as a pure function of the state, the batch and the teacher's parameters, not jitted."""
     gradients_of, updated = loss_and_gradients(config, mesh, teacher), build_update(config)
 
     def train_step(state: TrainState, batch: Batch, teacher_params: Params | None) -> tuple[TrainState, Metrics]:
@@ -82,7 +91,7 @@ def build_train_step(
 
 
 def build_update(config: TrainingConfig) -> Callable[[TrainState, Metrics, Params], tuple[TrainState, Metrics]]:
-    """What follows the gradients, as a pure function of the state, what was measured so far, and the gradients."""
+    """Returns what follows the gradients: a pure function from (state, metrics, gradients) to (state, metrics)."""
     optimizer = make_optimizer(config, abstract_params(RoFormer(config.model)))
     learning_rate = schedule(config)
 
@@ -90,8 +99,8 @@ def build_update(config: TrainingConfig) -> Callable[[TrainState, Metrics, Param
         norm = _trained_norm(config, gradients)
         finite = jnp.isfinite(measured["loss"]) & jnp.isfinite(norm)
         updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
-        params = optax.apply_updates(state.params, updates)
-        changed = (params, _averaged(config, state.ema, params, state.step), opt_state)
+        params: Any = optax.apply_updates(state.params, updates)
+        changed: Any = (params, _averaged(config, state.ema, params, state.step), opt_state)
         params, ema, opt_state = jax.tree.map(
             lambda new, old: jnp.where(finite, new, old), changed, (state.params, state.ema, state.opt_state)
         )
@@ -118,16 +127,17 @@ def build_update(config: TrainingConfig) -> Callable[[TrainState, Metrics, Param
 
 
 def loss_and_gradients(config: TrainingConfig, mesh: Mesh, teacher: RoFormer | None = None) -> LossAndGradients:
-    """(parameters, batch, the teacher's parameters) to ((loss, its parts and the SDR), gradients), not jitted.
+    """Returns a function from (parameters, batch, teacher's parameters) to ((loss, its parts and the SDR), gradients).
 
-    The batch is cut into `config.optimizer.accumulate` parts, one after the other; all is the mean over them.
+    It is not jitted. It works on `config.optimizer.accumulate` parts of the batch, one after the other, and returns the
+    means over them.
     """
     value_and_grad = jax.value_and_grad(_loss(config, mesh, teacher), has_aux=True)
     if config.optimizer.accumulate == 1:
         return value_and_grad
 
     def accumulated(params: Params, batch: Batch, teacher_params: Params | None) -> tuple[Any, Params]:
-        # Every device has its share of each part: consecutive rows, which lie together, go to different parts.
+        # Consecutive rows, which are on the same device, go to different parts: each device has its share of each part.
         parts = jax.tree.map(
             lambda rows: rows.reshape(-1, config.optimizer.accumulate, *rows.shape[1:]).swapaxes(0, 1), dict(batch)
         )
@@ -146,7 +156,7 @@ def loss_and_gradients(config: TrainingConfig, mesh: Mesh, teacher: RoFormer | N
 
 
 def _loss(config: TrainingConfig, mesh: Mesh, teacher: RoFormer | None) -> Callable:
-    """(parameters, batch, parameters of the teacher) to (loss, its parts and the SDR)."""
+    """Returns a function from (parameters, batch, teacher's parameters) to (loss, its parts and the SDR)."""
     time = time_of(config, mesh)
     local = functools.partial(_local_loss, config, teacher, time)
     if not time.is_whole:
@@ -168,9 +178,10 @@ def _local_loss(
     batch: Batch,
     teacher_params: Params | None,
 ) -> tuple[Array, Metrics]:
-    """The loss of the examples at hand, over all of time, its parts, and what the SDR is made of."""
+    """The loss of this device's examples over their whole length, and its parts and the sums for the SDR."""
     model, weights, mixture = RoFormer(config.model, time), config.loss.weights, batch["mixture"]
-    estimate, *masks = model.apply({"params": params}, mixture, method="stems_and_masks")
+    outputs: Any = model.apply({"params": params}, mixture, method="stems_and_masks")
+    estimate, *masks = outputs
     target = batch["targets"][..., : estimate.shape[-1]]
     parts = {
         "l1": l1(estimate, target, time=time),
@@ -181,16 +192,17 @@ def _local_loss(
             windows=config.loss.windows,
             hop=config.loss.hop,
             time=time,
-            # A place of the residual stream is `dim` values.
+            # `places_at_once` counts places of the residual stream, which have `dim` values each.
             values_at_once=config.model.places_at_once * config.model.dim // (target.shape[1] * target.shape[2]),
         ),
     }
     if teacher is not None:
+        assert teacher_params is not None  # they come with the teacher
         window = config.teacher_samples
         theirs = teacher_masks(teacher, teacher_params, mixture, window_samples=window, time=time)
         counts = compared_frames(config.model, mixture.shape[-1], window, time=time)
         parts["masks"] = mask_distance(Masks(*masks), theirs, counts, time=time)
-    loss = sum(getattr(weights, name) * value for name, value in parts.items())
+    loss: Any = sum(getattr(weights, name) * value for name, value in parts.items())
     return loss, {**parts, **_decibels(target, jax.lax.stop_gradient(estimate), time)}
 
 
@@ -213,9 +225,9 @@ def _decibels(
     estimate: Float[Array, "batch stem channel sample"],
     time: TimeAxis,
 ) -> Metrics:
-    """The SDR in the mean over examples and stems, 0 for silent targets, and the part of them that are not silent.
+    """Returns "decibels", the mean SDR over examples and stems, and "heard", the share of targets that are not silent.
 
-    A silent target has no SDR, and what stands for one would drown the others in the mean.
+    A silent target has no SDR and counts as 0 dB in the mean; dividing by "heard" leaves it out.
     """
     samples = target.shape[-1]
     there = 1.0 if time.is_whole else jnp.arange(samples) < time.samples_to_end(samples)

@@ -9,12 +9,12 @@ import jax
 
 
 class StepTrace:
-    """Traces from the first to the last of some steps. Use as a context manager: what it leaves stops the trace.
+    """Traces from the first to the last of some steps. Use as a context manager, which stops the trace at the end.
 
-    A run that goes on behind the first of the steps is not traced.
+    A run that continues after the first of these steps is not traced.
 
     Args:
-      steps: the first and the last one; none traces nothing.
+      steps: the first and the last step; empty to trace nothing.
       directory: gets the trace.
     """
 
@@ -24,11 +24,11 @@ class StepTrace:
         self._running = False
 
     def begin(self, step: int, state: Any) -> None:
-        """To be called before a step: starts the trace if it is the first one.
+        """Starts the trace if this is the first of the steps. To be called before each step.
 
         Args:
           step: its number.
-          state: what it takes, waited for, so that nothing of earlier steps is in the trace.
+          state: the state before the step; it is waited for, so that nothing of earlier steps is in the trace.
         """
         if step == self._first:
             jax.block_until_ready(state)
@@ -36,11 +36,11 @@ class StepTrace:
             self._running = True
 
     def end(self, step: int, results: Any) -> None:
-        """To be called after a step: stops the trace if it is the last one.
+        """Stops the trace if this is the last of the steps. To be called after each step.
 
         Args:
           step: its number.
-          results: what it gave, waited for, so that all of it is in the trace.
+          results: what the step returned; it is waited for, so that the whole step is in the trace.
         """
         if self._running and step == self._last:
             jax.block_until_ready(results)

@@ -120,7 +120,10 @@ def _read_config(path: Place) -> dict[str, Any] | None:
             return None
         text = path.read_bytes()
     try:
-        return TrainingConfig.from_dict(json.loads(text)).to_dict()
+        fields = json.loads(text)
+        if not isinstance(fields, dict) or "model" not in fields:  # every run writes all of its settings
+            raise ValueError("it has no 'model' section")
+        return TrainingConfig.from_dict(fields).to_dict()
     except (ValueError, TypeError) as error:
         raise InputError(f"{path} is not the config of a training run ({error}): choose another workdir") from error
 
