@@ -31,7 +31,7 @@ def test_no_target_stem_anywhere(tmp_path, model, data, capsys):
     assert evaluate(tmp_path, "--stems", "vocals") == 2
     assert "no song has the stem vocals: the songs have bass, drums" in capsys.readouterr().err
     assert evaluate(tmp_path, "--stems", "guitar") == 2
-    assert "--stems guitar: there are estimates of vocals, instrumental" in capsys.readouterr().err
+    assert "--stems guitar: only these stems have estimates: vocals, instrumental" in capsys.readouterr().err
 
 
 def test_estimates_of_another_tool(tmp_path, data, capsys):
@@ -44,7 +44,7 @@ def test_estimates_of_another_tool(tmp_path, data, capsys):
     expected = metrics.usdr(sound(11), sound(41))
     assert content["songs"]["Song 1"]["stems"]["drums"]["usdr"] == pytest.approx(expected, abs=1e-6)
     assert score(tmp_path, "--stems", "vocals,bass", "--output", tmp_path / "other.json") == 2
-    assert "--stems bass: there are estimates of drums, vocals" in capsys.readouterr().err
+    assert "--stems bass: only these stems have estimates: drums, vocals" in capsys.readouterr().err
 
 
 def test_missing_estimates_are_named_and_the_other_songs_scored(tmp_path, data, capsys):

@@ -208,7 +208,7 @@ def test_compare_refuses_results_without_common_songs(tmp_path, model, data, cap
     assert evaluate(tmp_path, "--stems", "vocals") == 0
     assert evaluate(tmp_path, "--stems", "instrumental", "--output", tmp_path / "b.json") == 0
     assert run("--compare", tmp_path / "results.json", tmp_path / "b.json") == 2
-    assert "have no song and stem in common" in capsys.readouterr().err
+    assert "have no stem of any song in common" in capsys.readouterr().err
     assert run("--compare", *[tmp_path / "results.json"] * 2, "--output", tmp_path / "results.json") == 2
     assert "is one of the results to compare" in capsys.readouterr().err
     assert run("--compare", tmp_path / "results.json", tmp_path / "none.json") == 2

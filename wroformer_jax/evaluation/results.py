@@ -183,7 +183,7 @@ def differences(first: Results, second: Results) -> dict[str, dict[str, dict[str
                 song: {metric: after[song][metric] - before[song][metric] for metric in METRICS} for song in common
             }
     if not paired:
-        raise InputError("the two results have no song and stem in common: there is nothing to compare")
+        raise InputError("the two results have no stem of any song in common, so they cannot be compared")
     return paired
 
 

@@ -38,7 +38,7 @@ def choose_stems(
     """
     for stem in wanted or ():
         if stem not in offered:
-            raise InputError(f"--stems {stem}: there are estimates of {', '.join(offered) or 'nothing'}")
+            raise InputError(f"--stems {stem}: only these stems have estimates: {', '.join(offered) or 'none'}")
     in_songs = [stem for stem in wanted or offered if any(song.has(stem) for song in songs)]
     missing = [stem for stem in wanted or offered if stem not in in_songs]
     if not in_songs or (wanted and missing):
