@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
@@ -68,12 +69,17 @@ def separate(
     )
     if progress:
         separated = with_progress(separated, samples=samples, sample_rate=sample_rate, label="separate")
-    stems = {name: np.empty_like(mixture) for name in stem_names(model.config)}
+    return _joined(separated, {name: np.empty_like(mixture) for name in stem_names(model.config)})
+
+
+def _joined(blocks: Iterable[dict[str, np.ndarray]], stems: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Fills the arrays of `stems` with blocks of stems, one after the other, and returns them."""
     done = 0
-    for block in separated:
+    for block in blocks:
+        length = next(iter(block.values())).shape[1]
         for name, estimate in block.items():
-            stems[name][:, done : done + estimate.shape[1]] = estimate
-        done += estimate.shape[1]
+            stems[name][:, done : done + length] = estimate
+        done += length
     return stems
 
 

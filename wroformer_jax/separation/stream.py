@@ -69,14 +69,7 @@ def separate_blocks(
     `separate`.
 
     Args:
-      model: as for `separate`.
-      params: as for `separate`.
-      blocks: the mixture as arrays (channels, samples) of any length, float32.
-      sample_rate: as for `separate`, in Hz.
-      chunk_seconds: as for `separate`.
-      overlap: as for `separate`.
-      batch_size: as for `separate`.
-      tta: as for `separate`.
+      blocks: the mixture as float32 arrays (channels, samples) of any length. Other arguments are as for `separate`.
 
     Yields:
       By name, the next samples of each stem as float32 (channels, samples); the same length for all stems.
