@@ -150,8 +150,8 @@ class Examples:
             silent = self._parts[list(self._parts)[rng.integers(len(self._parts))]]
             changes |= dict.fromkeys(silent, ())
         song = int(self._items[item])
-        places = self._places(song, rng)
-        return tuple(self._crops(stem, places.get(stem), changes[stem], rng) for stem in self.stems)
+        starts = self._draw_starts(song, rng)
+        return tuple(self._crops(stem, starts.get(stem), changes[stem], rng) for stem in self.stems)
 
     def render(self, recipes: Sequence[Recipe], start: int = 0, stop: int | None = None) -> Batch:
         """Reads and mixes examples, or the same span of samples of each; reads no audio outside it.
@@ -196,28 +196,28 @@ class Examples:
         song = self._songs[crop.song]
         return _read(self._record_set, song, stem, crop.start + start, crop.start + stop, self._channels)
 
-    def _places(self, song: int, rng: np.random.Generator) -> dict[str, tuple[int, int]]:
+    def _draw_starts(self, song: int, rng: np.random.Generator) -> dict[str, tuple[int, int]]:
         """Draws (song, start) for the stems of an example to which `song` contributes; a stem may have none."""
         its_stems = [stem for stem in self.stems if self._lengths[stem][song]]
         if rng.random() >= self._augmentation.remix:
-            start = self._start(song, its_stems, rng)
+            start = self._draw_start(song, its_stems, rng)
             return dict.fromkeys(its_stems, (song, start))
         kept = its_stems[rng.integers(len(its_stems))]
         return {
-            stem: (song, self._start(song, [stem], rng)) if stem == kept else self._elsewhere(stem, song, rng)
+            stem: (song, self._draw_start(song, [stem], rng)) if stem == kept else self._draw_elsewhere(stem, song, rng)
             for stem in self.stems
             if self._lengths[stem].any()
         }
 
     def _crops(
-        self, stem: str, place: tuple[int, int] | None, changes: Sequence[Change], rng: np.random.Generator
+        self, stem: str, start: tuple[int, int] | None, changes: Sequence[Change], rng: np.random.Generator
     ) -> tuple[Crop, ...]:
-        if place is None or not changes:
+        if start is None or not changes:
             return ()
-        others = [self._elsewhere(stem, place[0], rng) for _ in changes[1:]]
-        return tuple(Crop(*where, change) for where, change in zip([place, *others], changes, strict=True))
+        others = [self._draw_elsewhere(stem, start[0], rng) for _ in changes[1:]]
+        return tuple(Crop(*where, change) for where, change in zip([start, *others], changes, strict=True))
 
-    def _start(self, song: int, stems: Sequence[str], rng: np.random.Generator) -> int:
+    def _draw_start(self, song: int, stems: Sequence[str], rng: np.random.Generator) -> int:
         """Draws a start in a song where each of `stems` sounds, unless it is silent throughout the song."""
         last = max(0, max(self._lengths[stem][song] for stem in stems) - self._crop_samples)
         audible = [stem for stem in stems if "1" in self._songs[song].stems[stem].active]
@@ -227,7 +227,7 @@ class Examples:
             rng,
         )
 
-    def _elsewhere(self, stem: str, song: int, rng: np.random.Generator) -> tuple[int, int]:
+    def _draw_elsewhere(self, stem: str, song: int, rng: np.random.Generator) -> tuple[int, int]:
         """Draws (song, start) in another song that has the stem, by length; in `song` if no other has it."""
         lengths, ends = self._lengths[stem], self._ends[stem]
         skipped = int(lengths[song]) if lengths[song] < ends[-1] else 0

@@ -191,9 +191,9 @@ class RecordSet:
             raise
         # ArrayRecord raises RuntimeErrors and IndexErrors; the others come from records that we did not write.
         except (RuntimeError, IndexError, ValueError, KeyError, AttributeError) as error:
-            place = os.path.join(self.path, self._shards[song.split][shard].name)
+            path = os.path.join(self.path, self._shards[song.split][shard].name)
             raise InputError(
-                f"{place} cannot be read at segment {segment} of {stem} of {song.name} ({str(error).split(';')[0]}): "
+                f"{path} cannot be read at segment {segment} of {stem} of {song.name} ({str(error).split(';')[0]}): "
                 "restore it, or prepare the set again"
             ) from error
 

@@ -22,8 +22,8 @@ def audio_files(root: Path) -> list[PurePath]:
     found = []
     for folder, folders, files in os.walk(root, onerror=_refuse_folder, followlinks=True):
         folders[:] = [name for name in folders if name[0] != "." and not _leads_back(Path(folder, name))]
-        place = PurePath(folder).relative_to(root)
-        found += [place / name for name in files if name[0] != "." and Path(name).suffix.lower() in AUDIO_SUFFIXES]
+        relative = PurePath(folder).relative_to(root)
+        found += [relative / name for name in files if name[0] != "." and Path(name).suffix.lower() in AUDIO_SUFFIXES]
     return sorted(found, key=lambda path: (path.parent, path.name))
 
 

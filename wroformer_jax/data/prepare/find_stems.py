@@ -105,20 +105,20 @@ def _find_in_folder(source: Path, layout: str | None) -> Found:
         raise InputError(f"{source} is a prepared set already: train on it, or name the folder of stems it was made of")
     if not inside:
         raise InputError(f"no audio files in {source}: it has {_other_files(source)}, looked for {_SUFFIXES}")
-    placed = _by_split(inside)
-    places = [place for _, place, _ in placed]
-    guess = _layout_by_names(places)
-    layout = layout or guess or _refuse_to_guess(source, places)
+    located = _by_split(inside)
+    relatives = [relative for _, relative, _ in located]
+    guess = _layout_by_names(relatives)
+    layout = layout or guess or _refuse_to_guess(source, relatives)
     song_and_stem = _by_song if layout == "songs" else _by_stem
     files, loose = [], []
-    for split, place, file in placed:
+    for split, relative, file in located:
         # A file that lies in no folder is a stem of the only song, or has no meaning in the layout.
-        if len(place.parts) == 1 and (place != file or layout == "stems"):
+        if len(relative.parts) == 1 and (relative != file or layout == "stems"):
             loose.append(file)
         else:
-            files.append(_File(split, *song_and_stem(place, source), source / file))
+            files.append(_File(split, *song_and_stem(relative, source), source / file))
     warnings = [] if guess in (layout, None) else [f"--layout {layout}, though by their names these are {guess!r}"]
-    beside = set(inside) - {file for _, _, file in placed}
+    beside = set(inside) - {file for _, _, file in located}
     warnings += [
         f"left out, because they {why}: {_counted(sorted(left_out), 'file')}"
         for left_out, why in (
@@ -142,31 +142,31 @@ def _by_split(files: list[PurePath]) -> list[tuple[str, PurePath, PurePath]]:
     ]
 
 
-def _by_song(place: PurePath, source: Path) -> tuple[str, str]:
+def _by_song(relative: PurePath, source: Path) -> tuple[str, str]:
     """Returns song and stem of SONG/STEM.wav; files that lie in no folder belong to one song, named like `source`."""
-    folder = place.parent.as_posix()
-    return source.resolve().name if folder == "." else folder, place.stem
+    folder = relative.parent.as_posix()
+    return source.resolve().name if folder == "." else folder, relative.stem
 
 
-def _by_stem(place: PurePath, source: Path) -> tuple[str, str]:
+def _by_stem(relative: PurePath, source: Path) -> tuple[str, str]:
     """Returns song and stem of STEM/SONG.wav, where SONG may contain folders."""
-    return PurePath(*place.parts[1:]).with_suffix("").as_posix(), place.parts[0]
+    return PurePath(*relative.parts[1:]).with_suffix("").as_posix(), relative.parts[0]
 
 
-def _layout_by_names(places: list[PurePath]) -> str | None:
+def _layout_by_names(relatives: list[PurePath]) -> str | None:
     """Returns "songs" if files have usual names of stems, "stems" if folders have, and None if that is unclear."""
-    files = sum(place.stem.lower() in STEM_NAMES for place in places)
-    folders = sum(len(place.parts) > 1 and place.parts[0].lower() in STEM_NAMES for place in places)
+    files = sum(relative.stem.lower() in STEM_NAMES for relative in relatives)
+    folders = sum(len(relative.parts) > 1 and relative.parts[0].lower() in STEM_NAMES for relative in relatives)
     # A song may be called "Music", so a few such names decide nothing.
     if files > 4 * folders:
         return "songs"
     return "stems" if folders > 4 * files else None
 
 
-def _refuse_to_guess(source: Path, places: list[PurePath]) -> NoReturn:
-    names = _first_of(sorted({place.parts[0] for place in places if len(place.parts) > 1}))
+def _refuse_to_guess(source: Path, relatives: list[PurePath]) -> NoReturn:
+    names = _first_of(sorted({relative.parts[0] for relative in relatives if len(relative.parts) > 1}))
     raise InputError(
-        f"{source} has the folders {names or 'none'} and files such as {places[0].name}: say which they are, "
+        f"{source} has the folders {names or 'none'} and files such as {relatives[0].name}: say which they are, "
         "--layout songs (SONG/STEM.wav) or --layout stems (STEM/SONG.wav)"
     )
 

@@ -103,7 +103,7 @@ class _Studio:
     def silence(self) -> _Audio:
         return np.zeros((2, self.num_samples), np.float32)
 
-    def place(self, track: _Audio, beat: float | int, sound: np.ndarray) -> None:
+    def add(self, track: _Audio, beat: float | int, sound: np.ndarray) -> None:
         """Adds a mono (sample,) or stereo (channel, sample) sound to a track, and cuts it at the end of the song."""
         start = round(beat * self.beat * self.sample_rate)
         length = min(sound.shape[-1], self.num_samples - start)
@@ -116,7 +116,7 @@ def _melody(studio: _Studio) -> list[voice.SungNote]:
     rng = studio.rng
     centre = int(rng.integers(52, 70))  # tenor to soprano
     degrees = [d for d in range(-7, 28) if abs(studio.pitch(d) - centre) <= 8]
-    place = len(degrees) // 2
+    position = len(degrees) // 2
     consonants = [None, None, "s", "sh", "f", "t"]
     notes = []
     beat = rng.uniform(0, 1)
@@ -125,15 +125,15 @@ def _melody(studio: _Studio) -> list[voice.SungNote]:
         first = True
         while beat < end:
             beats = rng.choice(_NOTE_BEATS)
-            place = int(np.clip(place + rng.choice([-2, -1, -1, 0, 1, 1, 2]), 0, len(degrees) - 1))
+            position = int(np.clip(position + rng.choice([-2, -1, -1, 0, 1, 1, 2]), 0, len(degrees) - 1))
             chord = studio.chords[min(int(beat) // _BEATS_PER_BAR, len(studio.chords) - 1)]
-            if beats >= 1 and (degrees[place] - chord) % 7 not in (0, 2, 4):
-                place = int(np.clip(place + rng.choice([-1, 1]), 0, len(degrees) - 1))
+            if beats >= 1 and (degrees[position] - chord) % 7 not in (0, 2, 4):
+                position = int(np.clip(position + rng.choice([-1, 1]), 0, len(degrees) - 1))
             notes.append(
                 voice.SungNote(
                     start=beat * studio.beat,
                     seconds=beats * studio.beat,
-                    pitch=float(studio.pitch(degrees[place])),
+                    pitch=float(studio.pitch(degrees[position])),
                     vowel=str(rng.choice(list(voice.VOWELS))),
                     consonant=consonants[rng.integers(len(consonants))],
                     level=rng.uniform(0.6, 1.0),
@@ -159,7 +159,7 @@ def _chords(studio: _Studio) -> _Audio:
         for stroke in range(0, _BEATS_PER_BAR, beats_per_stroke):
             for k, step in enumerate((0, 2, 4, 7)[: rng.integers(3, 5)]):
                 tone = _tone(studio, table, studio.pitch(degree + step), float(beats_per_stroke), attack, decay)
-                studio.place(track, bar * _BEATS_PER_BAR + stroke, _pan(tone, (k - 1.5) * 0.4))
+                studio.add(track, bar * _BEATS_PER_BAR + stroke, _pan(tone, (k - 1.5) * 0.4))
     return track
 
 
@@ -180,7 +180,7 @@ def _arpeggio(studio: _Studio) -> _Audio:
             continue
         degree = studio.chords[int(index * step) // _BEATS_PER_BAR] + int(figure[index % len(figure)])
         tone = _tone(studio, table, studio.pitch(degree), step, attack, decay)
-        studio.place(track, index * step, 0.6 * _pan(tone, position))
+        studio.add(track, index * step, 0.6 * _pan(tone, position))
     return track
 
 
@@ -194,7 +194,7 @@ def _bass(studio: _Studio) -> _Audio:
     for index in range(int(studio.num_beats / step)):
         degree = studio.chords[int(index * step) // _BEATS_PER_BAR] + int(rng.choice([0, 0, 0, 4, 7]))
         pitch = 28 + (studio.pitch(degree) - 28) % 12  # in the octave above the lowest string of a bass guitar
-        studio.place(track, index * step, _tone(studio, table, pitch, step, 0.005, decay))
+        studio.add(track, index * step, _tone(studio, table, pitch, step, 0.005, decay))
     return track
 
 
@@ -211,11 +211,11 @@ def _drums(studio: _Studio) -> _Audio:
         beat = max(0.0, eighth / 2 + rng.normal(0, 0.006) / studio.beat)
         strength = rng.uniform(0.7, 1.0)
         if eighth % 8 in kicks:
-            studio.place(track, beat, strength * kick)
+            studio.add(track, beat, strength * kick)
         if eighth % 4 == 2:
-            studio.place(track, beat, strength * snare)
+            studio.add(track, beat, strength * snare)
         if hats_on_eighths or eighth % 2 == 0:
-            studio.place(track, beat, _pan(strength * hat, hat_position))
+            studio.add(track, beat, _pan(strength * hat, hat_position))
     return track
 
 
