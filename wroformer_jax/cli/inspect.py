@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from wroformer_jax.cli.arguments import add_verbose
 from wroformer_jax.cli.output import EXIT_OK, print_out
 from wroformer_jax.cli.tables import Row, aligned
+from wroformer_jax.config.checks import flattened
 
 if TYPE_CHECKING:
     from wroformer_jax.config.model import ModelConfig
@@ -121,7 +122,7 @@ def _compute(config: ModelConfig) -> str:
 
 
 def _settings(title: str, fields: Mapping[str, Any]) -> str:
-    return aligned([(title, ""), *_flat(fields)], left=2)
+    return aligned([(title, ""), *((name, json.dumps(value)) for name, value in flattened(fields).items())], left=2)
 
 
 def _checkpoints(found: Inspection) -> str:
@@ -186,13 +187,6 @@ def _frames(config: ModelConfig) -> int:
     from wroformer_jax.model.flops import num_frames
 
     return num_frames(config, _SECONDS * config.sample_rate)
-
-
-def _flat(fields: Mapping[str, Any], prefix: str = "") -> list[Row]:
-    rows: list[Row] = []
-    for name, value in fields.items():
-        rows += _flat(value, f"{prefix}{name}.") if isinstance(value, Mapping) else [(prefix + name, json.dumps(value))]
-    return rows
 
 
 def _or_null(value: Any) -> Any:
