@@ -1,20 +1,13 @@
-"""Names of stems."""
+"""The names of stems that have a meaning for the package."""
 
 from __future__ import annotations
 
-MIXTURE = "mixture"  # stored like a stem, but none
-
-
+MIXTURE = "mixture"  # stored beside the stems of a song, but not one of them
 VOCALS = "vocals"
-
-
-INSTRUMENTAL = "instrumental"  # all but the vocals; their sum where no stem has this name
-
-
+INSTRUMENTAL = "instrumental"  # everything except the vocals: their sum, where no stem has this name
 SUMS = (INSTRUMENTAL, "accompaniment")  # names of files that are the sum of other stems
 
-
-# How stems are usually called: what tells a folder for each stem from a folder for each song.
+# Usual names of stems, by which a folder per stem is distinguished from a folder per song.
 STEM_NAMES = {
     *("vocals", "vocal", "voice", "lead_vocals", "lead-vocals", "backing_vocals", "backing-vocals", "choir"),
     *("drums", "drum", "kick", "snare", "toms", "hihat", "hi-hat", "hh", "cymbals", "ride", "crash", "percussion"),
@@ -24,5 +17,4 @@ STEM_NAMES = {
     *("speech", "dialog", "dialogue", "music", "effect", "effects", "sfx", "noise"),
 }
 
-
-SYNTHETIC_STEMS = ("vocals", "drums", "bass", "other")
+SYNTHETIC_STEMS = (VOCALS, "drums", "bass", "other")
