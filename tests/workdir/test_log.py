@@ -4,14 +4,12 @@ import json
 import sys
 
 import numpy as np
-import pytest
 from support.event_files import events_in, picture_of, sound_of, steps_by_tag
 from support.separation_models import GainModel, limited_file_size
 from support.tiny_training import tiny_run
 
 from wroformer_jax.evaluation.metrics import usdr
 from wroformer_jax.evaluation.validation_songs import ValidationSong, separate_and_score
-from wroformer_jax.training.throughput import Work, memory_in_use, speed
 from wroformer_jax.workdir.excerpts import Excerpt, excerpt_of, loudest_start
 from wroformer_jax.workdir.log import TrainingLog, progress_line, read_records
 
@@ -78,37 +76,6 @@ def test_a_line_that_is_being_written_is_no_record_yet(tmp_path):
     path.write_text('{"kind": "train", "step": 2, "loss": 1.0}\n{"kind": "train", "st')
     assert [record["step"] for record in read_records(path)] == [2]
     assert read_records(path, 1) == []
-
-
-# --- speed
-
-
-def test_speed_is_that_of_all_devices_together():
-    work = Work(audio_seconds=64.0, flops=275 * 10**12, device_kind="TPU v4", num_devices=4)
-    assert speed(work, 0.5) == {"audio_seconds_per_second": 128.0, "mfu": 0.5}
-    assert speed(work._replace(device_kind="cpu"), 0.5) == {"audio_seconds_per_second": 128.0}
-
-
-class Device:
-    def __init__(self, stats):
-        self.stats = stats
-
-    def memory_stats(self):
-        return self.stats
-
-
-@pytest.mark.parametrize(
-    ("stats", "expected"),
-    [
-        ([None, None], {}),
-        ([{}], {}),
-        ([{"bytes_in_use": 2**30, "peak_bytes_in_use": 2**31}, {"peak_bytes_in_use": 3 * 2**30}], {"hbm_gib": 3.0}),
-        ([{"bytes_in_use": 2**29}], {"hbm_gib": 0.5}),
-        ([{"num_allocs": 1}], {}),
-    ],
-)
-def test_memory_is_that_of_the_fullest_device(stats, expected):
-    assert memory_in_use(map(Device, stats)) == expected
 
 
 # --- excerpts

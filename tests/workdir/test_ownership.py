@@ -34,7 +34,7 @@ def test_the_same_run_claims_its_workdir_again(tmp_path):
 @pytest.mark.parametrize(
     ("model", "changed", "sentence"),
     [
-        ({}, {"steps": 9}, r"holds a run with steps = 4, not 9: .*: to train for longer, start a new run"),
+        ({}, {"steps": 9}, r"holds a run with steps = 8, not 9: .*: to train for longer, start a new run"),
         ({"dim": 16}, {}, r"holds a run with model\.dim = 8, not 16: set it back"),
     ],
 )
