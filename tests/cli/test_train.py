@@ -83,6 +83,12 @@ def test_the_subcommand_names_itself(capsys, tmp_path):
     assert capsys.readouterr().err == "wroformer train: steps is -4, expected a whole number of at least 1\n"
 
 
+def test_options_may_have_the_former_names_of_fields(capsys, tmp_path):
+    options = ["--config", "quickstart", "--workdir", str(tmp_path), "--config.loss_weights.l1=2", "--config.ema=1"]
+    assert app.main(["train", *options]) == 2
+    assert "optimizer.ema is 1.0, expected a number of at least 0 and below 1" in capsys.readouterr().err
+
+
 def test_short_quickstart_and_what_a_resumed_one_refuses(tmp_path):
     workdir = tmp_path / "run"
 

@@ -7,7 +7,7 @@ import pytest
 from support.tiny_training import fields_of
 
 from wroformer_jax.config import default_config
-from wroformer_jax.config.former_names import FORMER_NAMES, with_current_names
+from wroformer_jax.config.former_names import FORMER_NAMES, with_current_names, with_current_options
 from wroformer_jax.config.training import TrainingConfig
 from wroformer_jax.errors import InputError
 
@@ -130,6 +130,12 @@ def test_every_field_of_a_group_has_a_former_name():
     fields = TrainingConfig().to_dict()
     groups = {group for group, _ in FORMER_NAMES.values()}
     assert {(group, name) for group in groups for name in fields[group]} == set(FORMER_NAMES.values())
+
+
+def test_options_with_former_names_get_those_of_today():
+    options = ["train", "--config=ema.py", "--config.ema=0.9", "-config.loss_weights.l1", "2", "--config.model.dim=64"]
+    current = ["--config.optimizer.ema=0.9", "-config.loss.weights.l1", "2", "--config.model.dim=64"]
+    assert with_current_options(options) == [*options[:2], *current]
 
 
 def test_a_former_name_counts_where_a_field_is_given_by_both():

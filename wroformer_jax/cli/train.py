@@ -112,6 +112,19 @@ def _train(flags: Any, program: str) -> int:
 
 
 def _parse(argv: list[str]) -> Any:
+    """Parses the flags as `_parse_as_given` does, and again with the current names of fields if that fails."""
+    from wroformer_jax.config.former_names import with_current_options
+
+    try:
+        return _parse_as_given(argv)
+    except InputError:
+        renamed = with_current_options(argv)
+        if renamed == argv:
+            raise
+    return _parse_as_given(renamed)
+
+
+def _parse_as_given(argv: list[str]) -> Any:
     """Parses the flags and loads the config.
 
     Args:

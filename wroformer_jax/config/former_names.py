@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Mapping
+import re
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 # Former name to (group, name).
@@ -53,6 +54,16 @@ def with_current_names(fields: Mapping[str, Any]) -> dict[str, Any]:
             value = {**members[name], **value}
         current[group] = {**members, name: value}
     return current
+
+
+def with_current_options(arguments: Sequence[str]) -> list[str]:
+    """The arguments of a command line, where --config.FORMER_NAME becomes --config.GROUP.NAME."""
+
+    def renamed(option: re.Match[str]) -> str:
+        group, name = FORMER_NAMES.get(option[2], ("", option[2]))
+        return f"{option[1]}{group}{'.' if group else ''}{name}"
+
+    return [re.sub(r"^(--?config\.)(\w+)", renamed, argument) for argument in arguments]
 
 
 def nearest_field(name: str, fields: Mapping[str, Any]) -> str | None:
