@@ -176,6 +176,13 @@ def test_json_has_everything(config, compiled, tmp_path):
 # --- what it is told
 
 
+def test_a_recipe_by_name(compiled, capsys):
+    assert run("--config", "quickstart", "--set", "steps=7") == 0
+    assert (compiled[0].steps, compiled[0].model.dim) == (7, 64)
+    capsys.readouterr()
+    assert "unknown recipe 'quikstart', did you mean 'quickstart'?" in refused(capsys, "--config", "quikstart")
+
+
 def test_settings_are_changed(config, compiled):
     changes = [
         "--set",

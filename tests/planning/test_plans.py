@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import pytest
 from support.tiny_training import QUICKLY_COMPILED as MODEL
 from support.tiny_training import tiny_run
-from support.tpus import needs_libtpu
+from support.tpus import libtpu_environment, needs_libtpu  # noqa: F401
 
 from wroformer_jax.errors import InputError
 from wroformer_jax.model.flops import forward_flops
