@@ -54,6 +54,13 @@ def test_memory_that_is_not(memory):
     assert len(tried) <= 10, tried
 
 
+def test_a_compiler_that_saves_memory_where_it_runs_out():
+    """As measured for a v5e:2x2: 15.5 of 15.75 GiB from 7:30 to 8:20, and then steeply more."""
+    limits, tried = search(lambda s: STATE + 0.028 * GIB * s if s < 450 else 15.6 * GIB + 0.04 * GIB * max(0, s - 500))
+    assert_close(limits, 510)
+    assert len(tried) <= 8, tried
+
+
 def test_a_narrow_tolerance():
     limits, tried = search(lambda s: STATE + 0.06 * GIB * s, tolerance=0.01)
     assert_close(limits, 13 / 0.06, tolerance=0.01)

@@ -11,7 +11,8 @@ import math
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
-_GUESSES = 5  # attempts after which a line between the limits has had its chance
+_GUESSES = 3  # attempts after which a line between the limits has had its chance
+_NEARLY_FULL, _STEP = 0.9, 1.25  # no longer step than this from a length that takes so much of the memory
 _MARGIN = 0.1  # largest distance between a guess and the end of its line, as a fraction
 _DIGITS = 4  # of the lengths that are tried
 
@@ -90,6 +91,8 @@ def _next(tried: Sequence[Attempt], limits: Limits, bounds: Bounds) -> float:
         wanted = end * (1 - margin)
     else:
         wanted = end * (1 + margin)
+    if fits and not too_long and fits.needed and fits.needed > _NEARLY_FULL * bounds.available:
+        wanted = min(wanted, low * _STEP)  # compilers save memory where it runs out, so lines are flat there
     if fits:
         wanted = max(wanted, low * (1 + margin))
     elif wanted <= low * (1 + bounds.tolerance):
