@@ -55,7 +55,7 @@ def test_a_run_that_skips_every_step_is_no_success(tmp_path):
         train_on(nan_batches(1, 8), tiny_run(optimizer={"max_skipped": 9}), tmp_path)
 
 
-@pytest.mark.parametrize("bad_step", [1, 5])
+@pytest.mark.parametrize("bad_step", [5, pytest.param(1, marks=pytest.mark.slow)])
 def test_divergence_is_named_and_its_batch_kept(tmp_path, bad_step):
     sentence = rf"not finite at 3 steps in a row, the last of them step {bad_step + 2}, whose batch is in \S+bad_batch"
     with pytest.raises(InputError, match=sentence):

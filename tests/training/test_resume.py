@@ -47,7 +47,9 @@ def test_same_seed_same_numbers(tmp_path, assert_ended_alike):
     assert_ended_alike(tmp_path)
 
 
-@pytest.mark.parametrize(("crash", "begins"), [(2, "starting"), (6, "going on from step 4")])
+@pytest.mark.parametrize(
+    ("crash", "begins"), [(6, "going on from step 4"), pytest.param(2, "starting", marks=pytest.mark.slow)]
+)
 def test_resumes_exactly_after_a_crash(tmp_path, assert_ended_alike, capsys, crash, begins):
     with pytest.raises(MemoryError):
         train_on(crash_at(crash), tiny_run(), tmp_path)
@@ -68,7 +70,8 @@ def test_killed_and_restarted_it_ends_with_the_same_weights(tmp_path, assert_end
     assert_ended_alike(tmp_path)
 
 
-@pytest.mark.parametrize("step", [3, 4])  # between two logs, and where a validation is due
+# Where a validation is due, and between two logs.
+@pytest.mark.parametrize("step", [4, pytest.param(3, marks=pytest.mark.slow)])
 def test_a_notice_of_preemption_saves_the_step_under_way(tmp_path, assert_ended_alike, capsys, step):
     before = signal.getsignal(signal.SIGTERM)
     with pytest.raises(PreemptedError, match=f"step {step} of 8 is saved in {tmp_path}"):

@@ -1,4 +1,4 @@
-"""How training examples are changed at random: the settings of it."""
+"""Settings of the random changes to training examples."""
 
 from __future__ import annotations
 
@@ -13,35 +13,35 @@ from wroformer_jax.errors import InputError
 
 @dataclasses.dataclass(frozen=True)
 class Augmentation:
-    """How often, and how far, the stems of training examples are changed. A probability of 0 switches a change off.
+    """How often, and how much, the stems of training examples are changed. A probability of 0 switches a change off.
 
-    Every stem of every example is drawn for by itself. The defaults are those in public use for this kind of model:
-    the configs and docs/augmentations.md of ZFTurbo/Music-Source-Separation-Training (MSST below, whose names are
-    in brackets). There, too, a stem is flipped first, then mixed up, then scaled.
+    Each stem of each example is drawn on its own. The defaults are the public ones for this kind of model, those of
+    the configs and docs/augmentations.md of ZFTurbo/Music-Source-Separation-Training (MSST below; its names are in
+    brackets). The order is theirs, too: a stem is flipped, then mixed up, then scaled.
 
     Raises:
-      InputError: a field is no probability, or no range of factors.
+      InputError: a field is not a probability, or not a range of factors.
     """
 
-    # Probability that the stems of an example come from different songs, each at a place of its own; else all from
-    # one place of one song. MSST: always (dataset types 1 to 3); so does Demucs.
+    # Probability that the stems of an example come from different songs and times; otherwise all come from the same
+    # seconds of one song. MSST and Demucs: 1 (MSST's dataset types 1 to 3).
     remix: float = 1.0
-    # Probability of a factor, and the range it is drawn from uniformly [loudness: true, loudness_min, loudness_max].
+    # Probability that a stem is scaled, and the range of the factor [loudness: true, loudness_min, loudness_max].
     gain: float = 1.0
     gain_range: tuple[float, float] = (0.5, 1.5)
-    # Probabilities that one, and that a further, crop of the same stem from other songs is mixed in [mixup_probs].
-    # The stem is then the mean of them, each times a factor of its own [mixup_loudness_min, mixup_loudness_max]. MSST
-    # has such a factor for stems that nothing is mixed into, too, so that its gain is often the product of two.
+    # Probabilities that one crop, and a further one, of the same stem of other songs is mixed in [mixup_probs]. The
+    # stem is then the mean of them, each scaled by its own factor [mixup_loudness_min, mixup_loudness_max]. MSST also
+    # scales stems that nothing is mixed into, so its gain is often a product of two factors.
     mixup: tuple[float, ...] = (0.2, 0.02)
     mixup_range: tuple[float, float] = (0.5, 1.5)
     channel_swap: float = 0.5  # probability that left and right change places [channel_shuffle]
     polarity: float = 0.5  # probability of a change of sign [random_polarity]
     time_inversion: float = 0.1  # probability that a crop is played backwards [random_inverse]
-    # Probability that one target of an example, drawn among the targets, is silent. MSST has nothing like it. A few
-    # per cent teach a model to stay silent where there is nothing to separate.
+    # Probability that one target of an example, chosen at random, is silent. A few per cent teach a model to stay
+    # silent where it has nothing to separate. MSST has no such change.
     silence: float = 0.0
     # Probability that a crop of a silent passage (no second of it above -60 dB RMS) is drawn again, up to ten times.
-    # MSST: always [min_mean_abs: 0.001, which is -60 dB], and never in its newest configs [0.000].
+    # MSST: 1 [min_mean_abs: 0.001, which is -60 dB], and 0 in its newest configs [0.000].
     skip_silence: float = 1.0
 
     def __post_init__(self) -> None:
@@ -58,7 +58,7 @@ class Augmentation:
 
     @classmethod
     def none(cls) -> Augmentation:
-        """No augmentation at all: crops of songs as they are."""
+        """Returns settings that change nothing: crops of songs as they are."""
         return cls(
             0.0, 0.0, mixup=(), channel_swap=0.0, polarity=0.0, time_inversion=0.0, silence=0.0, skip_silence=0.0
         )

@@ -14,7 +14,7 @@ from wroformer_jax.errors import InputError
 BAND_SCHEMES = ("mel", "band_split")
 TIME_MIXERS = ("windowed_sink", "full", "naive")
 DTYPES = ("float32", "bfloat16")
-# Fields that say how a model is computed, not what it is; all but the last change no number beyond rounding.
+# Fields that say how a model is computed, not what it is. All but the last change numbers by rounding only.
 MEMORY_FIELDS = ("remat", "blocks_per_save", "places_at_once", "stream_dtype")
 REMATS = ("none", "block", "dots", "offload")
 # Names that fields had when earlier models and runs were saved.
@@ -60,15 +60,15 @@ class ModelConfig:
     zero_dc: bool = True  # zero bin 0 of the result
     dtype: str = "float32"  # of matrix products; parameters, norms, softmax and STFT are float32 always
     # Memory (MEMORY_FIELDS).
-    # What the backward pass finds kept, and does not compute again: "none" (recompute nothing), "block" (only the
-    # residual stream between blocks is kept), "dots" (the results of matrix products, too), or "offload" (the residual
-    # stream, in the host's memory).
+    # What is kept for the backward pass: "none" keeps everything and recomputes nothing, "block" keeps only the
+    # residual stream between blocks, "dots" the results of matrix products, too, and "offload" the residual stream in
+    # the host's memory.
     remat: str = "block"
-    blocks_per_save: int = 1  # blocks between two places where the residual stream is kept; divides `depth`
-    # Frames x bands of an example that are worked on at a time; everything else but the residual stream is then as
-    # small as that. 0 for all of them. Tokens of a band are not cut, so that a band is the least.
+    blocks_per_save: int = 1  # the residual stream is kept after every so many blocks; divides `depth`
+    # Frames x bands of an example that are worked on at a time, which bounds all memory but that of the residual
+    # stream; 0 for all of them. The tokens of a band are not cut, so one band is the least.
     places_at_once: int = 0
-    stream_dtype: str = "float32"  # of the residual stream; with "bfloat16" it takes half of the memory, and rounds
+    stream_dtype: str = "float32"  # of the residual stream; "bfloat16" halves its memory, and rounds
 
     def __post_init__(self) -> None:
         if isinstance(self.stems, str):
@@ -209,10 +209,10 @@ def _invertible(hop: int, win: int) -> bool:
 
 
 def forward_only(config: ModelConfig, places_at_once: int) -> ModelConfig:
-    """The settings of the same model where no gradient is taken: what is kept for one plays no part, nor contradicts.
+    """Returns the settings of the same model for a forward pass only, without what is kept for gradients.
 
     Args:
-      config: of the model, as it was trained.
-      places_at_once: frames x bands that are to be worked on at a time, 0 for all.
+      config: the settings with which the model was trained.
+      places_at_once: frames x bands to work on at a time, 0 for all.
     """
     return dataclasses.replace(config, places_at_once=places_at_once, remat="none", blocks_per_save=1)

@@ -13,8 +13,8 @@ def default_config() -> Any:
 
     Returns:
       A locked `ml_collections.ConfigDict`: a field that does not exist is refused where it is set, in the file or on
-      the command line (--config.FIELD=VALUE), and so is a value of another type. (Type checkers are told `Any`: they
-      cannot know the fields of a ConfigDict.)
+      the command line (--config.FIELD=VALUE), and so is a value of another type. The annotation is
+      `Any` because type checkers cannot know the fields of a ConfigDict.
     """
     from ml_collections import ConfigDict, config_dict
 

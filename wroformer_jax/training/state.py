@@ -140,7 +140,7 @@ def time_of(config: TrainingConfig, mesh: Mesh | AbstractMesh) -> TimeAxis:
         if parts > 1 and config.crop_samples < config.teacher_samples:
             raise InputError(
                 f"seconds is {config.seconds:g}, less than teacher_seconds = {config.teacher_seconds:g}: where time is "
-                f"cut over devices (mesh.seq = {parts}) the teacher hears whole windows only, and would hear none"
+                f"cut over devices (mesh.seq = {parts}) the teacher gets whole windows only, and would get none"
             )
     return cut_time(config.model, config.crop_samples, parts, multiple=multiple, longest_window=longest)
 
