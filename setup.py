@@ -2,8 +2,8 @@
 
 configs/ stays out of the package's folder, because it holds experiment files to be read and copied. The wheel has a
 copy as `wroformer_jax/recipes`. A clone and an editable install have no copy and use configs/ beside the package (see
-wroformer_jax/cli/recipes.py). Mapping the folder with setuptools' `package-dir` would save this file, but would turn
-the editable install from a plain path, which type checkers follow, into an import hook, which they do not.
+wroformer_jax/cli/recipes.py). Mapping the folder with setuptools' `package-dir` would save this file, but would need a
+list of all packages in pyproject.toml in place of `packages.find`, since the two cannot be combined.
 """
 
 import shutil
