@@ -1,4 +1,4 @@
-"""Scores of whole songs in memory, as validation takes them."""
+"""Scores of whole songs that are held in memory, as validation computes them."""
 
 import numpy as np
 import pytest

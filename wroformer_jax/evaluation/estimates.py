@@ -35,9 +35,9 @@ class Separator:
 
     model: Any
     params: Any
-    chunk_seconds: float | None
-    overlap: int
-    batch_size: int
+    chunk_seconds: float | None  # of audio that the model gets at once; None for whole songs
+    overlap: int  # chunks over each sample
+    batch_size: int  # chunks per call of the model
     save_stems: Path | None = None  # folder that keeps the stems; None deletes them after scoring
 
     @contextlib.contextmanager
