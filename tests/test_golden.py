@@ -1,13 +1,7 @@
-"""Recorded numbers of the PyTorch models, where the folder with them is at hand: they prove tests/reference.py right.
+"""Recorded numbers of the PyTorch models, if the folder with them is there: they prove support/reference.py right.
 
-A clone without the folder skips this file; everything in it is then covered by test_model.py, which makes the same
-numbers live.
-
-`wsa/` was recorded with a Hann window whose first half is off by up to 7.6e-5; its second half is exact, and so are the
-other cases' windows. That is inaudible, but quiet bands are normalised to full size, and there it shows: 8e-4 of the
-features' largest value. So the window of that case is recovered from its own recorded spectrum and its stages are held
-to the bound with it; the spectrum itself is held to the exact window. `test_the_recorded_window_of_wsa` fails, and says
-so, should the numbers be recorded anew.
+A clone without the folder skips this file. Then model/test_roformer.py covers everything in it: it computes the same
+numbers with PyTorch as it runs.
 """
 
 import dataclasses
@@ -28,10 +22,9 @@ from support.tiny_training import fields_of
 from wroformer_jax.checkpoints.torch_files import load_torch
 from wroformer_jax.checkpoints.torch_weights import to_state_dict
 from wroformer_jax.config.training import TrainingConfig
-from wroformer_jax.model import stft as stft_module
 from wroformer_jax.model.attention import windowed_sink_attention
 from wroformer_jax.model.roformer import RoFormer
-from wroformer_jax.model.stft import hann_window, stft
+from wroformer_jax.model.stft import stft, stft_sizes
 from wroformer_jax.parallel.mesh import make_mesh
 from wroformer_jax.training.losses import l1, multi_resolution_stft_loss
 from wroformer_jax.training.step import loss_and_gradients
@@ -40,7 +33,7 @@ GOLDEN = Path(os.environ.get("WROFORMER_GOLDEN", Path(__file__).parents[2] / "sh
 CASES = ("wsa", "full", "two_stems", "bs")
 BOUND = 5e-5  # of a stage's largest absolute value
 
-pytestmark = pytest.mark.skipif(not GOLDEN.is_dir(), reason="the folder of recorded numbers is not at hand")
+pytestmark = pytest.mark.skipif(not GOLDEN.is_dir(), reason="the folder of recorded numbers is missing")
 
 
 @pytest.fixture(scope="module", params=CASES)
@@ -50,17 +43,6 @@ def case(request):
     config, params, _ = load_torch(folder / "model.ckpt", folder / "model.yaml")
     with np.load(folder / "stages.npz") as stages:
         return request.param, config, jax.tree.map(jnp.asarray, params), dict(stages)
-
-
-def recorded_window(config, stages):
-    """The window that a recorded spectrum was made with: least squares over all its frames, channels and songs."""
-    n_fft, hop = config.stft_n_fft, config.stft_hop_length
-    frames = np.fft.irfft(stages["stft"].swapaxes(-1, -2), n=n_fft)
-    margin = [(0, 0), (0, 0), (n_fft // 2, n_fft // 2)]
-    padded = np.pad(stages["mixture"].astype(np.float64), margin, mode="reflect")
-    samples = np.stack([padded[..., t * hop : t * hop + n_fft] for t in range(frames.shape[-2])], axis=-2)
-    axes = (0, 1, 2)
-    return ((frames * samples).sum(axes) / (samples * samples).sum(axes)).astype(np.float32)
 
 
 def our_stages(config, params, mixture):
@@ -85,11 +67,8 @@ def our_stages(config, params, mixture):
     return stages
 
 
-def test_every_stage(case, monkeypatch):
+def test_every_stage(case):
     name, config, params, recorded = case
-    if name == "wsa":
-        window = recorded_window(config, recorded)
-        monkeypatch.setattr(stft_module, "hann_window", lambda *_: window)
     ours = our_stages(config, params, recorded["mixture"])
     errors = {stage: relative_error(ours[stage], recorded[stage]) for stage in ours if stage in recorded}
     assert {"mask", "output"} <= set(errors)
@@ -97,34 +76,19 @@ def test_every_stage(case, monkeypatch):
     assert max(errors.values()) < BOUND
 
 
-def test_the_recorded_window_of_wsa(case):
-    name, config, _, recorded = case
-    if "stft" not in recorded:
-        assert name in ("two_stems", "bs")
-        return
-    off = np.abs(recorded_window(config, recorded) - hann_window(config.stft_win_length, config.stft_n_fft))
-    first, second = np.split(off, [len(off) // 2 + 1])
-    assert second.max() < 1e-6
-    if name == "wsa":
-        assert 5e-5 < first.max() < 1e-4, "the window is exact: drop the correction in this file"
-    else:
-        assert first.max() < 1e-6
-
-
 def test_the_spectrum(case):
     _, config, _, recorded = case
     if "stft" not in recorded:
         assert case[0] in ("two_stems", "bs")
         return
-    real, imag = stft(recorded["mixture"], n_fft=config.stft_n_fft, hop_length=441, win_length=config.stft_win_length)
-    assert relative_error((real + 1j * imag).swapaxes(-1, -2), recorded["stft"]) < BOUND
+    real, imag = stft(recorded["mixture"], **stft_sizes(config))
+    error = relative_error((real + 1j * imag).swapaxes(-1, -2), recorded["stft"])
+    print(case[0], f"stft: {error:.1e}")
+    assert error < BOUND
 
 
-def test_the_live_reference(case, monkeypatch):
+def test_the_live_reference(case):
     name, config, _, recorded = case
-    if name == "wsa":
-        window = torch.tensor(recorded_window(config, recorded))
-        monkeypatch.setattr(torch, "hann_window", lambda *_, **__: window)
     state = torch.load(GOLDEN / name / "model.ckpt", weights_only=True)
     mel = config.band_scheme == "mel"
     model = (MelBandRoformer if mel else BSRoformer)(

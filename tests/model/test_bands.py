@@ -42,7 +42,7 @@ def test_groups_hold_every_band_once_with_little_padding(config):
 
 def averaging_matrix(layout):
     matrix = np.zeros((max(bins[-1] for bins in layout.bins) + 1, layout.present.size))
-    matrix[layout.bin_of_place[layout.present], np.flatnonzero(layout.present)] = 1
+    matrix[layout.bin_of_slot[layout.present], np.flatnonzero(layout.present)] = 1
     return matrix / matrix.sum(axis=1, keepdims=True)
 
 

@@ -1,17 +1,18 @@
 """Blocked softmax attention: full, and windowed with sinks (WSA, arXiv 2510.25745).
 
-Both walk over the tokens with `jax.lax.scan` and recompute a step's scores in the backward pass, so that memory is
-the inputs plus one step, forwards and backwards. Whatever a step needs reaches it as a scanned input rather than as
-a slice of the whole sequence: the gradient of such a slice would be added to an array of the sequence's length in
-every step, which costs quadratic time.
+Both scan over blocks of tokens and compute the scores of a block again in the backward pass. So the memory is that of
+the inputs and of one round of the scan, forwards and backwards. A round gets its blocks as scanned inputs, not as
+slices of the whole sequence: the gradient of a slice would be added to an array of the sequence's length in every
+round, which takes quadratic time.
 
-Scores and softmax are float32, the outputs have q's dtype. With float32 inputs the products are float32 too, also
-on backends that round matrix inputs by default.
+Scores and softmax are float32; outputs have the dtype of the queries. Products of float32 inputs are float32, also on
+devices that round matrix inputs by default.
 """
 
 from __future__ import annotations
 
 import functools
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -21,11 +22,11 @@ from wroformer_jax.errors import InputError
 from wroformer_jax.model.precision import product
 from wroformer_jax.parallel.time_axis import MAX_REACH, WHOLE, Count, TimeAxis
 
-QUERY_BLOCK = 64  # frames: the queries of a windowed block, who share one slice of keys
-FRAMES_PER_ROUND = 512  # frames: queries of one scan step of the windowed attention
-FULL_BLOCK = 512  # tokens: queries and keys of one scan step of the full attention
+QUERY_BLOCK = 64  # frames: queries of the windowed attention that share one slice of keys
+FRAMES_PER_ROUND = 512  # frames: queries in one round of the windowed attention's scan
+FULL_BLOCK = 512  # tokens: queries, and keys, in one round of the full attention's scans
 
-# Scores of keys that a query may not see. Finite, so that a row without any visible key stays finite.
+# The score of keys that a query may not see. It is finite, so that a row without any visible key stays finite.
 HIDDEN = -1e30
 
 
@@ -39,17 +40,17 @@ def windowed_sink_attention(
     num_hops: int | None = None,
     time: TimeAxis = WHOLE,
 ) -> Float[Array, "batch token head head_dim"]:
-    """Attention within a window around each token, and from and to the sinks in front.
+    """Attention within a window around each token, and from and to the sinks, which are the first tokens.
 
-    Query i sees key j when i < num_sinks, or j < num_sinks, or |i - j| <= window // 2. Memory grows linearly with the
-    number of tokens whatever the window, and so does the cost for a given window.
+    Query i sees key j if i < num_sinks, or j < num_sinks, or |i - j| <= window // 2. Memory grows linearly with the
+    number of tokens for any window. Time grows linearly for a given window.
 
     Args:
       q: queries, not yet scaled.
       k: keys.
       v: values.
-      window: tokens around a token that it sees, window // 2 on each side; any size, 0 is itself alone.
-      num_sinks: tokens at the start that see and are seen by all; may exceed the number of tokens.
+      window: number of tokens around a token that it sees, window // 2 on each side. With 0 it sees only itself.
+      num_sinks: number of first tokens that see all tokens and are seen by all. May exceed the number of tokens.
       num_hops: hops of the audio; tokens after the sinks and num_hops + 1 frames are padding. All tokens by default.
       time: the time axis. If it is cut into parts, window // 2 must be at most num_hops and MAX_REACH.
 
@@ -62,21 +63,21 @@ def windowed_sink_attention(
     num_hops = num_tokens - num_sinks - 1 if num_hops is None else num_hops
     if time.is_whole and (reach >= num_hops or num_sinks >= num_tokens):
         return full_attention(q, k, v, num_keys=min(num_tokens, num_sinks + num_hops + 1))
-    (q_sinks, k_sinks, v_sinks), frames = (
-        tuple(x[:, part] for x in (q, k, v)) for part in (slice(num_sinks), slice(num_sinks, None))
-    )
+    q_sinks, k_sinks, v_sinks = q[:, :num_sinks], k[:, :num_sinks], v[:, :num_sinks]
+    q_frames, k_frames, v_frames = q[:, num_sinks:], k[:, num_sinks:], v[:, num_sinks:]
     if reach <= MAX_REACH:
-        out = _frame_attention(*frames, k_sinks, v_sinks, reach=reach, num_hops=num_hops, time=time)
+        out = _frame_attention(
+            q_frames, k_frames, v_frames, k_sinks, v_sinks, reach=reach, num_hops=num_hops, time=time
+        )
     else:
-        out = _online_attention(frames[0], k, v, reach=reach, num_sinks=num_sinks, num_keys=num_sinks + num_hops + 1)
+        out = _online_attention(q_frames, k, v, reach=reach, num_sinks=num_sinks, num_keys=num_sinks + num_hops + 1)
     if not num_sinks:
         return out
     if time.is_whole:
         sinks = full_attention(q_sinks, k, v, num_keys=num_sinks + num_hops + 1)
     else:
-        sinks = _sink_attention(
-            q_sinks, k_sinks, v_sinks, *frames[1:], num_frames=time.owned_end_frame(num_hops), time=time
-        )
+        num_frames = time.owned_end_frame(num_hops)
+        sinks = _sink_attention(q_sinks, k_sinks, v_sinks, k_frames, v_frames, num_frames=num_frames, time=time)
     return jnp.concatenate([sinks, out], axis=1)
 
 
@@ -86,15 +87,15 @@ def full_attention(
     v: Float[Array, "batch token head head_dim"],
     num_keys: int | None = None,
 ) -> Float[Array, "batch query head head_dim"]:
-    """Attention of every query to every key, blocked with an online softmax (arXiv 2205.14135).
+    """Attention of every query to every key, in blocks with an online softmax (arXiv 2205.14135).
 
-    Quadratic in time, linear in memory. As `jax.nn.dot_product_attention(q, k, v)`.
+    Gives what `jax.nn.dot_product_attention(q, k, v)` gives, in quadratic time and linear memory.
 
     Args:
       q: queries, not yet scaled.
       k: keys.
       v: values.
-      num_keys: keys that count, the rest is padding; all by default.
+      num_keys: number of first keys that count; the rest is padding. All keys by default.
     """
     num_keys = k.shape[1] if num_keys is None else num_keys
     if q.shape[1] <= FULL_BLOCK and k.shape[1] <= FULL_BLOCK:
@@ -108,12 +109,12 @@ def naive_attention(
     v: Float[Array, "batch token head head_dim"],
     num_keys: int | None = None,
 ) -> Float[Array, "batch query head head_dim"]:
-    """As `full_attention`, all scores at once: memory is quadratic, too. For short inputs, and for comparison."""
+    """As `full_attention`, but with all scores at once, in quadratic memory. For short inputs, and for comparison."""
     num_keys = k.shape[1] if num_keys is None else num_keys
     visible = None
     if num_keys < k.shape[1]:
         visible = jnp.broadcast_to(jnp.arange(k.shape[1]) < num_keys, (q.shape[1], k.shape[1]))
-    return _attend(*(x.swapaxes(1, 2) for x in (q, k, v)), visible).swapaxes(1, 2)
+    return _attend(q.swapaxes(1, 2), k.swapaxes(1, 2), v.swapaxes(1, 2), visible).swapaxes(1, 2)
 
 
 def _online_attention(
@@ -127,8 +128,8 @@ def _online_attention(
 ) -> Float[Array, "batch query head head_dim"]:
     """Blocks of queries over blocks of keys, with an online softmax.
 
-    With `reach`, the queries are those of the tokens behind the sinks, see `reach` tokens on each side and the sinks,
-    and blocks of keys that a block of queries does not see are skipped.
+    With `reach`, the queries are those of the tokens after the sinks. Each sees `reach` tokens on each side and the
+    sinks. Blocks of keys that no query of a block sees are skipped.
     """
     num_queries = q.shape[1]
     size = min(FULL_BLOCK, num_queries)
@@ -139,11 +140,19 @@ def _online_attention(
     @jax.checkpoint
     def over_queries(_, block):
         query, first_query = block
-        _, total, weighted = _over_keys(query, first_query, keys, values, num_keys, reach, num_sinks)
-        return None, (weighted / total[..., None]).astype(query.dtype)
+        sums = _over_keys(query, first_query, keys, values, num_keys, reach, num_sinks)
+        return None, (sums.weighted / sums.total[..., None]).astype(query.dtype)
 
     _, out = jax.lax.scan(over_queries, None, (queries, first_queries))
     return _unblock(out, num_queries).swapaxes(1, 2)
+
+
+class _Sums(NamedTuple):
+    """An online softmax over the keys seen so far."""
+
+    maximum: Float[Array, "batch head query"]  # greatest score
+    total: Float[Array, "batch head query"]  # sum of weights, relative to the maximum
+    weighted: Float[Array, "batch head query head_dim"]  # weighted sum of values
 
 
 def _over_keys(
@@ -154,47 +163,47 @@ def _over_keys(
     num_keys: Count,
     reach: int | None,
     num_sinks: int,
-) -> tuple[
-    Float[Array, "batch head query"], Float[Array, "batch head query"], Float[Array, "batch head query head_dim"]
-]:
-    """One block of queries over blocks of keys: the greatest score, the sum of weights, and the weighted values."""
+) -> _Sums:
+    """One block of queries over blocks of keys."""
     first_keys = jnp.arange(len(keys)) * FULL_BLOCK
 
-    def update(carry, block):
-        (query, first_query, maximum, total, weighted), (key, value, first_key) = carry, block
+    def add_block(carry, block):
+        (query, first_query, sums), (key, value, first_key) = carry, block
         token = first_key + jnp.arange(FULL_BLOCK)
         visible = token < num_keys
         if reach is not None:
             distance = first_query + jnp.arange(query.shape[-2])[:, None] - token
             visible &= (abs(distance) <= reach) | (token < num_sinks)
-        scores = jnp.where(visible, _scores(query, key), HIDDEN)
-        # The result does not depend on the maximum, which only guards against overflow: no gradient through it.
-        new_maximum = jax.lax.stop_gradient(jnp.maximum(maximum, scores.max(-1)))
-        shrink = jnp.exp(maximum - new_maximum)
-        # Where a row has seen no key yet the maximum is HIDDEN itself, and hidden keys would weigh 1.
-        weights = jnp.where(visible, jnp.exp(scores - new_maximum[..., None]), 0.0)
-        total = total * shrink + weights.sum(-1)
-        weighted = weighted * shrink[..., None] + _mix(weights, value)
-        return query, first_query, new_maximum, total, weighted
+        return query, first_query, _add_keys(sums, query, key, value, visible)
 
     @jax.checkpoint
-    def step(carry, block):
+    def add_if_seen(carry, block):
         if reach is None:
-            return update(carry, block), None
+            return add_block(carry, block), None
         first_query, first_key = carry[1], block[2]
         last_query = first_query + query.shape[-2] - 1
         near = (first_key + FULL_BLOCK > first_query - reach) & (first_key <= last_query + reach)
-        return jax.lax.cond(near | (first_key < num_sinks), update, lambda carry, _: carry, carry, block), None
+        return jax.lax.cond(near | (first_key < num_sinks), add_block, lambda carry, _: carry, carry, block), None
 
-    start = (
-        query,
-        first_query,
+    start = _Sums(
         jnp.full(query.shape[:-1], HIDDEN, jnp.float32),
         jnp.zeros(query.shape[:-1], jnp.float32),
         jnp.zeros(query.shape, jnp.float32),
     )
-    (*_, maximum, total, weighted), _ = jax.lax.scan(step, start, (keys, values, first_keys))
-    return maximum, total, weighted
+    (_, _, sums), _ = jax.lax.scan(add_if_seen, (query, first_query, start), (keys, values, first_keys))
+    return sums
+
+
+def _add_keys(sums: _Sums, query: Array, key: Array, value: Array, visible: Bool[Array, "..."]) -> _Sums:
+    """Adds one block of keys and values to an online softmax."""
+    scores = jnp.where(visible, _scores(query, key), HIDDEN)
+    # The result does not depend on the maximum, which only prevents overflow: so it needs no gradient.
+    maximum = jax.lax.stop_gradient(jnp.maximum(sums.maximum, scores.max(-1)))
+    shrink = jnp.exp(sums.maximum - maximum)
+    # In a row that has seen no key yet the maximum is HIDDEN itself, and hidden keys would have the weight 1.
+    weights = jnp.where(visible, jnp.exp(scores - maximum[..., None]), 0.0)
+    total = sums.total * shrink + weights.sum(-1)
+    return _Sums(maximum, total, sums.weighted * shrink[..., None] + _mix(weights, value))
 
 
 def _sink_attention(
@@ -207,9 +216,9 @@ def _sink_attention(
     num_frames: Count,
     time: TimeAxis,
 ) -> Float[Array, "batch sink head head_dim"]:
-    """Sinks see each other and the frames of all parts of time: one softmax, whose sums are taken over the parts.
+    """Sinks see each other and the frames of all devices, in one softmax whose sums go over the devices.
 
-    Every part of time comes to the same result.
+    Every device gets the same result.
     """
     q, k_sinks, v_sinks = (x.swapaxes(1, 2) for x in (q, k_sinks, v_sinks))
     keys, values = (_blocks(x.swapaxes(1, 2), FULL_BLOCK) for x in (k, v))
@@ -237,8 +246,8 @@ def _frame_attention(
 ) -> Float[Array, "batch frame head head_dim"]:
     """Frames see `reach` frames on each side and all sinks, in one softmax.
 
-    Queries go in blocks; a block's keys are its own frames between two halos, the last `reach` frames of the block
-    before and the first `reach` of the block after. A scan step takes several blocks.
+    Queries go in blocks. A block's keys are those of its own frames between two halos: the last `reach` frames of the
+    block before, and the first `reach` frames of the block after. A round of the scan takes several blocks.
     """
     num_frames = q.shape[1]
     block = max(reach, min(QUERY_BLOCK, num_frames))
@@ -248,19 +257,21 @@ def _frame_attention(
 
     # (block, batch, head, frame, head_dim), padded to whole rounds.
     q = _blocks(q.swapaxes(1, 2), block, multiple=blocks_per_round)
-    k, v = (_between_halos(time.pad_with_neighbours(x.swapaxes(1, 2), reach, num_hops), reach, q) for x in (k, v))
-    sinks = tuple(x.swapaxes(1, 2) for x in (k_sinks, v_sinks))
+    k_parts, v_parts = (
+        _between_halos(time.pad_with_neighbours(x.swapaxes(1, 2), reach, num_hops), reach, q) for x in (k, v)
+    )
+    sinks = k_sinks.swapaxes(1, 2), v_sinks.swapaxes(1, 2)
     firsts = jnp.arange(len(q)) * block
-    there = time.first_frame(num_hops), time.end_frame(num_hops)
+    recording = time.first_frame(num_hops), time.end_frame(num_hops)
     rounds = len(q) // blocks_per_round
 
     @jax.checkpoint
-    def step(_, blocks):
-        return None, jax.vmap(functools.partial(_attend_block, sinks, reach, there))(*blocks)
+    def attend_round(_, blocks):
+        return None, jax.vmap(functools.partial(_attend_block, sinks, reach, recording))(*blocks)
 
-    scanned = (q, k, v, firsts)
+    scanned = (q, k_parts, v_parts, firsts)
     _, out = jax.lax.scan(
-        step, None, jax.tree.map(lambda x: x.reshape(rounds, blocks_per_round, *x.shape[1:]), scanned)
+        attend_round, None, jax.tree.map(lambda x: x.reshape(rounds, blocks_per_round, *x.shape[1:]), scanned)
     )
     return _unblock(out.reshape(q.shape), num_frames).swapaxes(1, 2)
 
@@ -268,21 +279,28 @@ def _frame_attention(
 def _attend_block(
     sinks: tuple[Float[Array, "batch head sink head_dim"], Float[Array, "batch head sink head_dim"]],
     reach: int,
-    there: tuple[Count, Count],
+    recording: tuple[Count, Count],
     q: Float[Array, "batch head size head_dim"],
     k_parts: tuple[Array, Array, Array],
     v_parts: tuple[Array, Array, Array],
     first: Int[Array, ""],
 ) -> Float[Array, "batch head size head_dim"]:
-    """One block of queries against its keys and the sinks; `first` is the frame of the block's first query.
+    """One block of queries against its keys and the sinks.
 
-    There are frames from there[0] up to, but not with, there[1].
+    Args:
+      sinks: keys and values of the sinks.
+      reach: frames on each side that a frame sees.
+      recording: numbers of the recording's first frame, and after its last one.
+      q: queries of the block.
+      k_parts: keys before the block, in it, and after it.
+      v_parts: values before the block, in it, and after it.
+      first: number of the block's first frame.
     """
     k_sinks, v_sinks = sinks
     # Frames of queries and keys, counted from the block's first query.
     query = jnp.arange(q.shape[-2])[:, None]
     key = jnp.arange(-reach, q.shape[-2] + reach)
-    visible = (abs(query - key) <= reach) & (first + key >= there[0]) & (first + key < there[1])
+    visible = (abs(query - key) <= reach) & (first + key >= recording[0]) & (first + key < recording[1])
     visible = jnp.pad(visible, ((0, 0), (k_sinks.shape[-2], 0)), constant_values=True)
     keys = jnp.concatenate([k_sinks, *k_parts], axis=-2)
     values = jnp.concatenate([v_sinks, *v_parts], axis=-2)
@@ -292,7 +310,13 @@ def _attend_block(
 def _between_halos(
     wide: Float[Array, "batch head wider head_dim"], reach: int, queries: Float[Array, "block batch head size head_dim"]
 ) -> tuple[Array, Array, Array]:
-    """For each block of queries `reach` keys before it, its own, and `reach` behind it; `wide` has such halos, too."""
+    """Cuts keys (or values) into those before, in and after each block of queries.
+
+    Args:
+      wide: keys, padded by `reach` on each side.
+      reach: number of keys before a block, and of keys after it.
+      queries: the blocks of queries, for their number and size.
+    """
     count, size = len(queries), queries.shape[-2]
     missing = count * size + 2 * reach - wide.shape[-2]
     wide = jnp.pad(wide, [(0, 0), (0, 0), (0, missing), (0, 0)])
@@ -316,17 +340,17 @@ def _attend(
 
 
 def _scores(q: Array, k: Array) -> Array:
-    """Scaled products of queries and keys, float32."""
+    """Returns the scaled products of queries and keys, float32."""
     return product("...qd,...kd->...qk", q, k) * q.shape[-1] ** -0.5
 
 
 def _mix(weights: Array, v: Array) -> Array:
-    """Weighted sum of values, float32; the weights are rounded to v's dtype for the product."""
+    """Returns the weighted sum of values, float32. The weights are rounded to v's dtype for the product."""
     return product("...qk,...kd->...qd", weights.astype(v.dtype), v)
 
 
 def _blocks(x: Float[Array, "*batch token head_dim"], size: int, multiple: int = 1) -> Array:
-    """Cuts tokens into blocks on a new leading axis, zero-padded to a whole number of `multiple` blocks."""
+    """Cuts tokens into blocks on a new leading axis. Zeros fill them up to a multiple of `multiple` blocks."""
     *batch, num_tokens, dim = x.shape
     num_blocks = -(-num_tokens // (size * multiple)) * multiple
     x = jnp.pad(x, [*[(0, 0)] * len(batch), (0, num_blocks * size - num_tokens), (0, 0)])

@@ -1,6 +1,6 @@
-"""From bins to bands and back: the layers in front of and behind the transformers, one set of weights a band.
+"""From bins to bands and back: the layers before and after the transformers. Each band has its own weights.
 
-All per-band weights are stacked (see bands.py).
+The weights of all bands of a group are stacked (see bands.py).
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from wroformer_jax.model.layers import BandLinear, masked, matmul, named, torch_
 
 
 class BandSplit(nn.Module):
-    """Each band's bins, normalised, through the band's own Linear."""
+    """RMSNorm and Linear for each band."""
 
     config: ModelConfig
 
@@ -33,7 +33,7 @@ class BandSplit(nn.Module):
 
 
 class BandGroupSplit(nn.Module):
-    """RMSNorm and Linear of the bands of one group."""
+    """The BandSplit of one group's bands."""
 
     config: ModelConfig
     group: BandGroup
@@ -56,7 +56,7 @@ class BandGroupSplit(nn.Module):
 
 
 class MaskEstimator(nn.Module):
-    """Per stem and band: Linear, tanh, ... , Linear, GLU; then the mean over the bands that share a bin."""
+    """Linear, tanh, ... , Linear, GLU for each stem and band; then the mean over the bands that share a bin."""
 
     config: ModelConfig
 
@@ -69,33 +69,33 @@ class MaskEstimator(nn.Module):
     ]:
         config, layout = self.config, band_layout(self.config)
         batch, frames, bands, _ = x.shape
-        # Bands lead: the batched products need them there, and (batch, frame) becomes one long row axis.
+        # The batched products need bands on a leading axis; (batch, frame) becomes one long axis of rows.
         x = x.transpose(2, 0, 1, 3).reshape(1, bands, batch * frames, -1)
         x = jnp.broadcast_to(x, (config.num_stems, *x.shape[1:]))
         for i in range(config.mask_layers - 1):
             x = nn.tanh(BandLinear(config, config.dim_mask, bands, name=f"hidden_{i}")(x))
 
-        places = jnp.concatenate(
+        slots = jnp.concatenate(
             [
                 BandMask(config, group, name=f"group_{i}")(x[:, group.bands.start : group.bands.stop])
                 for i, group in enumerate(layout.groups)
             ],
             axis=-1,
         )
-        planes = average_bins(places, layout)
+        planes = average_bins(slots, layout)
         planes = planes.reshape(config.num_stems, batch, frames, config.channels, 2, config.num_bins)
         planes = planes.transpose(4, 1, 0, 3, 2, 5)
         return planes[0], planes[1]
 
 
 class BandMask(nn.Module):
-    """The last Linear and the GLU of one group's bands: the masks at the group's places, padding included."""
+    """The last Linear and the GLU of one group's bands. Returns the masks at the group's slots, padding included."""
 
     config: ModelConfig
     group: BandGroup
 
     @nn.compact
-    def __call__(self, x: Float[Array, "stem band row hidden"]) -> Float[Array, "stem row plane place"]:
+    def __call__(self, x: Float[Array, "stem band row hidden"]) -> Float[Array, "stem row plane slot"]:
         planes, (bands, width) = 2 * self.config.channels, self.group.present.shape
         present = np.tile(self.group.present, (1, 2 * planes))
         x = BandLinear(self.config, present.shape[1], bands, present, name="out")(x)

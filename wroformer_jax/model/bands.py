@@ -1,8 +1,9 @@
 """Which frequency bins belong to which band, and how bands of different width are stacked into arrays.
 
-Bands are kept in a few groups of consecutive bands with similar width. Inside a group every band is padded to the
-group's widest, so that the bands' own weights stack into one array and one batched matrix product serves them all.
-Planes are the real and imaginary parts of the channels: (left re, left im, right re, right im) for stereo.
+Consecutive bands of similar width form a group, at most MAX_GROUPS of them. Inside a group every band is padded to
+the widest one, so that the bands' weights stack into one array and one batched matrix product serves them all. A group
+has (band, width) slots; a slot holds a bin or padding. Planes are the real and imaginary parts of the channels:
+(left re, left im, right re, right im) for stereo.
 """
 
 from __future__ import annotations
@@ -28,9 +29,9 @@ class BandGroup:
     """Consecutive bands, padded to one width.
 
     Attributes:
-      bands: which bands these are.
-      bins: the bin of each place; padding points at bin 0.
-      present: which places are real.
+      bands: numbers of the bands.
+      bins: the bin of each slot; padding has bin 0.
+      present: False for padding.
     """
 
     bands: range
@@ -50,22 +51,22 @@ class BandGroup:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class BandLayout:
-    """The bands of a model, their groups, and the way back from bands to bins.
+    """The bands of a model, their groups, and which slots hold a bin.
 
     Attributes:
       bins: the bins of each band, ascending.
       groups: the bands in groups of similar width.
-      bin_of_place: for each place of all groups laid end to end, padding included, its bin.
-      present: which of these places are real.
-      places_of_bin: the places that hold a bin; a bin in fewer bands repeats a place with weight 0.
-      weight: 1 / (number of bands with that bin), or 0 where `places_of_bin` repeats.
+      bin_of_slot: the bin of each slot of all groups, laid end to end, padding included.
+      present: False for those of these slots that are padding.
+      slots_of_bin: the slots that hold a bin. A bin that fewer bands share repeats a slot with weight 0.
+      weight: 1 / (number of bands with that bin), or 0 where `slots_of_bin` repeats.
     """
 
     bins: tuple[Int[np.ndarray, " _"], ...]
     groups: tuple[BandGroup, ...]
-    bin_of_place: Int[np.ndarray, " place"]
-    present: Bool[np.ndarray, " place"]
-    places_of_bin: Int[np.ndarray, "overlap bin"]
+    bin_of_slot: Int[np.ndarray, " slot"]
+    present: Bool[np.ndarray, " slot"]
+    slots_of_bin: Int[np.ndarray, "overlap bin"]
     weight: Float[np.ndarray, "overlap bin"]
 
     @property
@@ -75,10 +76,10 @@ class BandLayout:
 
 
 def band_layout(config: ModelConfig) -> BandLayout:
-    """The bands of a model.
+    """Returns the bands of a model.
 
     Raises:
-      InputError: a bin is in no band, or a band has no bin, with these sizes.
+      InputError: with these sizes a bin is in no band, or a band has no bin.
     """
     return _layout(config.band_scheme, config.num_bands, config.freqs_per_bands, config.sample_rate, config.stft_n_fft)
 
@@ -91,27 +92,28 @@ def _layout(
     if scheme == "mel":
         bins = _mel_bands(num_bands, sample_rate, n_fft)
     else:
+        assert freqs_per_bands is not None  # ModelConfig fills it in for "band_split"
         edges = np.cumsum((0, *freqs_per_bands))
         bins = tuple(np.arange(low, high) for low, high in itertools.pairwise(edges))
 
     groups = tuple(_stack(bins, bands) for bands in _similar_widths([len(b) for b in bins]))
-    bin_of_place = np.concatenate([g.bins.reshape(-1) for g in groups])
+    bin_of_slot = np.concatenate([g.bins.reshape(-1) for g in groups])
     present = np.concatenate([g.present.reshape(-1) for g in groups])
 
-    places = [np.flatnonzero(present & (bin_of_place == b)) for b in range(num_bins)]
-    overlap = max(map(len, places))
-    places_of_bin = np.stack([np.resize(p, overlap) for p in places], axis=1)
-    count = np.array([len(p) for p in places])
+    slots = [np.flatnonzero(present & (bin_of_slot == b)) for b in range(num_bins)]
+    overlap = max(map(len, slots))
+    slots_of_bin = np.stack([np.resize(p, overlap) for p in slots], axis=1)
+    count = np.array([len(p) for p in slots])
     weight = (np.arange(overlap)[:, None] < count) / count
-    return BandLayout(bins, groups, bin_of_place, present, places_of_bin, weight.astype(np.float32))
+    return BandLayout(bins, groups, bin_of_slot, present, slots_of_bin, weight.astype(np.float32))
 
 
 def _mel_bands(num_bands: int, sample_rate: int, n_fft: int) -> tuple[Int[np.ndarray, " _"], ...]:
-    """Bins in which a librosa mel filter is not zero, the first and the last bin added (arXiv 2310.01809)."""
+    """Returns the bins where each librosa mel filter is not zero, with the first and last bin added (2310.01809)."""
     from librosa import filters
 
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of bands without a bin, which are refused below
+        warnings.simplefilter("ignore")  # librosa warns of bands without a bin, which raise an error below
         bank = filters.mel(sr=sample_rate, n_fft=n_fft, n_mels=num_bands) > 0
     bank[0, 0] = bank[-1, -1] = True
     sizes = f"{num_bands} mel bands at {sample_rate} Hz with stft_n_fft = {n_fft}"
@@ -123,7 +125,7 @@ def _mel_bands(num_bands: int, sample_rate: int, n_fft: int) -> tuple[Int[np.nda
 
 
 def _similar_widths(widths: list[int]) -> list[range]:
-    """Cuts the bands into at most MAX_GROUPS runs with as little padding as possible (dynamic programme)."""
+    """Cuts the bands into at most MAX_GROUPS runs with the least padding, by dynamic programming."""
     n = len(widths)
     best: dict[tuple[int, int], tuple[int, list[range]]] = {(0, 0): (0, [])}
     for end in range(1, n + 1):
@@ -153,36 +155,37 @@ def _stack(bins: tuple[Int[np.ndarray, " _"], ...], bands: range) -> BandGroup:
 def split_bins(
     planes: Float[Array, "batch plane frame bin"], group: BandGroup
 ) -> Float[Array, "batch frame band feature"]:
-    """The bins of a group's bands, zero where there is padding; a band's features are plane-major, then bin."""
+    """Returns the bins of a group's bands, zero for padding. A band's features are plane-major, then bin."""
     picked = jnp.where(group.present, planes[..., group.bins], 0.0)
     batch, num_planes, frames, bands, width = picked.shape
     return picked.transpose(0, 2, 3, 1, 4).reshape(batch, frames, bands, num_planes * width)
 
 
-def average_bins(places: Float[Array, "*batch place"], layout: BandLayout) -> Float[Array, "*batch bin"]:
-    """Mean over the bands that share a bin.
+def average_bins(slots: Float[Array, "*batch slot"], layout: BandLayout) -> Float[Array, "*batch bin"]:
+    """Returns the mean over the bands that share a bin.
 
     Args:
-      places: values of all groups' places laid end to end, padding included.
+      slots: values of all groups' slots laid end to end, padding included.
       layout: the bands.
     """
-    return _average(layout, places)
+    return _average(layout, slots)
 
 
-# XLA's transpose of a gather is a scatter, slow on every backend. Here the transpose is known to be a gather too.
+# XLA's transpose of a gather is a scatter, which is slow on every backend. This transpose is a gather, too.
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _average(layout: BandLayout, places: Array) -> Array:
+def _average(layout: BandLayout, slots: Array) -> Array:
     weights = jnp.asarray(layout.weight)
-    return sum(weight * places[..., index] for weight, index in zip(weights, layout.places_of_bin, strict=True))
+    shares = (weight * slots[..., index] for weight, index in zip(weights, layout.slots_of_bin, strict=True))
+    return functools.reduce(jnp.add, shares)
 
 
-def _average_forward(layout: BandLayout, places: Array) -> tuple[Array, None]:
-    return _average(layout, places), None
+def _average_forward(layout: BandLayout, slots: Array) -> tuple[Array, None]:
+    return _average(layout, slots), None
 
 
 def _average_backward(layout: BandLayout, _: None, cotangent: Array) -> tuple[Array]:
-    share = jnp.asarray(layout.weight[0])  # the first place of a bin is always real
-    return (jnp.where(layout.present, (cotangent * share)[..., layout.bin_of_place], 0.0),)
+    share = jnp.asarray(layout.weight[0])  # the first slot of a bin is never padding
+    return (jnp.where(layout.present, (cotangent * share)[..., layout.bin_of_slot], 0.0),)
 
 
 _average.defvjp(_average_forward, _average_backward)

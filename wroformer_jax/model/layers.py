@@ -1,6 +1,6 @@
-"""The layers that the model is made of: each a Flax module that can be read alone.
+"""The layers of the model: Flax modules that can each be read alone.
 
-Parameters are float32, initialised as torch initialises its layers; products take `config.dtype`.
+Parameters are float32 and initialised as torch initialises its layers. Matrix products take inputs of `config.dtype`.
 """
 
 from __future__ import annotations
@@ -19,18 +19,18 @@ from wroformer_jax.model.precision import product
 from wroformer_jax.model.rotary import rotary_frequencies, rotary_tables, rotate
 from wroformer_jax.parallel.time_axis import Count
 
-# Cosines and sines of every position: (position, 1, head_dim) each.
+# Cosines and sines of the rotary angles.
 Tables = tuple[Float[Array, "position 1 head_dim"], Float[Array, "position 1 head_dim"]]
 
 
 class Rotary(nn.Module):
-    """Holds the frequencies that a checkpoint came with; they are constants, never trained."""
+    """Rotary tables from the frequencies that every checkpoint contains. They are constants, never trained."""
 
     dim_head: int
 
     @nn.compact
     def __call__(self, num_tokens: int, *, num_sinks: int = 0, first_frame: Count = 0) -> Tables:
-        """Tables of positions 0 .. num_tokens - 1; frames, which stand behind the sinks, begin at `first_frame`."""
+        """Returns tables of positions 0 .. num_tokens - 1; first_frame is added to those after the sinks."""
 
         def initial(_key: Array, shape: tuple[int, ...]) -> Array:
             return jnp.asarray(rotary_frequencies(self.dim_head)).reshape(shape)
@@ -42,7 +42,7 @@ class Rotary(nn.Module):
 
 
 class Attention(nn.Module):
-    """Gated multi-head attention with rotary embedding; `attend` maps q, k, v to outputs."""
+    """Gated multi-head attention with rotary embedding. `attend` maps queries, keys and values to outputs."""
 
     config: ModelConfig
     attend: Callable[[Array, Array, Array], Array]
@@ -78,7 +78,7 @@ class FeedForward(nn.Module):
 
 
 class BandLinear(nn.Module):
-    """A Linear of its own for each stem and band; outputs that are not `present` are padding."""
+    """A Linear for each stem and band. Outputs that are not `present` are padding and stay zero."""
 
     config: ModelConfig
     size: int
@@ -132,29 +132,29 @@ class RMSNorm(nn.Module):
 
 
 def unit_norm(x: Float[Array, "*batch dim"]) -> Float[Array, "*batch dim"]:
-    """x / max(||x||, 1e-12)."""
-    # The bound is under the root, so that the gradient at digital silence is finite, not 0 * infinity.
+    """Returns x / max(||x||, 1e-12)."""
+    # The bound is applied before the root, so that the gradient at digital silence is finite, not 0 * infinity.
     return x * jax.lax.rsqrt(jnp.maximum(jnp.sum(x * x, axis=-1, keepdims=True), 1e-24))
 
 
 def matmul(equation: str, x: Array, kernel: Array, config: ModelConfig) -> Array:
-    """Matrix product with inputs rounded to config.dtype and a float32 result."""
+    """Rounds the inputs to config.dtype and multiplies them; the result is float32."""
     return product(equation, x.astype(config.dtype), kernel.astype(config.dtype))
 
 
 def named(initializer: Callable, *axes: str) -> Callable:
-    """An initialiser that names the axes of its parameter (see sharding.py)."""
+    """Returns an initialiser that names the axes of its parameter (parallel/sharding.py uses the names)."""
     return nn.with_logical_partitioning(initializer, axes)
 
 
 def torch_uniform(fan_in: Any) -> Callable:
-    """Uniform in +-1 / sqrt(fan_in), as torch.nn.Linear starts weights and biases; fan_in broadcasts."""
+    """Returns torch.nn.Linear's initialiser: uniform in +-1 / sqrt(fan_in), where fan_in may be an array."""
     bound = 1.0 / np.sqrt(fan_in, dtype=np.float32)
     return lambda key, shape: jax.random.uniform(key, shape, jnp.float32, -1.0, 1.0) * bound
 
 
 def masked(initializer: Callable, present: np.ndarray) -> Callable:
-    """Zero where there is padding; it then stays zero, since it gets no gradient."""
+    """Returns an initialiser that sets padding to zero. It stays zero, since it gets no gradient."""
     return lambda key, shape: jnp.where(present, initializer(key, shape), 0.0)
 
 

@@ -1,4 +1,4 @@
-"""The parameters of a model: made, described, and fitted with windowed sinks."""
+"""A model's parameters: how they are initialised, their shapes and axes, and how windowed sinks are added."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import functools
 
 import flax.linen as nn
 import jax
+import jax.numpy as jnp
 import numpy as np
 from flax.core import meta
 from jax.sharding import PartitionSpec
@@ -20,11 +21,11 @@ from wroformer_jax.model.roformer import SINK_STD, RoFormer
 
 
 def init_params(model: RoFormer, seed: int) -> Params:
-    """Random parameters as torch initialises its layers: a plain nested dict of float32 arrays.
+    """Returns random parameters, distributed as torch initialises its layers: a nested dict of float32 arrays.
 
     Args:
       model: the model.
-      seed: the same seed gives the same parameters on any number of devices.
+      seed: seed of the random numbers. The same seed gives the same parameters on any number of devices.
     """
     return _initial_params(model, jax.random.key(seed, impl="threefry2x32"))  # "rbg" would depend on the sharding
 
@@ -36,17 +37,17 @@ def _initial_params(model: RoFormer, key: Array) -> Params:
 
 
 def abstract_params(model: RoFormer) -> Params:
-    """Shapes and dtypes of the parameters, as a nested dict of `jax.ShapeDtypeStruct`; computes nothing."""
+    """Returns the parameters' shapes and dtypes, a nested dict of `jax.ShapeDtypeStruct`, without computing them."""
     return meta.unbox(jax.eval_shape(lambda: _init(model, jax.random.key(0))))
 
 
 def logical_axes(model: RoFormer) -> Params:
-    """Names of the axes of each parameter, as a nested dict of `jax.sharding.PartitionSpec`."""
+    """Returns the names of each parameter's axes, a nested dict of `jax.sharding.PartitionSpec`."""
     return nn.get_partition_spec(jax.eval_shape(lambda: _init(model, jax.random.key(0))))
 
 
 def trainable_mask(params: Params) -> Params:
-    """A tree like `params`, False for the constants in it (rotary frequencies), True for the rest."""
+    """Returns a tree like `params`: False for constants (the rotary frequencies), True for all other leaves."""
     return {name: jax.tree.map(lambda _, name=name: not name.endswith("_rotary"), sub) for name, sub in params.items()}
 
 
@@ -69,23 +70,27 @@ def num_parameters(config: ModelConfig) -> int:
 
 
 def _init(model: RoFormer, key: Array) -> Params:
-    return model.init(key, method="initialise")["params"]
+    audio = jnp.zeros((1, model.config.channels, model.config.stft_n_fft))
+    return dict(model.init(key, audio, method="plain")["params"])
 
 
 def add_windowed_sinks(
     config: ModelConfig, params: Params, *, window: int, num_sinks: int, seed: int
 ) -> tuple[ModelConfig, Params]:
-    """Makes a windowed-sink model of a full-attention one; all its weights are kept.
+    """Turns a full-attention model into one with windowed sinks. All its weights stay.
 
     Args:
       config: the full-attention model's config.
       params: its parameters.
-      window: frames that a frame sees around itself.
-      num_sinks: new sink tokens, drawn from a normal distribution with standard deviation SINK_STD.
-      seed: of that drawing.
+      window: number of frames around a frame that it sees, half of them on each side.
+      num_sinks: number of new sink tokens, drawn from a normal distribution with standard deviation SINK_STD.
+      seed: seed of the drawing.
+
+    Returns:
+      The new config, which also zeroes the DC bin, and the new parameters.
 
     Raises:
-      InputError: the model has windowed attention or sinks already, or the seed is negative.
+      InputError: the model already has windowed attention or sinks, or the seed is negative.
     """
     if seed < 0:
         raise InputError(f"seed is {seed}, expected a whole number of at least 0")

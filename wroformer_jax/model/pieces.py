@@ -1,10 +1,9 @@
-"""One long array worked on piece by piece, in its own memory, forwards and backwards.
+"""Works on one long array piece by piece, in place, forwards and backwards; and the sizes of a model's pieces.
 
-`walk` is what keeps training linear in length: all that a step needs besides the long array is one piece's worth of
-intermediate results. The forward pass overwrites the array piece by piece, and the backward pass does the same with
-its cotangent, computing the piece's forward pass again. A scan over stacked pieces would hold the array twice and
-copy it to stack them; slices of a closed-over array would add an array of full length in every step of the backward
-pass.
+`walk` keeps the memory of training small: beside the long array it needs the intermediate results of one piece. The
+forward pass overwrites the array piece by piece. The backward pass does the same with the array's cotangent, and
+computes each piece's forward pass again. A scan over stacked pieces would hold the array twice and copy it to stack
+them. With slices of a closed-over array, the backward pass would add an array of full length for every piece.
 """
 
 from __future__ import annotations
@@ -17,18 +16,62 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from wroformer_jax.config.model import ModelConfig
+
 Pieces = Any  # a tree of arrays with the pieces on their first axis
-# (parameters, a piece of the array, the piece's own input) to (what becomes of the piece, its own output).
+# Takes parameters, a piece of the array, and the piece's own input. Returns the new piece, and the piece's own output.
 Work = Callable[[Any, Array, Pieces], tuple[Array, Pieces]]
 
 
 class Cut(NamedTuple):
-    """Where the pieces of an array lie: `count` of them, `size` places each, one after the other from `first` on."""
+    """`count` pieces of `size` entries each along `axis`, one after the other, from entry `first` on."""
 
     axis: int
     count: int
     size: int
     first: int = 0
+
+
+class Sizes(NamedTuple):
+    """How the residual stream of a model is cut: into runs of frames, runs of tokens, and groups of bands.
+
+    There are as many runs of frames as of tokens. Tokens are the sinks and the frames, so that the runs differ in size.
+    """
+
+    num_hops: int  # of the audio, which has num_hops + 1 frames
+    num_sinks: int
+    count: int  # number of runs
+    frames: int  # of a run of frames; at the end of the last run they may be padding
+    tokens: int  # of a run of tokens
+    bands: int  # of a group
+    groups: int
+
+    @classmethod
+    def of(cls, config: ModelConfig, num_hops: int) -> Sizes:
+        """The sizes for audio of `num_hops` hops: pieces of about config.places_at_once places, one piece for 0."""
+        at_once = config.places_at_once or (num_hops + 1 + config.num_sinks) * config.num_bands
+        # A piece of fewer frames than overlap would be mostly overlap.
+        least = -(-config.stft_n_fft // config.stft_hop_length)
+        count = -(-(num_hops + 1) // max(least, at_once // config.num_bands))
+        frames = -(-(num_hops + 1) // count)
+        tokens = frames + -(-config.num_sinks // count)
+        fitting = max(1, at_once // (count * tokens))
+        bands = max(size for size in range(1, config.num_bands + 1) if config.num_bands % size == 0 and size <= fitting)
+        return cls(num_hops, config.num_sinks, count, frames, tokens, bands, config.num_bands // bands)
+
+    @property
+    def num_tokens(self) -> int:
+        """Number of sinks and frames."""
+        return self.num_sinks + self.num_hops + 1
+
+    @property
+    def padded_tokens(self) -> int:
+        """Number of tokens of the stream, a multiple of the number of runs."""
+        return self.count * self.tokens
+
+    def frame_cut(self, first: int) -> Cut:
+        """Runs of frames; `first` tokens stand before them."""
+        return Cut(2, self.count, self.frames, first)
 
 
 def walk(
@@ -37,17 +80,17 @@ def walk(
     """Works through an array piece by piece.
 
     Args:
-      work: of one piece; differentiable in all three arguments, a pure function of them alone. It closes over no
-        traced value.
-      cut: how the array is cut. What no piece covers stays as it is.
-      params: what the work on every piece needs.
+      work: the work on one piece, a pure function that is differentiable in its three arguments. It must not close
+        over traced values.
+      cut: how the array is cut. Entries outside of all pieces stay as they are.
+      params: arrays that the work on every piece needs.
       array: the long array.
-      pieces: inputs of each piece, stacked.
+      pieces: the pieces' own inputs, stacked.
 
     Returns:
-      The array with every piece replaced, and the outputs of all pieces, stacked.
+      The array with every piece replaced, and the pieces' own outputs, stacked.
     """
-    if cut.count == 1:  # nothing is computed twice
+    if cut.count == 1:  # the backward pass need not compute anything again
         part, output = work(params, _part(array, cut, 0), jax.tree.map(lambda piece: piece[0], pieces))
         return _replaced(array, cut, 0, part), jax.tree.map(lambda piece: piece[None], output)
     return _walk(work, cut, params, array, pieces)

@@ -1,4 +1,4 @@
-"""Matrix products with float32 results, whatever the inputs' dtype and the device."""
+"""Matrix products with float32 results, whatever the dtype of the inputs and the device."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from jaxtyping import Array
 
 
 def product(equation: str, x: Array, y: Array) -> Array:
-    """`jnp.einsum(equation, x, y)` with a float32 result.
+    """Returns `jnp.einsum(equation, x, y)` as float32.
 
-    float32 inputs are multiplied as float32, also by devices that round matrix inputs by default. bfloat16 inputs
-    are multiplied as such and added up in float32.
+    Inputs of float32 are multiplied in float32, also on devices that round matrix inputs by default. Products of
+    bfloat16 inputs are added up in float32.
     """
     if x.dtype == jnp.float32:
         return jnp.einsum(equation, x, y, precision=jax.lax.Precision.HIGHEST)
@@ -22,6 +22,6 @@ def product(equation: str, x: Array, y: Array) -> Array:
     def widened(x: Array, y: Array) -> Array:
         return jnp.einsum(equation, x.astype(jnp.float32), y.astype(jnp.float32))
 
-    # XLA for CPUs has no product of bfloat16 with a float32 result. Chosen when lowered, not by the default device:
-    # a program may be compiled for another kind of device than is present.
+    # XLA for CPUs has no product of bfloat16 with a float32 result. The choice is made when the program is lowered,
+    # since it may be compiled for another kind of device than the default one.
     return jax.lax.platform_dependent(x, y, cpu=widened, default=native)

@@ -13,13 +13,14 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
+from wroformer_jax.config.model import ModelConfig
 from wroformer_jax.parallel.time_axis import WHOLE, Count
 
 
 def stft(
     audio: Float[Array | np.ndarray, "*batch sample"], *, n_fft: int, hop_length: int, win_length: int
 ) -> tuple[Float[Array, "*batch frame bin"], Float[Array, "*batch frame bin"]]:
-    """Spectrum of reflected, centred, Hann-windowed frames, not normalised.
+    """Returns the spectrum of reflected, centred, Hann-windowed frames, not normalised.
 
     As `torch.stft(audio, n_fft, hop_length, win_length, hann_window(win_length), center=True,
     pad_mode="reflect", onesided=True)`, except that frames come before bins.
@@ -40,7 +41,7 @@ def stft(
 def spectrum(
     padded: Float[Array, "*batch sample"], *, n_fft: int, hop_length: int, win_length: int
 ) -> tuple[Float[Array, "*batch frame bin"], Float[Array, "*batch frame bin"]]:
-    """`stft` of audio that has half a frame more on each side already: of every whole frame in it."""
+    """Returns the spectrum of every whole frame of audio to which half a frame was added on each side."""
     frames = frame(padded, n_fft, hop_length)
     bins = jnp.fft.rfft(frames * jnp.asarray(hann_window(win_length, n_fft)))
     return bins.real, bins.imag
@@ -54,7 +55,7 @@ def inverse_stft(
     hop_length: int,
     win_length: int,
 ) -> Float[Array, "*batch sample"]:
-    """Overlap-add of windowed inverse transforms divided by the overlapped squared window.
+    """Overlap-adds the windowed inverse transforms and divides by the overlapped squared window.
 
     As `torch.istft(..., center=True, length=None)`: hop_length * (frames - 1) samples.
 
@@ -81,17 +82,17 @@ def overlapped(
     hop_length: int,
     win_length: int,
 ) -> Float[Array, "*batch sample"]:
-    """The overlap-add of `inverse_stft` before it is normalised, from half a frame before the first frame's centre."""
-    # What the transform of a real signal cannot hold, torch's inverse ignores too: Im of bin 0 and of the Nyquist bin.
+    """Overlap-adds as `inverse_stft`, without dividing. Begins half a frame before the centre of the first frame."""
+    # The imaginary parts of bin 0 and of the Nyquist bin are ignored, as torch does.
     frames = jnp.fft.irfft(real + 1j * imag, n=n_fft) * jnp.asarray(hann_window(win_length, n_fft))
     return overlap_add(frames, hop_length)
 
 
 @functools.cache
 def hann_window(win_length: int, n_fft: int) -> Float[np.ndarray, " n_fft"]:
-    """Periodic Hann window of `win_length` samples, centred in `n_fft` by zeros, float32."""
-    # Rounded to float32 where torch.hann_window rounds. The first values of a window are of the order of its rounding
-    # errors, and a frame that sees little but these, where music sets in after silence, is normalised to full size.
+    """Returns the periodic Hann window of `win_length` samples, zero-padded to `n_fft` on both sides, float32."""
+    # Rounded to float32 where torch.hann_window rounds. The first values of the window are of the order of its rounding
+    # errors. Where music begins after silence, a frame may see only these, and the norms scale it up to full size.
     angles = np.arange(win_length, dtype=np.float32) * np.float32(2 * np.pi / win_length)
     window = np.cos(angles.astype(np.float64)).astype(np.float32) * np.float32(-0.5) + np.float32(0.5)
     left = (n_fft - win_length) // 2
@@ -99,11 +100,11 @@ def hann_window(win_length: int, n_fft: int) -> Float[np.ndarray, " n_fft"]:
 
 
 def frame(signal: Float[Array, "*batch sample"], n_fft: int, hop: int) -> Float[Array, "*batch frame n_fft"]:
-    """Every whole frame of `n_fft` samples, `hop` apart."""
+    """Returns every whole frame of `n_fft` samples, `hop` apart."""
     num_frames = 1 + (signal.shape[-1] - n_fft) // hop
     shifts = -(-n_fft // hop)
     num_blocks = num_frames + shifts - 1
-    # The last frame may end inside the last block, or the signal may go on behind it: pad or cut to whole blocks.
+    # The last frame may end inside the last block, or the signal may go on after it: pad or cut to whole blocks.
     missing = max(0, num_blocks * hop - signal.shape[-1])
     signal = jnp.pad(signal, [(0, 0)] * (signal.ndim - 1) + [(0, missing)])[..., : num_blocks * hop]
     blocks = signal.reshape(*signal.shape[:-1], num_blocks, hop)
@@ -114,7 +115,7 @@ def frame(signal: Float[Array, "*batch sample"], n_fft: int, hop: int) -> Float[
 def pieces_of_frames(
     padded: Float[Array, "*batch sample"], count: int, frames: int, n_fft: int, hop: int
 ) -> Float[Array, "*batch piece piece_sample"]:
-    """The samples that `count` pieces of `frames` frames each need; behind the end of the audio they are zero."""
+    """Returns the samples that `count` pieces of `frames` frames each need, zeros after the end of the audio."""
     size, step = (frames - 1) * hop + n_fft, frames * hop
     missing = size + (count - 1) * step - padded.shape[-1]
     padded = jnp.pad(padded, [(0, 0)] * (padded.ndim - 1) + [(0, max(0, missing))])
@@ -128,21 +129,22 @@ def overlap_add(frames: Float[Array, "*batch frame n_fft"], hop: int) -> Float[A
     frames = jnp.pad(frames, [(0, 0)] * (frames.ndim - 1) + [(0, shifts * hop - n_fft)])
     pieces = frames.reshape(*batch, num_frames, shifts, hop)
     lead = [(0, 0)] * len(batch)
-    blocks = sum(
-        jnp.pad(pieces[..., i, :], [*lead, (i, shifts - 1 - i), (0, 0)]) for i in range(shifts)
-    )  # fmt: skip
+    shifted = (jnp.pad(pieces[..., i, :], [*lead, (i, shifts - 1 - i), (0, 0)]) for i in range(shifts))
+    blocks = functools.reduce(jnp.add, shifted)
     return blocks.reshape(*batch, (num_frames + shifts - 1) * hop)
 
 
 def window_envelope(
     num_blocks: int, first: Count, end: Count, *, n_fft: int, hop_length: int, win_length: int
 ) -> Float[Array, " sample"]:
-    """Overlap-added squared window, computed on the device: a constant as long as the audio would bloat the program.
+    """Returns the overlap-added squared window.
+
+    It is computed on the device, because a constant as long as the audio would bloat the program.
 
     Args:
-      num_blocks: length of the result in hops; it begins with frame 0.
-      first: number of the first frame that there is; frames before 0 reach into the result, too.
-      end: number behind the last frame that there is.
+      num_blocks: length of the result in hops; it begins where frame 0 does.
+      first: number of the first frame; frames before 0 reach into the result, too.
+      end: number after the last frame.
       n_fft: length of a frame in samples.
       hop_length: samples from one frame to the next.
       win_length: length of the periodic Hann window in samples, centred in the frame.
@@ -152,5 +154,22 @@ def window_envelope(
     pieces = np.pad(squares, (0, shifts * hop_length - n_fft)).reshape(shifts, hop_length)
     frame_of_piece = jnp.arange(num_blocks)[:, None] - jnp.arange(shifts)
     present = (frame_of_piece >= first) & (frame_of_piece < end)
-    blocks = sum(present[:, i, None] * jnp.asarray(pieces[i]) for i in range(shifts))
+    blocks = functools.reduce(jnp.add, (present[:, i, None] * jnp.asarray(pieces[i]) for i in range(shifts)))
     return blocks.reshape(-1)
+
+
+def stft_sizes(config: ModelConfig) -> dict[str, int]:
+    """The sizes of a model's transform, as keyword arguments of the functions here."""
+    return {
+        "n_fft": config.stft_n_fft,
+        "hop_length": config.stft_hop_length,
+        "win_length": config.stft_win_length,
+    }
+
+
+def stack_planes(
+    real: Float[Array, "batch channel frame bin"], imag: Float[Array, "batch channel frame bin"]
+) -> Float[Array, "batch plane frame bin"]:
+    """Real and imaginary parts as one array: (left re, left im, right re, right im) for stereo."""
+    batch, channels, *rest = real.shape
+    return jnp.stack([real, imag], axis=2).reshape(batch, 2 * channels, *rest)

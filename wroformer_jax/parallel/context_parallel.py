@@ -1,11 +1,11 @@
-"""Time cut over devices: what crosses their borders, and nothing else does.
+"""Time cut over devices: each has one part of every recording, and exchanges with its neighbours what they share.
 
-Each device has a stretch of the samples of every example, and the frames that are centred in it. Neighbours exchange
+A device has an equal part of the samples of each example, and the frames that are centred in it. Neighbours exchange
 halos (`ppermute`): half an STFT window of samples, `window // 2` frames of keys and values, and what the frames at a
-border add to the signal beyond it. Sinks are on every device; their softmax over all frames is a greatest score and
-two sums over the devices, and so are the losses. Nothing of the size of the sequence is moved.
+border add to the signal on its other side. Every device has all sinks; their softmax over all frames takes a maximum
+and two sums over the devices, and the losses take sums. No array of the length of the recording is ever moved.
 
-All of this is for use inside `jax.shard_map` over the axis that cuts time.
+Use all of this inside `jax.shard_map` over the mesh axis that cuts time.
 """
 
 from __future__ import annotations
@@ -25,13 +25,13 @@ from wroformer_jax.parallel.time_axis import MAX_REACH, WHOLE, Count, TimeAxis
 
 @dataclasses.dataclass(frozen=True)
 class TimeParts(TimeAxis):
-    """A device has one of several equal stretches of the recording.
+    """This device has one of several equal parts of the recording.
 
     Attributes:
-      parts: how many there are.
-      part_samples: samples of each, whole hops.
-      samples: of the recording; it ends in one of the parts, and all behind it is padding.
-      axis: the mesh axis that they lie along.
+      parts: number of parts, one per device.
+      part_samples: length of a part in samples, a multiple of the hop.
+      samples: length of the recording in samples. It may end before the last part; the rest is padding.
+      axis: name of the mesh axis that cuts time.
     """
 
     parts: int
@@ -39,7 +39,9 @@ class TimeParts(TimeAxis):
     samples: int
     axis: str = SAMPLES
 
-    is_whole = False
+    @property
+    def is_whole(self) -> bool:
+        return False
 
     def first_frame(self, num_hops: int) -> Count:
         return -self._number() * num_hops
@@ -48,7 +50,7 @@ class TimeParts(TimeAxis):
         return self.samples // (self.part_samples // num_hops) + 1 + self.first_frame(num_hops)
 
     def owned_end_frame(self, num_hops: int) -> Count:
-        # The frame that is centred at a border is the next part's, unless the recording ends there.
+        # The frame that is centred at a border belongs to the next part, unless the recording ends there.
         own = jnp.minimum(self.end_frame(num_hops), num_hops + self._is_last())
         return jnp.where(self._number() > self._last, 0, own)
 
@@ -62,7 +64,7 @@ class TimeParts(TimeAxis):
         before = self._from_previous(audio[..., -margin:])
         before = jnp.where(self._number() == 0, audio[..., margin:0:-1], before)
         between = jnp.concatenate([before, audio, self._from_next(audio[..., :margin])], axis=-1)
-        # In its last part the recording ends, and is reflected, before the padding.
+        # In the part in which the recording ends, its reflection comes before the padding.
         end = margin + self.samples - self._last * self.part_samples
         last = jnp.concatenate([between[..., :end], between[..., end - 2 : end - 2 - margin : -1]], axis=-1)
         missing = between.shape[-1] - last.shape[-1]
@@ -101,33 +103,33 @@ class TimeParts(TimeAxis):
 
     @property
     def _last(self) -> int:
-        """Number of the part in which the recording ends."""
+        """The number of the part in which the recording ends."""
         return -(-self.samples // self.part_samples) - 1
 
     def _is_last(self) -> Array:
         return self._number() == self._last
 
     def _from_previous(self, x: Array) -> Array:
-        """What the part before sends; zeros in the first one."""
+        """Returns the previous part's `x`; zeros in the first part."""
         return jax.lax.ppermute(x, self.axis, [(i, i + 1) for i in range(self.parts - 1)])
 
     def _from_next(self, x: Array) -> Array:
-        """What the part behind sends; zeros in the last one."""
+        """Returns the next part's `x`; zeros in the last part."""
         return jax.lax.ppermute(x, self.axis, [(i + 1, i) for i in range(self.parts - 1)])
 
 
 def cut_time(config: ModelConfig, samples: int, parts: int, *, multiple: int = 1, longest_window: int = 0) -> TimeAxis:
-    """How examples of some length are cut into parts.
+    """Returns the time axis of examples that are cut into parts; `WHOLE` for one part.
 
     Args:
       config: the settings of the model.
-      samples: of an example.
-      parts: how many.
-      multiple: samples of a part are whole multiples of this, and of the model's hop.
-      longest_window: of an STFT other than the model's, in samples; half of it must fit into a part.
+      samples: length of an example.
+      parts: number of parts.
+      multiple: the length of a part will be a multiple of this, and of the model's hop, in samples.
+      longest_window: longest window of any other STFT, in samples; half of it must fit into a part.
 
     Raises:
-      InputError: the model sees all of time, or the parts would be too short.
+      InputError: the model's time attention is not windowed, its window is too wide, or the parts would be too short.
     """
     if parts == 1:
         return WHOLE
@@ -154,14 +156,14 @@ def cut_time(config: ModelConfig, samples: int, parts: int, *, multiple: int = 1
             f"in whole multiples of {unit} samples a part has {part_samples}, and needs {needed}; expected mesh.seq of "
             f"at most {most}, or longer examples"
         )
-    # No frame but those of the part in which the recording ends may reach over its end, where it is reflected.
+    # Only frames of the part in which the recording ends may reach over its end, because only that part reflects it.
     while (samples - 1) % part_samples + 1 < edge:
         part_samples += unit
     return TimeParts(parts, part_samples, samples)
 
 
 def can_cut_time(config: ModelConfig, samples: int, parts: int) -> bool:
-    """Whether `cut_time` cuts so much audio into more than one part."""
+    """Whether `cut_time` can cut an example of `samples` samples into `parts` parts, at least two."""
     try:
         return not cut_time(config, samples, parts).is_whole
     except InputError:
@@ -169,5 +171,5 @@ def can_cut_time(config: ModelConfig, samples: int, parts: int) -> bool:
 
 
 def padded_samples(time: TimeAxis, samples: int) -> int:
-    """Length of an example with what its last part is padded by."""
+    """Returns the length in samples of an example of `samples` samples, once its last part is padded."""
     return time.parts * time.part_samples if isinstance(time, TimeParts) else samples

@@ -1,6 +1,6 @@
-"""What devices can do by their makers' data sheets: the figures that FLOPs and bytes are held against.
+"""Peak speeds and memory of devices, from their makers' data sheets.
 
-A device is one as JAX counts them: a TPU chip, but half a chip where it shows two (v2, v3, 7x).
+A device is what JAX counts as one: a TPU chip, or half a chip where JAX shows two per chip (v2, v3, 7x).
 """
 
 from __future__ import annotations
@@ -14,20 +14,20 @@ class Hardware(NamedTuple):
     """The figures of one device."""
 
     bfloat16: float  # FLOP/s of dense products of bfloat16 with float32 sums
-    float32: float  # FLOP/s of float32 products at full precision (see products.py)
-    hbm: float  # bytes of its memory, of which runtimes keep some for themselves
+    float32: float  # FLOP/s of float32 products at full precision (see model/precision.py)
+    hbm: float  # bytes of its memory; the runtime keeps some of it for itself
     hbm_bandwidth: float  # bytes/s between its memory and its cores
-    links: float  # bytes/s that it sends to others if all its links are busy; it receives as much meanwhile
+    links: float  # bytes/s that it can send to other devices over all its links; it can receive as much meanwhile
 
 
 def _tpu(flops: int, hbm: int, hbm_bandwidth: int, links: int, *, devices: int = 1) -> Hardware:
-    """A chip's figures in TFLOP/s, GiB and GB/s. A float32 product takes six passes of the bfloat16 units."""
+    """Takes a chip's figures in TFLOP/s, GiB and GB/s. A float32 product takes six passes of the bfloat16 units."""
     per_chip = (flops * 1e12, flops * 1e12 / 6, float(hbm * GIB), hbm_bandwidth * 1e9, links * 1e9)
     return Hardware(*(figure / devices for figure in per_chip))
 
 
 def _gpu(flops: int, float32: float, memory: int, bandwidth: int, links: int) -> Hardware:
-    """A GPU's figures in TFLOP/s, GB and GB/s."""
+    """Takes a GPU's figures in TFLOP/s, GB and GB/s."""
     return Hardware(flops * 1e12, float32 * 1e12, memory * 1e9, bandwidth * 1e9, links * 1e9)
 
 
@@ -43,7 +43,7 @@ _V5P = _tpu(459, 95, 2765, 1200 // 2)
 _V6E = _tpu(918, 32, 1638, 800 // 2)
 _V7X = _tpu(2307, 192, 7380, 1200 // 2, devices=2)
 
-# By `device_kind` of `jax.Device`. TPUs have the names of jax/_src/pallas/mosaic/tpu_info.py.
+# By `jax.Device.device_kind`. The names of TPUs are those of jax/_src/pallas/mosaic/tpu_info.py.
 _HARDWARE = {
     "TPU v2": _V2,
     "TPU v3": _V3,
@@ -55,7 +55,7 @@ _HARDWARE = {
     "TPU v6 lite": _V6E,
     "TPU v6e": _V6E,
     "TPU7x": _V7X,
-    # NVIDIA's data sheets, without sparsity, which doubles what they print; links are NVLink, or else PCIe.
+    # NVIDIA's data sheets, without sparsity (which doubles the printed figures); links are NVLink, or else PCIe.
     "NVIDIA A100-SXM4-40GB": _gpu(312, 19.5, 40, 1555, 300),
     "NVIDIA A100-SXM4-80GB": _gpu(312, 19.5, 80, 2039, 300),
     "NVIDIA A100-PCIE-40GB": _gpu(312, 19.5, 40, 1555, 32),
@@ -69,9 +69,9 @@ _HARDWARE = {
 
 
 def hardware(device_kind: str) -> Hardware | None:
-    """The figures of a device, None for a kind that is not known (a CPU).
+    """Returns the figures of a device, or None for an unknown kind (as a CPU).
 
     Args:
-      device_kind: of `jax.Device`.
+      device_kind: the kind as `jax.Device.device_kind` names it.
     """
     return _HARDWARE.get(device_kind)

@@ -1,6 +1,6 @@
-"""Several processes, one a host as a rule, that train one model: they find each other, agree, and wait for one another.
+"""Several processes that train one model, usually one per host: how they find each other, agree, and wait.
 
-On a single host nothing here costs anything: there is one process, which is the first and agrees with itself.
+With a single process everything here works and costs nothing.
 """
 
 from __future__ import annotations
@@ -28,43 +28,44 @@ from wroformer_jax.errors import InputError
 
 T = TypeVar("T")
 
-_LONGEST_WORK = 6 * 3600  # seconds that processes wait for one of them: to synthesise songs, to read a checkpoint
-_PER_HOST = ("loading.workers", "loading.prefetch")  # settings that hosts may have otherwise than the first
+_LONGEST_WORK = 6 * 3600  # seconds that processes wait for one of them, as while it synthesises songs
+_PER_HOST = ("loading.workers", "loading.prefetch")  # settings that may differ between hosts
 
-_barriers = itertools.count()  # a barrier's name is used once
+_barriers = itertools.count()  # the name of a barrier can be used only once
 
 
 def connect(coordinator: str | None = None, num_processes: int | None = None, process_id: int | None = None) -> None:
-    """Joins this process with the others of the run. To be called before anything else of JAX.
+    """Joins this process with the others of the run. Call it before anything else of JAX.
 
-    Without arguments it joins them if the environment says that there are several: on a TPU pod, under Slurm (`srun`)
-    and under Open MPI they find each other without being told.
+    Without arguments, processes find each other by their environment: on a TPU pod, under Slurm (`srun`) and under
+    Open MPI. If the environment shows a single process, nothing happens.
 
     Args:
-      coordinator: HOST:PORT of the first process, which listens there.
-      num_processes: how many there are.
-      process_id: the number of this one, from 0.
+      coordinator: HOST:PORT where the first process listens.
+      num_processes: number of processes.
+      process_id: number of this process, from 0.
 
     Raises:
-      InputError: some of the three are given and others not, they are impossible, or the coordinator does not answer.
+      InputError: only some of the three arguments are given, one has an impossible value, or the coordinator does not
+        answer.
     """
     given = {"coordinator": coordinator, "num_processes": num_processes, "process_id": process_id}
     missing = [name for name, value in given.items() if value is None]
     alone = False
-    if len(missing) == len(given):
-        alone = not _environment_has_several()  # as far as the environment tells
-        if alone and not _asks_the_metadata_server():
-            return
-    elif missing:
+    if coordinator is not None and num_processes is not None and process_id is not None:
+        _check(coordinator, num_processes, process_id)
+    elif len(missing) < len(given):
         raise InputError(f"--{missing[0]} is missing: --coordinator, --num_processes and --process_id go together")
     else:
-        _check(coordinator, num_processes, process_id)
-    # A notice of preemption is ours: `Preemption` lets the step under way end, and all processes save the same one.
+        alone = not _environment_has_several()  # as far as the environment shows
+        if alone and not asks_metadata_server():
+            return
+    # `Preemption` handles SIGTERM instead of JAX's service: the step under way ends, and all processes save the same.
     jax.config.update("jax_enable_preemption_service", False)
     try:
         jax.distributed.initialize(coordinator, num_processes, process_id)
     except (RuntimeError, ValueError) as error:
-        if alone and isinstance(error, ValueError):  # JAX did not learn of other hosts either
+        if alone and isinstance(error, ValueError):  # JAX found no other hosts either
             return
         raise InputError(
             f"cannot join the other processes ({str(error).splitlines()[0]}): start the same command on every host, "
@@ -73,12 +74,16 @@ def connect(coordinator: str | None = None, num_processes: int | None = None, pr
 
 
 def is_first() -> bool:
-    """Whether this is the process that writes what is written once."""
+    """Whether this is the first process, which writes the files that are written once."""
     return jax.process_index() == 0
 
 
 def gather(value: Any) -> list[Any]:
-    """The values of all processes in their order; a value is anything that JSON can say. All must call this."""
+    """Returns the values of all processes, in their order. All processes must call it.
+
+    Args:
+      value: this process's value, of types that JSON has.
+    """
     if jax.process_count() == 1:
         return [value]
     text = np.frombuffer(json.dumps(value).encode(), np.uint8)
@@ -88,14 +93,17 @@ def gather(value: Any) -> list[Any]:
 
 
 def together(work: Callable[[], T]) -> T:
-    """What `work` returns in this process, once it is done in all; what it raises in one is an InputError in all.
+    """Runs `work` in every process, waits for all, and returns this process's result.
 
-    In the process that raised it, anything but an InputError stays what it is.
+    Raises:
+      InputError: `work` failed in any process. Another error than an InputError stays as it is in the process in which
+        it was raised.
     """
-    mistake, result = None, None
+    mistake: Exception | None = None
+    results: list[T] = []
     try:
-        result = work()
-    except Exception as error:  # whatever it is, the others must not wait for ever
+        results.append(work())
+    except Exception as error:  # any error: the other processes must not wait for ever
         mistake = error
     _wait_for_all()
     said = gather(None if mistake is None else str(mistake) or type(mistake).__name__)
@@ -103,16 +111,16 @@ def together(work: Callable[[], T]) -> T:
         raise mistake
     for sentence in filter(None, said):
         raise InputError(sentence) from mistake
-    return result
+    return results[0]
 
 
 def in_first(work: Callable[[], Any]) -> None:
-    """Does `work` in the first process while the others wait; its InputError is raised in all."""
+    """Runs `work` in the first process while the others wait. If it fails, every process raises an InputError."""
     together(work if is_first() else lambda: None)
 
 
 def check_same(settings: Mapping[str, Any]) -> None:
-    """Raises an InputError, in all processes, if one of them was given other settings than the first."""
+    """Raises an InputError in every process if one of them has other settings than the first."""
     others = gather(settings)
 
     def compare() -> None:
@@ -128,7 +136,7 @@ def check_same(settings: Mapping[str, Any]) -> None:
 
 
 def whole_here(tree: Any, mesh: Mesh) -> Any:
-    """A tree that is spread over the mesh, whole on one device of each process. All must call this."""
+    """Gathers a tree that is spread over the mesh on one device of each process. All processes must call it."""
     if mesh.size == 1:
         return tree
     return jax.tree.map(lambda leaf: leaf.addressable_data(0), _gather_on(mesh)(tree))
@@ -140,10 +148,10 @@ def _gather_on(mesh: Mesh) -> Callable[[Any], Any]:
 
 
 class Preemption:
-    """Whether SIGTERM came, the notice that the machine will be taken away. A context manager: it then listens.
+    """Listens for SIGTERM, the notice that the machine will be taken away. Use it as a context manager.
 
     Args:
-      mesh: that the processes share.
+      mesh: the mesh that all processes share.
     """
 
     def __init__(self, mesh: Mesh) -> None:
@@ -155,17 +163,18 @@ class Preemption:
 
     @property
     def noticed(self) -> bool:
-        """Whether SIGTERM came to this process."""
+        """Whether this process got SIGTERM."""
         return self._noticed.is_set()
 
     def comes(self, seconds: float) -> bool:
-        """Whether SIGTERM came to this process, or comes in so many seconds."""
+        """Waits up to `seconds`; returns whether this process got SIGTERM by then."""
         return self._noticed.wait(seconds)
 
     def reached(self) -> bool:
-        """Whether to stop after the step that was started last. All processes ask once a step, and hear the same.
+        """Returns whether to stop after the step that was started last.
 
-        One process hears of its notice at once; several hear of it a step later, so that no device waits for an answer.
+        All processes call it once per step and get the same answer. With several processes the answer comes one step
+        late, so that no device waits for it.
         """
         if jax.process_count() == 1:
             return self.noticed
@@ -176,11 +185,11 @@ class Preemption:
 
     def __enter__(self) -> Preemption:
         self._restore = contextlib.ExitStack()
-        if threading.current_thread() is threading.main_thread():  # only it may set handlers
+        if threading.current_thread() is threading.main_thread():  # other threads cannot set handlers
             before = signal.signal(signal.SIGTERM, lambda *_: self._noticed.set())
             self._restore.callback(signal.signal, signal.SIGTERM, before)
-        # Processes that meet in a computation for the first time give up soon (gloo, on CPUs, after 30 s). They meet
-        # here, before each compiles the training step, which may take one of them much longer than another.
+        # The first common computation fails if a process is late (on CPUs, gloo waits 30 s). So it happens here, before
+        # each process compiles the training step, which may take one of them much longer than another.
         _wait_for_all()
         self.reached()
         return self
@@ -190,6 +199,8 @@ class Preemption:
 
 
 def _environment_has_several() -> bool:
+    """Whether the environment says that this process is one of several."""
+
     def number(name: str) -> int:
         return int(text) if (text := os.environ.get(name, "")).isdigit() else 0
 
@@ -199,14 +210,14 @@ def _environment_has_several() -> bool:
     return slurm or slices or "," in hosts or number("OMPI_COMM_WORLD_SIZE") > 1
 
 
-def _asks_the_metadata_server() -> bool:
-    """Whether this is a TPU machine whose metadata, which JAX can ask, say what it is part of."""
+def asks_metadata_server() -> bool:
+    """Whether JAX asks a metadata server which other hosts belong to this TPU machine."""
     has_tpu = glob.glob("/dev/accel[0-9]*") or glob.glob("/dev/vfio/[0-9]*")
     wanted = os.environ.get("JAX_PLATFORMS") or "tpu"
     on_tpu = has_tpu and importlib.util.find_spec("libtpu") and "tpu" in wanted.split(",")
-    # What GKE tells is in the environment; TPU_SKIP_MDS_QUERY says that there is no such server.
-    told = any(name in os.environ for name in ("TPU_SKIP_MDS_QUERY", "TPU_WORKER_HOSTNAMES", "TPU_PROCESS_ADDRESSES"))
-    return bool(on_tpu) and not told
+    # GKE puts the hosts into the environment; TPU_SKIP_MDS_QUERY says that there is no such server.
+    known = any(name in os.environ for name in ("TPU_SKIP_MDS_QUERY", "TPU_WORKER_HOSTNAMES", "TPU_PROCESS_ADDRESSES"))
+    return bool(on_tpu) and not known
 
 
 def _check(coordinator: str, num_processes: int, process_id: int) -> None:
@@ -219,7 +230,7 @@ def _check(coordinator: str, num_processes: int, process_id: int) -> None:
 
 
 def _wait_for_all() -> None:
-    """Waits until all processes are here, without a device: computations give up after some minutes."""
+    """Waits for all processes, up to _LONGEST_WORK. Uses no device: computations fail after some minutes of waiting."""
     if jax.process_count() > 1:
         from orbax.checkpoint import multihost
 
@@ -234,7 +245,7 @@ def _all_rows(rows: Shaped[np.ndarray, "local ..."]) -> Shaped[np.ndarray, "all 
 
 
 def _flat(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """A mapping of mappings as one, with names like "model.dim"."""
+    """Returns a mapping of mappings as one mapping with names like "model.dim"."""
     flat = {}
     for name, value in settings.items():
         flat |= _flat(value, f"{prefix}{name}.") if isinstance(value, Mapping) else {prefix + name: value}

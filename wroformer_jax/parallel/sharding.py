@@ -1,9 +1,7 @@
-"""Where arrays live on many devices: the mesh, and one table from the names of axes to its axes.
+"""Where arrays lie on a mesh (mesh.py): parameters, optimiser state, and batches.
 
-The mesh has three axes. `data` holds copies of the model, each with examples of its own; `fsdp` holds parts of the
-parameters and of the optimiser's state, each device with examples of its own, too; `seq` holds parts of each example's
-time, and more parts of the state. This file decides what is cut over them: parameters come with the logical axes of
-`model.logical_axes` only.
+One table decides which axis of a parameter is cut. It goes by the names of the parameter's axes, so that nothing here
+needs to know the model.
 """
 
 from __future__ import annotations
@@ -19,25 +17,23 @@ from jaxtyping import Array, Shaped
 
 from wroformer_jax.parallel.mesh import EXAMPLES, SAMPLES
 
-Params = dict[str, Any]  # nested, a leaf for each parameter
+Params = dict[str, Any]  # a nested dict with a leaf per parameter
+Index = tuple[slice, ...]  # a device's part of an array
 
-# Which axis of a parameter is cut over `fsdp`: the first of these that it has and that divides. The long axes of the
-# large matrices come first; what has none that divides (gains, biases, gates) is small and stays whole.
+# A parameter is cut along the first of these axes that it has and that the number of parts divides. The long axes of
+# the large matrices come first. Parameters without such an axis (gains, biases, gates) are small and stay whole.
 _CUT_FIRST = ("mlp", "qkv", "mask_out", "mask_in", "heads", "embed", "band_feature")
 
-_STATE = ("fsdp", "seq")  # what parameters and the optimiser's state are cut over
+_STATE = ("fsdp", "seq")  # the mesh axes that cut parameters and the optimiser's state
 
 
 def param_shardings(shapes: Params, axes: Params, mesh: Mesh | AbstractMesh) -> Params:
-    """Shardings of a model's parameters.
+    """Returns the shardings of a model's parameters, a nested dict of `NamedSharding`.
 
     Args:
       shapes: nested dict of `jax.ShapeDtypeStruct`, as `model.abstract_params` returns it.
       axes: the names of each parameter's axes, as `model.logical_axes` returns them.
       mesh: the devices.
-
-    Returns:
-      A nested dict of `NamedSharding`.
     """
     parts = math.prod(mesh.shape[axis] for axis in _STATE)
     return jax.tree.map(
@@ -48,12 +44,14 @@ def param_shardings(shapes: Params, axes: Params, mesh: Mesh | AbstractMesh) -> 
 
 
 def mirrored_shardings(tree: Any, params: Params, mesh: Mesh) -> Any:
-    """How an optimiser's state lies: what mirrors a parameter lies as it does, counters are on every device.
+    """Returns the shardings of the optimiser's state.
+
+    Leaves that mirror a parameter share its sharding. Scalars are replicated.
 
     Args:
       tree: the state, or its shapes.
       params: the shardings of the parameters.
-      mesh: the mesh.
+      mesh: the devices.
     """
     by_name = {_names(path): sharding for path, sharding in jax.tree_util.tree_leaves_with_path(params)}
 
@@ -66,21 +64,21 @@ def mirrored_shardings(tree: Any, params: Params, mesh: Mesh) -> Any:
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
-    """The whole array on every device."""
+    """Returns the sharding of arrays that every device has whole."""
     return NamedSharding(mesh, PartitionSpec())
 
 
 def gathered(params: Any, mesh: Mesh) -> Any:
-    """Parameters whole on every device for the length of a jitted step; their gradients are cut again.
+    """Makes every device hold all parameters during a jitted step; their gradients are cut again.
 
-    Left to itself, XLA weighs gathering a matrix against spreading activations differently at each product. On 256
-    devices it then keeps activations of all examples on each, which fits no chip (compiled for v5e:16x16).
+    Without this, XLA decides at each product whether to gather the matrix or to spread the activations. On 256 devices
+    it then kept the activations of all examples on each device, which fits no chip (compiled for v5e:16x16).
     """
     return jax.tree.map(lambda leaf: jax.lax.with_sharding_constraint(leaf, replicated(mesh)), params)
 
 
-def batch_shardings(mesh: Mesh) -> dict[str, NamedSharding]:
-    """How the arrays of a batch lie: examples, the first axis, and samples, the last one, spread over the devices."""
+def batch_shardings(mesh: Mesh | AbstractMesh) -> dict[str, NamedSharding]:
+    """Returns the shardings of a batch: its examples (first axis) and samples (last axis) are spread over the mesh."""
     return {
         "mixture": NamedSharding(mesh, PartitionSpec(EXAMPLES, None, SAMPLES)),
         "targets": NamedSharding(mesh, PartitionSpec(EXAMPLES, None, None, SAMPLES)),
@@ -90,14 +88,16 @@ def batch_shardings(mesh: Mesh) -> dict[str, NamedSharding]:
 def over_examples_and_time(
     local: Callable[[Any, dict[str, Array], Any], Any], mesh: Mesh
 ) -> Callable[[Any, dict[str, Array], Any], Any]:
-    """A function of parameters, a batch and more parameters, on every device of its own part of the batch.
+    """Runs a function on every device, on the device's part of a batch.
 
     Args:
-      local: gives scalars that are the same for all parts of an example's time.
+      local: takes parameters, a part of a batch, and further parameters. It returns scalars that do not differ
+        between the parts of one example.
       mesh: the devices.
 
     Returns:
-      A function of the whole batch: the scalars' means over the examples.
+      A function of parameters, the whole batch, and further parameters. It returns the scalars' means over the
+      examples.
     """
 
     def mean(*args: Any) -> Any:
@@ -109,68 +109,68 @@ def over_examples_and_time(
 
 
 class LocalPart(NamedTuple):
-    """What of every batch the devices of this process need: some of its rows, and of these a stretch of time."""
+    """The part of a batch that some devices need: a few of its rows, and one range of samples of all of them."""
 
-    rows: tuple[int, ...]  # ascending; neighbours in a torus need not hold neighbouring rows
-    samples: range  # from the first that one of the devices needs to the last
+    rows: tuple[int, ...]  # ascending; they need not be neighbours, even if the devices are
+    samples: range  # from the first sample that any of the devices needs to the last
 
 
 def local_part(mesh: Mesh | AbstractMesh, shape: tuple[int, ...]) -> LocalPart:
-    """The part of a batch that this process has to load.
+    """Returns the part of a batch that this process has to load.
 
     Args:
       mesh: the devices.
-      shape: of the mixtures of a batch, (batch, channel, sample), all devices together.
+      shape: shape of the mixtures of the whole batch, (batch, channel, sample).
     """
-    return part_of(batch_shardings(mesh)["mixture"].addressable_devices_indices_map(shape).values(), shape)
+    indices = batch_shardings(mesh)["mixture"].addressable_devices_indices_map(shape).values()
+    return part_of([index for index in indices if index is not None], shape)
 
 
-def part_of(indices: Collection[tuple[slice, ...]], shape: tuple[int, ...]) -> LocalPart:
-    """What has to be loaded for some devices.
+def part_of(indices: Collection[Index], shape: tuple[int, ...]) -> LocalPart:
+    """Returns the part of a batch that some devices need.
 
     Args:
-      indices: of each device, its part of the mixtures of a batch, as slices.
-      shape: of these mixtures, (batch, channel, sample).
+      indices: each device's part of the mixtures of a batch, as slices.
+      shape: shape of these mixtures, (batch, channel, sample).
     """
     rows = {row for index in indices for row in range(*index[0].indices(shape[0]))}
-    stretches = [index[-1].indices(shape[-1])[:2] for index in indices]
-    return LocalPart(
-        tuple(sorted(rows)), range(min(start for start, _ in stretches), max(stop for _, stop in stretches))
-    )
+    spans = [index[-1].indices(shape[-1])[:2] for index in indices]
+    return LocalPart(tuple(sorted(rows)), range(min(start for start, _ in spans), max(stop for _, stop in spans)))
 
 
 def to_global(
     batch: Mapping[str, Shaped[np.ndarray, "local ..."]], mesh: Mesh, shapes: Mapping[str, tuple[int, ...]]
 ) -> dict[str, Shaped[Array, "batch ..."]]:
-    """This process's part of a batch as its part of arrays that span all processes.
+    """Makes arrays that span all processes from each process's part of a batch.
 
     Args:
-      batch: "mixture" and "targets", of the rows and samples of `local_part`.
+      batch: "mixture" and "targets" of this process, the rows and samples of `local_part`.
       mesh: the devices.
-      shapes: of the whole arrays.
+      shapes: shapes of the whole arrays.
     """
     shardings = batch_shardings(mesh)
     part = local_part(mesh, shapes["mixture"])
 
     def placed(name: str, array: np.ndarray) -> Array:
-        def piece(index: tuple[slice, ...]) -> np.ndarray:
+        def of_device(index: Index | None) -> np.ndarray:
+            assert index is not None  # None would mean another process's device
             first, last, _ = index[0].indices(shapes[name][0])
             start, stop, _ = index[-1].indices(shapes[name][-1])
             row, offset = part.rows.index(first), part.samples.start
             return array[row : row + last - first, ..., start - offset : stop - offset]
 
-        return jax.make_array_from_callback(shapes[name], shardings[name], piece)
+        return jax.make_array_from_callback(shapes[name], shardings[name], of_device)
 
     return {name: placed(name, array) for name, array in batch.items()}
 
 
 def spread(array: Shaped[np.ndarray, ...], sharding: NamedSharding) -> Shaped[Array, ...]:
-    """An array that every process has whole, laid out on the mesh; each device gets its part only."""
+    """Lays an array that every process has whole out on the mesh. Each device gets only its part."""
     return jax.make_array_from_callback(np.shape(array), sharding, lambda index: np.asarray(array)[index])
 
 
 def bytes_per_device(tree: Any) -> int:
-    """What the arrays (or shapes with shardings) of a tree take on one device."""
+    """Returns the bytes that the arrays (or shapes with shardings) of a tree take on one device."""
     return sum(math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))
 
 

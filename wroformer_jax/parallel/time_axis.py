@@ -1,11 +1,11 @@
-"""Time as one device sees it: all of the recording here, a stretch of it in context_parallel.py.
+"""Time as one device sees it: the whole recording (here), or one part of it (context_parallel.py).
 
-The model, its attention and the losses ask a `TimeAxis` for whatever lies beyond the audio at hand: what stands in
-front of its first sample and behind its last one, which of its frames are frames of the recording, and sums over all
-of time. They know nothing of devices.
+A `TimeAxis` answers what a device cannot see in its own audio: the samples and frames of its neighbours, which frames
+belong to the recording, and sums over the whole recording. The model, its attention and the losses ask it, and know
+nothing of devices.
 
-`num_hops` is the number of whole hops of the audio at hand. Frame 0 is centred at its first sample, so that there are
-num_hops + 1 of them; arrays of frames may be longer, the rest of them is padding.
+`num_hops` is the number of whole hops of this device's audio. Frame 0 is centred at its first sample, so that it has
+num_hops + 1 frames. Arrays of frames may be longer; the rest of them is padding.
 """
 
 from __future__ import annotations
@@ -17,66 +17,79 @@ from jaxtyping import Array, Float, Int
 
 Count = int | Int[Array, ""]
 
+# Frames on each side of a frame up to which a window is laid out as a whole; larger ones go over blocks of keys.
+MAX_REACH = 512
+
 
 @dataclasses.dataclass(frozen=True)
 class TimeAxis:
-    """The whole recording is at hand."""
+    """This device has the whole recording."""
 
-    is_whole = True
+    @property
+    def is_whole(self) -> bool:
+        """Whether this device has the whole recording."""
+        return True
 
     def first_frame(self, num_hops: int) -> Count:
-        """Number of the recording's first frame, counted from the first one at hand: 0 or less."""
+        """Returns the number of the recording's first frame, counted from this device's first frame: 0 or less."""
         return 0
 
     def end_frame(self, num_hops: int) -> Count:
-        """Number behind the recording's last frame, counted from the first one at hand."""
+        """Returns the number after the recording's last frame, counted from this device's first frame."""
         return num_hops + 1
 
     def owned_end_frame(self, num_hops: int) -> Count:
-        """Number behind the last frame that no other device counts."""
+        """Returns the number after the last frame that belongs to this device and to no other."""
         return num_hops + 1
 
     def samples_to_end(self, samples: int) -> Count:
-        """Samples of the recording from the first one at hand to its end; may be more than are at hand."""
+        """Returns the samples from this device's first one to the end of the recording.
+
+        They may be more than this device has, and negative if the recording ends before.
+
+        Args:
+          samples: number of samples that this device has.
+        """
         return samples
 
     def total_samples(self, samples: int) -> int:
-        """Samples of the recording, of which so many are at hand, padding included."""
+        """Returns the length of the whole recording in samples.
+
+        Args:
+          samples: number of samples that this device has, padding included.
+        """
         return samples
 
     def pad_audio(self, audio: Float[Array, "*batch sample"], margin: int) -> Float[Array, "*batch padded"]:
-        """Audio with `margin` more samples on each side: the recording's own, or its reflection at its ends."""
+        """Adds `margin` samples on each side: the neighbours' samples, or a reflection where the recording ends."""
         padding = [(0, 0)] * (audio.ndim - 1) + [(margin, margin)]
         return jnp.pad(audio, padding, mode="reflect")
 
     def fold_margins(
         self, signal: Float[Array, "*batch padded"], margin: int, samples: int
     ) -> Float[Array, "*batch sample"]:
-        """The part of an overlap-added signal that is at hand, with what the frames of others add to it.
+        """Cuts the margins off an overlap-added signal, and adds them to the neighbours' signals.
 
         Args:
-          signal: begins `margin` samples before the audio at hand, and ends behind it.
+          signal: begins `margin` samples before this device's first sample, and ends after its last one.
           margin: samples.
-          samples: at hand.
+          samples: number of samples that this device has.
         """
         return signal[..., margin : margin + samples]
 
     def pad_with_neighbours(
         self, frames: Float[Array, "*batch frame head_dim"], reach: int, num_hops: int
     ) -> Float[Array, "*batch wider head_dim"]:
-        """`reach` more frames on each side, zeros where the recording ends."""
+        """Adds `reach` frames on each side: the neighbours' frames, or zeros where the recording ends."""
         return jnp.pad(frames, [*[(0, 0)] * (frames.ndim - 2), (reach, reach), (0, 0)])
 
     def sum(self, x: Float[Array, ...]) -> Float[Array, ...]:
-        """Sum over the parts of time."""
+        """Sums over the devices that share the recording."""
         return x
 
     def max(self, x: Float[Array, ...]) -> Float[Array, ...]:
-        """The greatest value of all parts of time."""
+        """Returns the greatest value of the devices that share the recording."""
         return x
 
 
 WHOLE = TimeAxis()
-
-
-MAX_REACH = 512  # frames: beyond it a window is walked over in blocks of keys instead of laid out whole
