@@ -194,7 +194,7 @@ def _over_keys(
     return sums
 
 
-def _add_keys(sums: _Sums, query: Array, key: Array, value: Array, visible: Bool[Array, "..."]) -> _Sums:
+def _add_keys(sums: _Sums, query: Array, key: Array, value: Array, visible: Bool[Array, ...]) -> _Sums:
     """Adds one block of keys and values to an online softmax."""
     scores = jnp.where(visible, _scores(query, key), HIDDEN)
     # The result does not depend on the maximum, which only prevents overflow: so it needs no gradient.
