@@ -54,8 +54,18 @@ def assert_same(attend, reference, qkv):
         np.testing.assert_allclose(actual, expected, atol=bound, rtol=0)
 
 
-@pytest.mark.parametrize("tokens", [1, 2, 9, 73, 577, 1000])
-@pytest.mark.parametrize(("window", "sinks"), [(0, 1), (1, 8), (7, 0), (10, 8), (64, 1)])
+QUICK = {(1, 10, 8), (2, 1, 8), (9, 0, 1), (73, 7, 0), (577, 10, 8), (1000, 64, 1)}  # tokens, window, sinks
+ALL = [
+    (tokens, window, sinks)
+    for tokens in (1, 2, 9, 73, 577, 1000)
+    for window, sinks in ((0, 1), (1, 8), (7, 0), (10, 8), (64, 1))
+]
+
+
+@pytest.mark.parametrize(
+    ("tokens", "window", "sinks"),
+    [case if case in QUICK else pytest.param(*case, marks=pytest.mark.slow) for case in ALL],
+)
 def test_windowed_sink_attention_is_the_dense_masked_softmax(tokens, window, sinks):
     qkv = random_qkv(tokens, seed=tokens)
     mask = visible(tokens, window, sinks)
@@ -66,14 +76,22 @@ def test_windowed_sink_attention_is_the_dense_masked_softmax(tokens, window, sin
     )
 
 
-@pytest.mark.parametrize("tokens", [1, 60, 512, 513, 1100])
+@pytest.mark.parametrize(
+    "tokens", [1, 60, 513, pytest.param(512, marks=pytest.mark.slow), pytest.param(1100, marks=pytest.mark.slow)]
+)
 def test_full_attention_is_the_dense_softmax(tokens):
     qkv = random_qkv(tokens, seed=tokens)
     assert_same(full_attention, jax.nn.dot_product_attention, qkv)
 
 
 @pytest.mark.parametrize(
-    ("tokens", "window", "sinks"), [(150, 1000, 3), (1300, 1100, 5), (2100, 1200, 0), (700, 1396, 2)]
+    ("tokens", "window", "sinks"),
+    [
+        (150, 1000, 3),
+        (1300, 1100, 5),
+        pytest.param(2100, 1200, 0, marks=pytest.mark.slow),
+        pytest.param(700, 1396, 2, marks=pytest.mark.slow),
+    ],
 )
 def test_long_windows_are_the_dense_masked_softmax(tokens, window, sinks):
     qkv = random_qkv(tokens, batch=1)
@@ -124,7 +142,7 @@ def test_bfloat16_inputs_give_bfloat16_close_to_float32():
         assert relative_error(out.astype(jnp.float32), attend(*qkv)) < 2e-2
 
 
-@pytest.mark.parametrize("window", [10, 3000, None])
+@pytest.mark.parametrize("window", [10, None, pytest.param(3000, marks=pytest.mark.slow)])
 def test_memory_is_linear(window):
     def attend(q, k, v):
         if window is None:

@@ -110,6 +110,7 @@ def temporaries(config, seconds):
     return step.lower(params, audio).compile().memory_analysis().temp_size_in_bytes
 
 
+@pytest.mark.slow
 def test_in_pieces_memory_is_the_residual_stream():
     # Wide and mono, so that the stream is large beside the signals.
     mono = dataclasses.replace(MEL, dim=64, channels=1, stems=("vocals",))
@@ -122,6 +123,7 @@ def test_in_pieces_memory_is_the_residual_stream():
     assert temporaries(at_once, 20) - temporaries(at_once, 10) > 2 * more
 
 
+@pytest.mark.slow
 def test_the_naive_attention_is_the_full_one():
     full = dataclasses.replace(BS, depth=1, time_transformer_depth=1, skip_connection=False)
     params = init_params(RoFormer(full), 0)

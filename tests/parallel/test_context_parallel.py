@@ -56,25 +56,45 @@ SETTINGS = tiny_run(batch_size=2, seconds=0.488, loss={"windows": (512, 64)}, te
 SETTINGS = dataclasses.replace(SETTINGS, model=dataclasses.replace(SETTINGS.model, heads=2))
 
 
+QUICK = ("whole", "2 parts")  # the cases of the default run
+
+
 @pytest.fixture(scope="module")
 def found(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("parts")
-    command = [sys.executable, str(PROGRAM), json.dumps(SETTINGS.to_dict()), json.dumps(CASES), str(folder)]
+    """Returns a function from a case to its results: what was measured, arrays by name, and the bytes sent.
+
+    The quick cases run in one program, all others in a second one, which starts when one of them is asked for.
+    """
+    results = {}
+
+    def results_of(case):
+        if case not in results:
+            names = QUICK if case in QUICK else [name for name in CASES if name not in QUICK]
+            results.update(run({name: CASES[name] for name in names}, tmp_path_factory.mktemp("parts")))
+        return results[case]
+
+    return results_of
+
+
+def run(cases, folder):
+    command = [sys.executable, str(PROGRAM), json.dumps(SETTINGS.to_dict()), json.dumps(cases), str(folder)]
     printed = subprocess.run(command, env=of_a_program(), capture_output=True, text=True, check=False, timeout=600)
     assert not printed.returncode, printed.stderr
     rows = [json.loads(line) for line in printed.stdout.splitlines() if line.startswith("{")]
-    assert [row["case"] for row in rows] == list(CASES)
-    found = {}
+    assert [row["case"] for row in rows] == list(cases)
+    results = {}
     for row in rows:
         with np.load(folder / f"{row['case']}.npz") as arrays:
-            found[row["case"]] = row["measured"], dict(arrays), row["sent"]
-    return found
+            results[row["case"]] = row["measured"], dict(arrays), row["sent"]
+    return results
 
 
-@pytest.mark.parametrize("case", REFERENCES)
+@pytest.mark.parametrize(
+    "case", [case if case in QUICK else pytest.param(case, marks=pytest.mark.slow) for case in REFERENCES]
+)
 def test_loss_and_gradients_are_those_of_one_device(found, case):
     name, tolerance = REFERENCES[case]
-    (measured, arrays, _), (reference, expected, _) = found[case], found[name]
+    (measured, arrays, _), (reference, expected, _) = found(case), found(name)
     assert measured.keys() == reference.keys()
     assert ("masks" in measured) == ("teacher" in CASES[case])
     for name in measured:
@@ -86,10 +106,10 @@ def test_loss_and_gradients_are_those_of_one_device(found, case):
         assert apart <= tolerance * largest, (name, apart, largest)
 
 
-@pytest.mark.parametrize("parts", [2, 8])
+@pytest.mark.parametrize("parts", [2, pytest.param(8, marks=pytest.mark.slow)])
 def test_stems_frames_and_sinks_are_those_of_one_device(found, parts):
     """Also where the last part is padded, with loud samples."""
-    (_, arrays, _), (_, expected, _) = found[f"{parts} parts"], found["whole"]
+    (_, arrays, _), (_, expected, _) = found(f"{parts} parts"), found("whole")
     for name in ("stems", "frames"):
         assert arrays[name].shape == expected[name].shape
         assert abs(arrays[name] - expected[name]).max() <= 1e-6 * max(1, abs(expected[name]).max()), name
@@ -98,8 +118,9 @@ def test_stems_frames_and_sinks_are_those_of_one_device(found, parts):
         np.testing.assert_allclose(sinks, expected["sinks"][0], atol=1e-6, rtol=1e-6)
 
 
+@pytest.mark.slow
 def test_a_recording_is_separated_in_one_pass_on_all_devices(found):
-    (_, arrays, _), (_, expected, _) = found["8 parts"], found["whole"]
+    (_, arrays, _), (_, expected, _) = found("8 parts"), found("whole")
     assert abs(arrays["one pass"] - expected["stems"][0, 0]).max() <= 1e-6 * max(1, abs(expected["stems"]).max())
 
 
@@ -115,12 +136,14 @@ def halo_bytes(config):
     return 2 * 4 * (samples + 2 * places * model.heads * model.dim_head * both)  # to both sides, float32
 
 
-def test_halos_are_all_that_is_sent(found):
-    assert found["whole"][2] == 0
-    for parts in (2, 8):
-        assert found[f"{parts} parts"][2] == halo_bytes(SETTINGS)
+@pytest.mark.parametrize("parts", [2, pytest.param(8, marks=pytest.mark.slow)])
+def test_halos_are_all_that_is_sent(found, parts):
+    assert found("whole")[2] == 0
+    assert found(f"{parts} parts")[2] == halo_bytes(SETTINGS)
 
 
+@pytest.mark.slow
+@pytest.mark.needs_libtpu
 @pytest.mark.skipif(importlib.util.find_spec("libtpu") is None, reason="needs libtpu, which compiles for TPUs")
 def test_on_tpus_nothing_grows_with_the_length():
     """Compiled for a v5e slice: halos as they should be, and the same arrays exchanged for twice the audio."""

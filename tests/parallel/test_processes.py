@@ -76,6 +76,7 @@ def whole(tmp_path_factory):
     return workdir
 
 
+@pytest.mark.slow
 def test_killed_and_preempted_two_processes_end_with_the_same_weights(whole, tmp_path):
     workdir = tmp_path / "run"
     (first, _), (second, _) = run(workdir, {"sigkill": 6}, {"sigkill": 6})
@@ -90,6 +91,7 @@ def test_killed_and_preempted_two_processes_end_with_the_same_weights(whole, tmp
     assert num_that_differ(whole, workdir) == 0
 
 
+@pytest.mark.slow
 def test_two_processes_with_a_bucket_go_on_on_other_machines(whole, tmp_path, monkeypatch):
     workdir = "gs://bucket/run"
     monkeypatch.setenv("WROFORMER_CACHE", str(tmp_path / "cache"))
@@ -103,6 +105,7 @@ def test_two_processes_with_a_bucket_go_on_on_other_machines(whole, tmp_path, mo
 
 
 @pytest.mark.parametrize(("processes", "mesh"), [(1, MESH), (2, {"data": 1, "fsdp": 1, "seq": 8})], ids=str)
+@pytest.mark.slow
 def test_a_run_goes_on_elsewhere(whole, tmp_path, processes, mesh):
     """In one process; and with the time of each example cut over both of them."""
     workdir = shutil.copytree(whole, tmp_path / "run")
@@ -115,6 +118,7 @@ def test_a_run_goes_on_elsewhere(whole, tmp_path, processes, mesh):
         np.testing.assert_allclose(one, other, rtol=1e-4)
 
 
+@pytest.mark.slow
 def test_batches_that_are_no_numbers_end_all_processes(tmp_path):
     workdir = tmp_path / "run"
     ended = run(workdir, {}, {"nan": [1, 8]})  # those of one of them alone
@@ -125,6 +129,7 @@ def test_batches_that_are_no_numbers_end_all_processes(tmp_path):
             assert batch["mixture"].shape == (4, 2, config().crop_samples)
 
 
+@pytest.mark.slow
 def test_hosts_with_different_settings_are_refused(tmp_path):
     other = {"config": config(optimizer={"learning_rate": 1e-4}).to_dict()}
     ended = run(tmp_path / "run", {}, other)
@@ -185,7 +190,7 @@ def test_a_tpu_of_which_nobody_says_that_it_is_part_of_a_pod_is_a_single_host(mo
     def find_none(*_):
         raise ValueError("coordinator_address should be defined.")
 
-    monkeypatch.setattr(hosts, "_asks_the_metadata_server", lambda: True)
+    monkeypatch.setattr(hosts, "asks_metadata_server", lambda: True)
     monkeypatch.setattr(jax.distributed, "initialize", find_none)
     monkeypatch.setattr(jax.config, "update", lambda *_: None)
     hosts.connect()
@@ -224,7 +229,7 @@ def test_what_platform_is_asked_for(monkeypatch):
         monkeypatch.delenv(name, raising=False)
     for platforms, asks in (("", True), ("tpu", True), ("tpu,cpu", True), ("cpu", False)):
         monkeypatch.setenv("JAX_PLATFORMS", platforms)
-        assert hosts._asks_the_metadata_server() == asks
+        assert hosts.asks_metadata_server() == asks
 
 
 def fail():

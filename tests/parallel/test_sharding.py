@@ -64,12 +64,14 @@ def assert_agrees(row, reference):
         assert apart <= 1e-5 * abs(gradient).max(), (name, apart, abs(gradient).max())
 
 
+@pytest.mark.slow
 def test_every_mesh_gives_the_numbers_of_one_device(rows):
     assert [row["mesh"] for row in rows] == [list(sizes) for sizes, _ in MESHES]
     for row in rows[1:]:
         assert_agrees(row, rows[0])
 
 
+@pytest.mark.slow
 def test_two_processes_give_the_numbers_of_one_device(rows, tmp_path):
     meshes = MESHES[1:5]  # of all four devices; in the last each process has half of the time
     found = run(tmp_path, meshes, processes=2)
@@ -78,6 +80,7 @@ def test_two_processes_give_the_numbers_of_one_device(rows, tmp_path):
         assert_agrees(row, rows[0])
 
 
+@pytest.mark.slow
 def test_fsdp_cuts_the_state(rows):
     by_mesh = {tuple(row["mesh"]): row["bytes"] / rows[0]["bytes"] for row in rows}
     assert by_mesh[4, 1, 1] == 1
@@ -133,6 +136,7 @@ def test_a_mesh_that_does_not_fit_is_refused(sizes, sentence):
         make_mesh(dict(zip(("data", "fsdp", "seq"), sizes, strict=True)))
 
 
+@pytest.mark.slow
 def test_fsdp_and_seq_cut_the_state_together(rows):
     by_mesh = {tuple(row["mesh"]): row["bytes"] for row in rows}
     assert by_mesh[1, 1, 4] == by_mesh[1, 4, 1]
