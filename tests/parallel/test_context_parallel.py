@@ -1,7 +1,6 @@
 """Time cut over devices gives the numbers of one device, and only halos are moved."""
 
 import dataclasses
-import importlib.util
 import json
 import subprocess
 import sys
@@ -12,6 +11,7 @@ import pytest
 from jax.sharding import AbstractMesh
 from support.helpers import of_a_program, tiny_config
 from support.tiny_training import tiny_run
+from support.tpus import needs_libtpu
 
 from wroformer_jax.errors import InputError
 from wroformer_jax.parallel.context_parallel import cut_time, padded_samples
@@ -143,8 +143,7 @@ def test_halos_are_all_that_is_sent(found, parts):
 
 
 @pytest.mark.slow
-@pytest.mark.needs_libtpu
-@pytest.mark.skipif(importlib.util.find_spec("libtpu") is None, reason="needs libtpu, which compiles for TPUs")
+@needs_libtpu
 def test_on_tpus_nothing_grows_with_the_length():
     """Compiled for a v5e slice: halos as they should be, and the same arrays exchanged for twice the audio."""
     sent = []
