@@ -174,6 +174,7 @@ def test_progress_on_a_terminal(tmp_path, data, capsys, monkeypatch):
     assert "0.04 of 0.04 h of audio" in err
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("workers", [1, 2])
 def test_interrupted_by_hand(tmp_path, workers):
     """Ctrl-C reaches all processes at once."""

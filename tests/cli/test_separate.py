@@ -3,7 +3,6 @@
 import dataclasses
 import io
 import os
-import subprocess
 import sys
 
 import numpy as np
@@ -446,15 +445,14 @@ def test_version(capsys):
     assert capsys.readouterr().out == f"wroformer {wroformer_jax.__version__}\n"
 
 
-def test_from_a_saved_model_to_files(tmp_path):
-    """Nothing stands in here: a real model, saved, loaded by the command in a process of its own."""
+def test_from_a_saved_model_to_files(tmp_path, monkeypatch):
+    """Nothing stands in here: a real model is saved, and loaded by the command."""
+    monkeypatch.chdir(tmp_path)
     model, params = tiny_real_model()
     wroformer_jax.save(tmp_path / "model", model, params)
     mixture = make_song(tmp_path / "song.wav", samples=20_001, sample_rate=8000)
-    command = [sys.executable, "-m", "wroformer_jax.cli", "separate", "song.wav", "--checkpoint", "model"]
-    command += ["--output", "out", "--format", "wav32f", "--chunk-seconds", "1"]
-    result = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, check=False)
-    assert result.returncode == 0, result.stderr
+    command = ["separate", "song.wav", "--checkpoint", "model", "--output", "out"]
+    assert app.main([*command, "--format", "wav32f", "--chunk-seconds", "1"]) == 0
     expected = wroformer_jax.separate(model, params, mixture, sample_rate=8000, chunk_seconds=1.0)
     for name, stem in expected.items():
         np.testing.assert_allclose(read(tmp_path / "out" / "song" / f"{name}.wav"), stem, atol=1e-6)

@@ -1,4 +1,4 @@
-"""`wroformer evaluate`: scores of separations whose true stems are known."""
+"""`wroformer evaluate`: scores separations against the true stems."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from wroformer_jax.cli.tables import SCORES_LEGEND, scores_table
 from wroformer_jax.errors import InputError
 
 _HELP = """
-DIR/test/SONG/STEM.wav or DIR/SONG/STEM.wav (MUSDB18-HQ's layout) are the references, any audio format; or DIR is a
-prepared set (`wroformer prepare`), local or gs://, whose test songs are. SONG/mixture.wav is what is separated, or else
-the sum of the stems. A stem that a song lacks is silence. The instrumental is the sum of all stems but the vocals.
-Results are kept song by song: the same command goes on where it stopped.
+The references are DIR/test/SONG/STEM.wav or DIR/SONG/STEM.wav (MUSDB18-HQ's layout) in any audio format, or the test
+songs of a prepared set (`wroformer prepare`), local or gs://. The command separates SONG/mixture.wav, or the sum of the
+stems if there is none. A stem that a song lacks is silence. The instrumental is the sum of all stems but the vocals.
+Results are saved song by song, and the same command goes on where it stopped.
 
-Exit status: 0 all songs are scored, 1 some could not be and the rest is, 2 nothing is done.
+Exit status: 0 all songs are scored, 1 some could not be and the others are, 2 nothing is done.
 """
 
 
@@ -29,7 +29,7 @@ def add_to(commands: Any) -> None:
     evaluate = commands.add_parser(
         "evaluate",
         help="score separations against the true stems",
-        description="Separates songs whose stems are known, or takes what another tool made of them, and scores it.",
+        description="Separates songs whose stems are known, or takes the estimates of another tool, and scores them.",
         epilog=_HELP,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
@@ -37,32 +37,32 @@ def add_to(commands: Any) -> None:
     source = evaluate.add_mutually_exclusive_group(required=True)
     source.add_argument("--checkpoint", metavar="SRC", help="the model to score, as for `wroformer separate`")
     source.add_argument(
-        "--estimates", type=Path, metavar="DIR", help="score DIR/SONG/STEM.wav of any other tool instead of a model"
+        "--estimates", type=Path, metavar="DIR", help="score DIR/SONG/STEM.wav of another tool instead of a model"
     )
     source.add_argument(
         "--compare",
         nargs=2,
         type=Path,
         metavar=("A.json", "B.json"),
-        help="paired differences, B minus A, of the songs that both results have",
+        help="show paired differences, B minus A, of the songs in both results",
     )
     add = evaluate.add_argument
     add("--data", metavar="DIR", help="the songs, or a prepared set")
-    add("--stems", type=names, metavar="A,B", help="stems to score (default: all that there are estimates of)")
+    add("--stems", type=names, metavar="A,B", help="stems to score (default: all that have estimates)")
     add_model_options(evaluate)
-    add("--save-stems", type=Path, metavar="DIR", help="keep the estimates as DIR/SONG/STEM.wav, 32-bit float")
-    add("--output", type=Path, metavar="RESULTS.json", help="keep the results here, and go on with those there are")
-    add("--csv", type=Path, metavar="RESULTS.csv", help="write a line for each stem and song, too")
+    add("--save-stems", type=Path, metavar="DIR", help="save the estimates as DIR/SONG/STEM.wav, 32-bit float")
+    add("--output", type=Path, metavar="RESULTS.json", help="save the results here, and go on with the results in it")
+    add("--csv", type=Path, metavar="RESULTS.csv", help="write a line per stem and song, too")
     add(
         "--museval",
         action="store_true",
-        help="let the museval package compute cSDR: the same number, in minutes a song (needs the extra 'eval')",
+        help="let the museval package compute cSDR: the same number, at minutes per song (needs the extra 'eval')",
     )
     add_verbose(evaluate)
 
 
 def run(args: argparse.Namespace) -> int:
-    """Everything that can fail early does: songs, then checkpoint, settings and earlier results; then the songs."""
+    """Checks songs, checkpoint, settings and earlier results first, so that mistakes show early, then scores."""
     if args.output and args.csv and os.path.realpath(args.output) == os.path.realpath(args.csv):
         raise InputError(f"--output and --csv are both {args.csv}: give one of them another name")
     if args.compare:
@@ -72,6 +72,10 @@ def run(args: argparse.Namespace) -> int:
         _refuse(args, "--estimates", "config", "save_stems")
     if args.data is None:
         raise InputError("--data is missing: name the folder of the songs to evaluate on, or a prepared set")
+    return _evaluate(args)
+
+
+def _evaluate(args: argparse.Namespace) -> int:
     from wroformer_jax.evaluation.estimates import doubtful_rest
     from wroformer_jax.evaluation.metrics import import_museval
     from wroformer_jax.evaluation.results import Results, write_csv
@@ -93,7 +97,7 @@ def run(args: argparse.Namespace) -> int:
     about = {"wroformer": __version__} | ({"checkpoint": args.checkpoint} if args.checkpoint else {})
     results = Results.open(args.output, settings, about)
     results.refuse_others(song.name for song in songs)
-    results.write()  # what cannot be written is found out now
+    results.write()  # fails now rather than after the first song
     if results.songs:
         say(f"{args.output}: goes on with the results of {len(results.songs)} of {len(songs)} songs")
     failed = evaluate(
@@ -124,7 +128,7 @@ def _songs(data: str) -> Sequence[Any]:
 
 
 def _estimates_made(args: argparse.Namespace) -> tuple[Any, Sequence[str], dict[str, Any]]:
-    """Where estimates come from if a model is to make them, the stems it has, and the settings that matter."""
+    """Returns the model as a source of estimates, its stems, and the settings that the scores depend on."""
     import jax
 
     from wroformer_jax.checkpoints.loading import load
@@ -134,7 +138,7 @@ def _estimates_made(args: argparse.Namespace) -> tuple[Any, Sequence[str], dict[
     if args.save_stems and _is_inside(args.save_stems, args.data):
         raise InputError(f"--save-stems {args.save_stems} is in --data, among the true stems: choose another folder")
     model, params = load(args.checkpoint, config=args.config)
-    chosen_stems(model.config, None)  # their names become names of files
+    chosen_stems(model.config, None)  # refuses names that cannot be names of files
     chunk_samples(model.config, args.chunk_seconds, args.overlap)
     settings = {
         "weights": fingerprint(model.config, params),
@@ -147,7 +151,7 @@ def _estimates_made(args: argparse.Namespace) -> tuple[Any, Sequence[str], dict[
 
 
 def _estimates_found(args: argparse.Namespace, songs: Any) -> tuple[Any, Sequence[str], dict[str, Any]]:
-    """As `_estimates_made`, if another tool has made them."""
+    """Returns the same as `_estimates_made` for the files of another tool."""
     from wroformer_jax.evaluation.estimates import FoundEstimates
 
     if not os.path.isdir(args.estimates):
@@ -184,7 +188,7 @@ def _compare(args: argparse.Namespace) -> int:
 
 
 def _refuse(args: argparse.Namespace, source: str, *names: str) -> None:
-    """Options that would do nothing are not passed over in silence."""
+    """Refuses options that would have no effect."""
     for name in names:
         if getattr(args, name):
             raise InputError(f"--{name.replace('_', '-')} does not go with {source}: leave it out")

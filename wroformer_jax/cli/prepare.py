@@ -1,4 +1,4 @@
-"""`wroformer prepare`: stems on disk, or synthesised ones, into a set to train and evaluate on."""
+"""`wroformer prepare`: stores stems from disk, or synthesised ones, as a set to train and evaluate on."""
 
 from __future__ import annotations
 
@@ -11,28 +11,29 @@ from wroformer_jax.cli.output import EXIT_OK, EXIT_SOME_FAILED, print_out, say
 from wroformer_jax.cli.tables import set_table
 from wroformer_jax.errors import InputError
 
-# As in data/stem_sources.py and data/segments.py, which it would take numpy to look up.
+# As in data/prepare/find_stems.py and data/segments.py, which import numpy.
 LAYOUTS = ("songs", "stems", "csv")
 ENCODINGS = ("lossless", "int16", "float32")
 
 _SYNTHETIC = {"seconds": 30.0, "seed": 0, "test_songs": None}  # options that only --synthetic has
 
 _HELP = """
-layouts of SOURCE, found out by its names or told by --layout:
+layouts of SOURCE, detected by its names or given by --layout:
   songs   [train|valid|test/]SONG/STEM.wav, as MUSDB18-HQ has it; SONG/mixture.wav is kept for validation and test
   stems   [train|valid|test/]STEM/SONG.wav; files of one name in several folders belong to one song
-  csv     a table with the columns instrum and path, and song and split if you like
-Files are wav, flac, ogg, mp3 or aiff of any sample rate, mono or stereo. Without splits all songs are to train on. A
-stem that a song lacks is silence. docs/data.md says it all.
+  csv     a table with the columns instrum and path, and optionally song and split
+Files are wav, flac, ogg, mp3 or aiff of any sample rate, mono or stereo. Without splits all songs are for training. A
+stem that a song lacks is silence. docs/data.md has the details.
 
 encodings:
   lossless  FLAC: 16- and 24-bit files bit for bit; other sound (float, mp3, resampled) rounded to 24 bits
   int16     no compression, rounded to 16 bits
   float32   no compression, nothing rounded
 
-The same command goes on where it was stopped or killed. DIR is a set once all of it is there.
+The same command goes on where it was stopped or killed. DIR becomes a set once all of it is written.
 
-Exit status: 0 all songs are in the set, 1 some were skipped and the rest is, 2 there is no set, 130 interrupted.
+Exit status: 0 all songs are in the set, 1 some were skipped and the others are in it, 2 there is no set,
+130 interrupted.
 """
 
 
@@ -41,7 +42,7 @@ def add_to(commands: Any) -> None:
     prepare = commands.add_parser(
         "prepare",
         help="make a set of stems to train and evaluate on",
-        description="Stores stems as a set: sharded records that any crop can be read from quickly.",
+        description="Stores stems as a set: sharded records from which any crop is read quickly.",
         epilog=_HELP,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
@@ -49,25 +50,25 @@ def add_to(commands: Any) -> None:
     add = prepare.add_argument
     add("source", nargs="?", metavar="SOURCE", help="a folder of stems, or a .csv file")
     add("--synthetic", type=count, metavar="N", help="synthesise N songs instead")
-    add("--output", required=True, metavar="DIR", help="where the set is to be, a local folder or gs://...")
-    add("--layout", choices=LAYOUTS, help="of SOURCE (default: find out)")
+    add("--output", required=True, metavar="DIR", help="the set to write, a local folder or gs://...")
+    add("--layout", choices=LAYOUTS, help="of SOURCE (default: detect it)")
     add("--sample-rate", type=count, default=44100, metavar="HZ", help="of the set (default: 44100)")
     add("--segment-seconds", type=count, default=12, metavar="N", help="length of a record (default: 12)")
     add("--encoding", choices=ENCODINGS, default="lossless", help="of the audio (default: lossless)")
-    add("--workers", type=count, default=_cores(), metavar="N", help="processes (default: one for each core)")
-    add("--skip-bad", action="store_true", help="leave out songs that have a file that cannot be used")
-    add("--overwrite", action="store_true", help="replace a set that is there")
+    add("--workers", type=count, default=_cores(), metavar="N", help="processes (default: one per core)")
+    add("--skip-bad", action="store_true", help="leave out songs with unusable files")
+    add("--overwrite", action="store_true", help="replace an existing set")
     synthetic = prepare.add_argument_group("with --synthetic")
     synthetic.add_argument("--seconds", type=seconds, metavar="N", help="length of a song (default: 30)")
-    synthetic.add_argument("--seed", type=whole_number, metavar="N", help="other songs for every seed (default: 0)")
+    synthetic.add_argument("--seed", type=whole_number, metavar="N", help="each seed gives other songs (default: 0)")
     synthetic.add_argument(
-        "--test-songs", type=whole_number, metavar="N", help="how many of them are to test on (default: one in ten)"
+        "--test-songs", type=whole_number, metavar="N", help="number of them for testing (default: one in ten)"
     )
     add_verbose(prepare)
 
 
 def run(args: argparse.Namespace) -> int:
-    """Prepares the set and prints what is in it."""
+    """Prepares the set and prints a table of it."""
     from wroformer_jax.data.prepare.write import BadFiles, prepare, prepare_synthetic
 
     common = {
@@ -106,7 +107,7 @@ def _check_options(args: argparse.Namespace) -> None:
 
 
 def _synthetic_songs(args: argparse.Namespace) -> dict[str, Any]:
-    """The options of the synthetic songs for `prepare_synthetic`."""
+    """Returns the arguments of `prepare_synthetic` that describe the songs."""
     chosen = {
         name: default if getattr(args, name) is None else getattr(args, name) for name, default in _SYNTHETIC.items()
     }
@@ -119,5 +120,5 @@ def _synthetic_songs(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def _cores() -> int:
-    """How many cores this process may use."""
+    """Returns the number of cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -17,26 +17,26 @@ from wroformer_jax.errors import InputError
 if TYPE_CHECKING:
     from wroformer_jax.io.audio import AudioInfo
 
-# The keys of audio.ENCODINGS, which it would take numpy to look up.
+# The keys of ENCODINGS in io/audio_writer.py, which imports numpy.
 FORMATS = ("wav16", "wav24", "wav32f", "flac16", "flac24")
 
 _HELP = """
-Writes OUTPUT/SONG/STEM.wav for every song, SONG being the file's name without its ending; songs of a folder keep
-their place in it: OUTPUT/SUBFOLDER/SONG/STEM.wav. The stems have the song's sample rate, channels and length.
+The command writes OUTPUT/SONG/STEM.wav for every song, where SONG is the name of the file without its suffix. Songs in
+subfolders keep their subfolder: OUTPUT/SUBFOLDER/SONG/STEM.wav. Stems have the song's sample rate, channels and length.
 
-Exit status: 0 all songs are done, 1 some could not be used and the rest is done, 2 nothing is done.
+Exit status: 0 all songs are done, 1 some could not be used and the others are done, 2 nothing is done.
 """
 
 
 class Song(NamedTuple):
-    """A file to separate and the folder that its stems go to."""
+    """A file to separate, and the folder for its stems."""
 
     source: Path
     folder: Path
 
 
 class Settings(NamedTuple):
-    """How to separate, the same for all songs."""
+    """The model and the options, which are the same for all songs."""
 
     model: Any
     params: Any
@@ -71,14 +71,23 @@ def add_to(commands: Any) -> None:
         metavar="A,B",
         help="stems to write (default: all, and for a model of one stem the rest)",
     )
-    add("--format", choices=FORMATS, default="wav24", help="of the stems; the number is its bits (default: wav24)")
-    add("--tta", action="store_true", help="average over swapped channels and polarity, for three times the work")
-    add("--overwrite", action="store_true", help="replace stems that are there already")
+    add(
+        "--format",
+        choices=FORMATS,
+        default="wav24",
+        help="of the stems; the number is its bits (default: wav24)",
+    )
+    add(
+        "--tta",
+        action="store_true",
+        help="average over swapped channels and polarity, at three times the cost",
+    )
+    add("--overwrite", action="store_true", help="replace existing stems")
     add_verbose(separate)
 
 
 def run(args: argparse.Namespace) -> int:
-    """Everything that can fail early does: files, then checkpoint, then settings; then the songs one by one."""
+    """Checks files, checkpoint and settings first, so that mistakes show early, then separates song by song."""
     from wroformer_jax.io.audio import AUDIO_SUFFIXES
 
     found, empty_folders = _find_songs(args.inputs, args.output)
@@ -117,12 +126,12 @@ def _settings(args: argparse.Namespace) -> Settings:
     if args.verbose:
         length = "whole songs" if chunk is None else f"chunks of {chunk / model.config.sample_rate:.2f} s"
         say(f"{args.checkpoint}: {', '.join(model.config.stems)}; {length} on {jax.devices()[0].device_kind}")
-    # Once for all songs: separating would copy the weights of each to the device otherwise.
+    # Weights go to the device once; otherwise every song would copy them.
     return Settings(model, jax.device_put(params), stems, args)
 
 
 def _separated(song: Song, info: AudioInfo, settings: Settings) -> bool:
-    """Separates one song; False if it could not be done, which is reported."""
+    """Separates one song and returns True, or reports the error and returns False."""
     try:
         _separate_song(song, info, settings)
     except InputError as error:
@@ -173,7 +182,7 @@ def _separate_song(song: Song, info: AudioInfo, settings: Settings) -> None:
 
 
 def _paths(song: Song, settings: Settings) -> dict[str, Path]:
-    """The file of each stem."""
+    """Returns the file of each stem."""
     from wroformer_jax.io.audio_writer import ENCODINGS
 
     suffix = ENCODINGS[settings.args.format].suffix
@@ -189,21 +198,21 @@ def _refuse_to_replace_songs(songs: Sequence[Song], settings: Settings) -> None:
 
 
 def _find_songs(inputs: Sequence[Path], output: Path) -> tuple[list[Song], list[Path]]:
-    """All files named and all audio files in the folders named, each with its own folder below `output`.
+    """Finds the songs among files and folders, and gives each a folder of its own below `output`.
 
     Returns:
-      The songs, and the folders named that hold none.
+      The songs, and the folders without any.
 
     Raises:
-      InputError: two files would be written to one place, or a folder cannot be read or is the output itself.
+      InputError: two songs have the same output folder, or an input folder cannot be read or is the output itself.
     """
     songs: dict[str, Song] = {}
     songs_of = {path: list(_songs_of(path, output)) for path in inputs}
     for source, relative in itertools.chain.from_iterable(songs_of.values()):
-        # A name such as '...wav' would leave '..', which is another folder.
+        # The stem of a name such as '...wav' is '..', which is another folder.
         name = relative.stem if relative.stem.strip(".") else relative.name
         song = Song(source, output / relative.parent / name)
-        # casefold because some file systems do not tell a from A
+        # casefold, because some file systems do not distinguish a from A
         other = songs.setdefault(str(song.folder).casefold(), song)
         if other.source.absolute() != source.absolute():
             raise InputError(
@@ -214,10 +223,10 @@ def _find_songs(inputs: Sequence[Path], output: Path) -> tuple[list[Song], list[
 
 
 def _songs_of(path: Path, output: Path) -> Iterator[tuple[Path, Path]]:
-    """Files to separate, and where they stand relative to the folder that was named."""
+    """Yields the files of an input to separate, each with its path relative to the input folder."""
     from wroformer_jax.io.audio import AUDIO_SUFFIXES
 
-    # os.path: Path's own is_dir, exists and resolve raise for names too long and for links in circles.
+    # os.path, because Path.is_dir, exists and resolve raise for names that are too long and for links in a circle.
     if not os.path.isdir(path):
         yield path, Path(path.name)
         return
@@ -225,7 +234,7 @@ def _songs_of(path: Path, output: Path) -> Iterator[tuple[Path, Path]]:
     if os.path.realpath(path) == real_output:
         raise InputError(f"{path} is input and --output: its stems would be taken for songs the next time")
     for folder, folders, files in os.walk(path, onerror=_refuse_folder):
-        # Earlier stems are not songs, and hidden files are not meant.
+        # Leave out the stems of earlier runs and hidden files.
         folders[:] = sorted(
             f for f in folders if f[0] != "." and os.path.realpath(os.path.join(folder, f)) != real_output
         )
