@@ -1,4 +1,4 @@
-"""Attention against a dense masked softmax, and what it promises beyond numbers: sight, memory, dtype."""
+"""Attention equals a dense masked softmax; and what a token sees, how much memory it takes, and its dtype."""
 
 import itertools
 
@@ -31,7 +31,7 @@ def random_qkv(tokens, seed=0, batch=2):
 
 
 def value_and_gradients(attend, qkv):
-    """Output, and the gradients of its product with fixed random weights."""
+    """Returns the output, and the gradients of its product with fixed random weights."""
     weights = np.random.default_rng(9).standard_normal(qkv[0].shape, np.float32)
 
     @jax.jit
@@ -121,7 +121,7 @@ def test_gradients_show_what_a_frame_sees():
         return abs(jax.grad(output)(v)).sum((0, 2, 3)) > 0
 
     mask = visible(tokens, window, sinks)
-    # Sinks, the first frames, frames around block (64) and step (512) borders, the last frame.
+    # Sinks, the first frames, frames around the borders of blocks (64) and rounds (512), the last frame.
     for token in (0, 3, 4, 5, 67, 68, 69, 515, 516, 517, 699):
         np.testing.assert_array_equal(seen_from(token), mask[token], err_msg=f"token {token}")
 

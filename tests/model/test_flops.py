@@ -1,4 +1,4 @@
-"""The analytic count against the products in the program that is traced, against XLA's count, and against the paper."""
+"""The analytic count of FLOPs equals that of the traced program, and is near XLA's and the paper's."""
 
 import dataclasses
 import math
@@ -51,7 +51,7 @@ def forward(config):
 
 
 def products(jaxpr):
-    """FLOPs of all matrix products of a traced program, those of a loop times its length."""
+    """Returns the FLOPs of all matrix products of a traced program; those in a loop count once per iteration."""
     total = 0
     for equation in jaxpr.eqns:
         if equation.primitive.name == "dot_general":
@@ -105,7 +105,7 @@ def test_scores_are_the_pairs_that_the_mask_shows(window, num_sinks, frames):
 
 
 def test_the_scores_of_the_paper():
-    """8 s at 44.1 kHz: 641,601 scores a head become 14,418, 44.5 times fewer; both counts agree to what they say."""
+    """For 8 s at 44.1 kHz the 641,601 scores per head become 14,418, 44.5 times fewer, as the paper counts them."""
     wsa, frames = ModelConfig(), num_frames(ModelConfig(), 8 * 44100)
     assert frames == 801
     full, windowed = (published_score_entries(config, frames) for config in (FULL, wsa))

@@ -28,7 +28,7 @@ AUDIO = np.random.default_rng(0).standard_normal((2, 2, 8077)).astype(np.float32
 
 
 def measured(config, method="stems_and_masks"):
-    """A scalar of stems and masks, the stems, and the scalar's gradients."""
+    """Returns a scalar of stems and masks, the stems, and the scalar's gradients: ((scalar, stems), gradients)."""
     model, audio = RoFormer(config), AUDIO[:, : config.channels]
     params = init_params(model, 0)
 
@@ -102,7 +102,7 @@ def test_the_stream_may_be_rounded(plain):
 
 
 def temporaries(config, seconds):
-    """Bytes that a gradient allocates beside its arguments."""
+    """Returns the bytes that a gradient allocates beside its arguments."""
     model = RoFormer(config)
     params = jax.eval_shape(lambda: init_params(model, 0))
     audio = jax.ShapeDtypeStruct((1, config.channels, int(seconds * config.sample_rate)), jnp.float32)

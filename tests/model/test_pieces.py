@@ -1,4 +1,4 @@
-"""Work piece by piece gives what work in one piece gives, forwards and backwards."""
+"""Working piece by piece gives the same results as working in one go, forwards and backwards."""
 
 import jax
 import jax.numpy as jnp
@@ -35,7 +35,7 @@ def test_values_and_gradients(cut):
 
     def scalar(walk):
         def of(params, array, pieces):
-            # Twice in a row, as the halves of a block are.
+            # Twice in a row, as the two halves of a block.
             for _ in range(2):
                 array, (sums, scaled) = walk(params, array, pieces)
             return jnp.sum(weights * array) + jnp.sum(sums * scaled)
@@ -48,7 +48,7 @@ def test_values_and_gradients(cut):
 
 
 def test_the_backward_pass_holds_the_array_once():
-    """Temporaries are a fraction of the array: no second copy, no stack of pieces."""
+    """Temporary memory is that of one array at most: no second copy, no stack of pieces."""
     rows, pieces = 1 << 16, 64
     cut = Cut(0, pieces, rows // pieces)
     array = jax.ShapeDtypeStruct((rows, 64), jnp.float32)

@@ -1,4 +1,4 @@
-"""The model against the public PyTorch package, stage by stage, and what it promises beyond numbers."""
+"""The model equals the public PyTorch package stage by stage; and its gradients, dtypes and parameters."""
 
 import dataclasses
 
@@ -138,7 +138,7 @@ def test_bfloat16_stays_close_to_float32(windowed):
 
 
 def test_one_block_without_sinks_sees_its_window_alone():
-    """By gradients: with one block of window 4, features of frame t hang on the STFT frames t - 2 .. t + 2."""
+    """With one block of window 4, the features of frame t depend on the STFT frames t - 2 .. t + 2, by gradients."""
     config = tiny_config(
         depth=1, window=4, num_sinks=0, num_bands=4, stft_n_fft=512, stft_hop_length=500, stft_win_length=512
     )

@@ -22,7 +22,7 @@ def test_rotation_equals_torch():
     np.testing.assert_allclose(rotate(jnp.asarray(x), *tables), expected.detach(), atol=2e-6)
 
 
-def test_products_hang_on_distances_alone():
+def test_products_depend_only_on_distances():
     rng = np.random.default_rng(1)
     q, k = (np.broadcast_to(rng.standard_normal((1, 1, 1, 8), np.float32), (1, 50, 1, 8)) for _ in range(2))
     tables = rotary_tables(jnp.asarray(rotary_frequencies(8)), jnp.arange(50))

@@ -25,7 +25,7 @@ def test_both_ways_equal_torch(n_fft, hop, win, samples):
     real, imag = stft(jnp.asarray(audio), **sizes)
     assert relative_error(real + 1j * imag, expected.numpy().swapaxes(-1, -2)) < 1e-5
 
-    # Masked, as a model would: what comes back is no spectrum of any signal, and has Im of bin 0 and Nyquist.
+    # Masked as by a model: the result is not the spectrum of any signal, and bin 0 and Nyquist have imaginary parts.
     mask = np.random.default_rng(0).standard_normal((2, *real.shape), np.float32)
     masked = (real + 1j * imag) * (mask[0] + 1j * mask[1])
     back = inverse_stft(masked.real, masked.imag, **sizes)
@@ -43,7 +43,7 @@ def test_the_inverse_gives_the_samples_back(n_fft, hop, win):
 
 
 def test_music_that_sets_in_after_silence_has_torch_s_small_values():
-    """A frame that sees only the first samples of the window holds values that hang on how the window was rounded."""
+    """The values of a frame that sees only the first samples of the window depend on how the window was rounded."""
     audio = np.zeros((1, 22_050), np.float32)
     audio[:, 8000:] = signal(14_050)[:1]
     frame = (8000 + 1024) // 441 - 4

@@ -1,4 +1,4 @@
-"""Time cut over devices gives the numbers of one device, and only halos are moved."""
+"""With time cut over devices the numbers are those of one device, and devices exchange only halos."""
 
 import dataclasses
 import json
@@ -28,8 +28,8 @@ EVERYTHING = {  # at the same time
     "batch_size": 4,
 }
 ROUNDED = {"model": {"stream_dtype": "bfloat16"}}
-# Fields in place of those of SETTINGS. Lengths do not divide: last parts are shorter. With a teacher a part is four of
-# its windows, and the last of the five has nothing.
+# Fields that replace those of SETTINGS. The lengths do not divide, so that last parts are shorter. With a teacher, a
+# part has four of its windows, and the last of the five parts is empty.
 CASES = {
     "whole": {},
     "2 parts": {"mesh": {"seq": 2}},
@@ -41,8 +41,8 @@ CASES = {
     "whole, rounded": ROUNDED,
     "4 parts, rounded": {**ROUNDED, "mesh": {"seq": 4}},
 }
-# What each must agree with, and to what part of the largest value. A stream in bfloat16 is rounded, where sums in
-# another order may round the other way.
+# The case that each must agree with, and the tolerance relative to the largest value. A stream in bfloat16 is rounded,
+# and sums in another order may round the other way.
 REFERENCES = {
     "2 parts": ("whole", 1e-5),
     "8 parts": ("whole", 1e-5),
@@ -50,8 +50,8 @@ REFERENCES = {
     "4 parts, fsdp, everything": ("whole, everything", 1e-5),
     "4 parts, rounded": ("whole, rounded", 2**-8),
 }
-# 61 hops of 128 samples; a teacher of 4 hops. Of a single head the gradient of the gate's bias is a single number,
-# which may all but cancel.
+# 61 hops of 128 samples, and a teacher of 4 hops. With a single head the gradient of the gate's bias would be a single
+# number, whose terms may all but cancel.
 SETTINGS = tiny_run(batch_size=2, seconds=0.488, loss={"windows": (512, 64)}, teacher_seconds=0.032)
 SETTINGS = dataclasses.replace(SETTINGS, model=dataclasses.replace(SETTINGS.model, heads=2))
 
@@ -108,7 +108,7 @@ def test_loss_and_gradients_are_those_of_one_device(found, case):
 
 @pytest.mark.parametrize("parts", [2, pytest.param(8, marks=pytest.mark.slow)])
 def test_stems_frames_and_sinks_are_those_of_one_device(found, parts):
-    """Also where the last part is padded, with loud samples."""
+    """They are, even if the last part is padded with loud samples."""
     (_, arrays, _), (_, expected, _) = found(f"{parts} parts"), found("whole")
     for name in ("stems", "frames"):
         assert arrays[name].shape == expected[name].shape
@@ -125,7 +125,7 @@ def test_a_recording_is_separated_in_one_pass_on_all_devices(found):
 
 
 def halo_bytes(config):
-    """What a device sends to its neighbours in a step, by what the program is meant to exchange; nothing recomputed."""
+    """Returns the bytes that a device should send to its neighbours in a step without recomputation."""
     model, forward, both = config.model, 1, 2  # the backward pass sends the cotangents back
     signals = config.batch_size * model.num_stems * model.channels
     edge = model.stft_n_fft // 2

@@ -35,7 +35,7 @@ def config(**fields):
 
 
 def run(workdir, *each, devices=4):
-    """Runs a process for each mapping of events; the status and what is said on stderr, of each."""
+    """Runs a process for each mapping of events; returns each one's status and its lines on stderr."""
     port = free_port()
     running = []
     for process, events in enumerate(each):
@@ -58,7 +58,7 @@ def run(workdir, *each, devices=4):
 
 
 def curves(workdir):
-    """The losses and the scores of the validations."""
+    """Returns the losses and the validation scores of a run."""
     records = list(map(json.loads, (workdir / "metrics.jsonl").read_text().splitlines()))
     return [[record[name] for record in records if name in record] for name in ("loss", "usdr")]
 
@@ -82,7 +82,7 @@ def test_killed_and_preempted_two_processes_end_with_the_same_weights(whole, tmp
     (first, _), (second, _) = run(workdir, {"sigkill": 6}, {"sigkill": 6})
     assert (first, second) == (-9, -9)
     assert not (workdir / "checkpoints" / "8").exists()
-    # A notice to one of them is heard by both, which save the same step.
+    # If one process gets SIGTERM, both save the same step.
     ended = run(workdir, {}, {"sigterm": 1})
     assert [status for status, _ in ended] == [143, 143]
     assert all(f"of 8 is saved in {workdir}" in said[-1] for _, said in ended)

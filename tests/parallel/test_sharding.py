@@ -1,4 +1,4 @@
-"""The mesh, what lies where on it, and that training on it gives the numbers of one device."""
+"""Meshes and shardings; and training on a mesh gives the numbers of one device."""
 
 import json
 import subprocess
@@ -19,14 +19,14 @@ from wroformer_jax.parallel.mesh import arrange_devices, check_batch, make_mesh
 from wroformer_jax.parallel.sharding import part_of
 from wroformer_jax.training.state import abstract_state, model_shardings
 
-# One device, then what has to agree with it: (data, fsdp, seq), and parts that a batch is cut into.
+# Sizes (data, fsdp, seq), and the number of accumulated parts of a batch. All must agree with the first, one device.
 MESHES = (((1, 1, 1), 1), ((2, 2, 1), 1), ((1, 4, 1), 1), ((4, 1, 1), 1), ((1, 1, 4), 1), ((2, 1, 1), 2))
 
 PROGRAM = Path(__file__).parents[1] / "support" / "mesh_steps.py"
 
 
 def run(folder, meshes, processes=1):
-    """What the first of so many processes of mesh_steps.py prints, with the gradients that it wrote."""
+    """Runs mesh_steps.py in some processes; returns the rows that the first prints, with the gradients it wrote."""
     settings = tiny_run(batch_size=4, seconds=0.1, loss={"windows": (64,)}, optimizer={"ema": 0.9}, steps=20).to_dict()
     command = [sys.executable, str(PROGRAM), json.dumps(settings), json.dumps(meshes), str(folder)]
     port = [str(free_port())] if processes > 1 else []
@@ -89,7 +89,7 @@ def test_fsdp_cuts_the_state(rows):
 
 
 def fake_mesh(data, fsdp):
-    """A mesh of devices that there are not, of which only the shape is looked at."""
+    """Returns a mesh without devices; only its shape is used."""
     return jax.sharding.AbstractMesh((data, fsdp, 1), ("data", "fsdp", "seq"))
 
 
@@ -98,12 +98,9 @@ def test_the_published_size_falls_as_one_over_fsdp(fsdp):
     from wroformer_jax.config.model import ModelConfig
 
     model = RoFormer(ModelConfig())
-    shardings = model_shardings(model, fake_mesh(1, fsdp))
-    sizes = jax.tree.map(lambda leaf: leaf.size, abstract_params(model))
-    parts = jax.tree.map(
-        lambda leaf, sharding: int(np.prod(sharding.shard_shape(leaf.shape))), abstract_params(model), shardings
-    )
-    whole = sum(jax.tree.leaves(sizes))
+    shardings, shapes = model_shardings(model, fake_mesh(1, fsdp)), abstract_params(model)
+    parts = jax.tree.map(lambda leaf, sharding: int(np.prod(sharding.shard_shape(leaf.shape))), shapes, shardings)
+    whole = sum(leaf.size for leaf in jax.tree.leaves(shapes))
     # Band split and sinks, 4 M of 234 M parameters with padding, have no axis that 256 divides.
     assert sum(jax.tree.leaves(parts)) < whole / fsdp + (0.018 if fsdp == 256 else 1e-3) * whole
 
@@ -142,7 +139,7 @@ def test_fsdp_and_seq_cut_the_state_together(rows):
     assert by_mesh[1, 1, 4] == by_mesh[1, 4, 1]
 
 
-SHAPE = (4, 2, 800)  # of mixtures
+SHAPE = (4, 2, 800)  # shape of the mixtures of a batch
 
 
 @pytest.mark.parametrize(
@@ -164,7 +161,7 @@ def place(first, last, start, stop):
 
 
 def chips(x, y, slices=1):
-    """Chips of so many v5e slices, as JAX describes them; a host has four of them."""
+    """Returns the chips of some v5e slices as JAX describes them, four per host."""
     return [
         types.SimpleNamespace(
             platform="tpu", device_kind="TPU v5 lite", slice_index=number, coords=(column, row, 0), core_on_chip=0,

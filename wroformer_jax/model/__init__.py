@@ -1,4 +1,4 @@
-"""The network: pure functions of parameters and audio. It knows no files and no processes."""
+"""The network: pure functions of parameters and audio. This room knows nothing of files or processes."""
 
 from wroformer_jax.model.attention import full_attention, naive_attention, windowed_sink_attention
 from wroformer_jax.model.params import (

@@ -1,13 +1,13 @@
 """How a RoFormer is computed: in pieces, in little memory, and with time cut over devices.
 
-What is computed is `RoFormer.plain` (roformer.py). The functions here take the settings, the time axis, the model's
+These functions compute `RoFormer.plain` (roformer.py). They take the settings, the time axis, the model's
 parameters and the audio, and apply the model's layers to the parameters' subtrees.
 
 The residual stream, (batch, band, token, dim), is the only array of the length of the audio times the width of the
 model. `split` makes it, `transform` runs the blocks over it, and `separate` turns it into stems. With
 `config.places_at_once` each of them works on one piece of it at a time (pieces.py): on groups of bands where tokens
 mix along time, on runs of frames everywhere else, from samples to features at the start and from features to samples
-at the end. What the backward pass keeps of the blocks is up to `config.remat`.
+at the end. `config.remat` decides what the backward pass keeps of the blocks.
 """
 
 from __future__ import annotations
@@ -137,7 +137,7 @@ def features(
 
 
 def split(config: ModelConfig, time: TimeAxis, params: Params, audio: Array | np.ndarray) -> Split:
-    """Samples to the input of the first block, piece by piece."""
+    """Turns samples into the input of the first block, piece by piece."""
     _check(config, audio)
     sizes = Sizes.of(config, audio.shape[-1] // config.stft_hop_length)
     hop, n_fft = config.stft_hop_length, config.stft_n_fft
@@ -159,7 +159,7 @@ def split(config: ModelConfig, time: TimeAxis, params: Params, audio: Array | np
 
 
 def transform(config: ModelConfig, time: TimeAxis, params: Params, x: Stream, sizes: Sizes) -> Stream:
-    """All blocks, as a scan over their stacked parameters. `config.remat` decides what each keeps for its gradient."""
+    """Runs all blocks as a scan over their stacked parameters; `config.remat` decides what the backward pass keeps."""
     rotary = Rotary(config.dim_head, parent=None)
     first_frame = -time.first_frame(sizes.num_hops)
     variables = {name: {"params": params[name]} for name in ("time_rotary", "freq_rotary")}
@@ -204,7 +204,7 @@ def _run_block(
     time_tables: Tables,
     freq_tables: Tables,
 ) -> Stream:
-    """One block: up to its last time mixer on groups of bands, the rest of it on runs of tokens."""
+    """Runs one block: up to its last time mixer on groups of bands, and the rest of it on runs of tokens."""
     module = Block(config, sizes.num_hops, time, parent=None)
 
     def half(method: Any) -> Any:
@@ -248,11 +248,11 @@ def _stems_of_piece(
     counts: Float[Array, " frame"],
     with_masks: bool,
 ) -> tuple[Float[Array, "batch stem channel out_sample"], Masks | None]:
-    """What the frames of a piece add to the stems' signals, not yet normalised, and the masks if asked for.
+    """Returns the signal that the frames of a piece add to each stem, not yet normalised, and the masks if asked for.
 
     Args:
       config: the settings.
-      params: of the mask estimator and the final norm.
+      params: parameters of the mask estimator and the final norm.
       x: features of the frames.
       audio: samples under the frames.
       counts: 1, or 0 for frames that belong to another device or are padding: they add nothing.
@@ -276,7 +276,7 @@ def _stems_of_piece(
 def _joined(
     config: ModelConfig, time: TimeAxis, signals: Float[Array, "piece batch stem channel sample"], sizes: Sizes
 ) -> Float[Array, "batch stem channel out_sample"]:
-    """The signals of all pieces added up, and divided by the overlapped squared windows."""
+    """Adds up the signals of all pieces and divides them by the overlapped squared windows."""
     hop, margin = config.stft_hop_length, config.stft_n_fft // 2
     signal = overlap_add(jnp.moveaxis(signals, 0, -2), sizes.frames * hop)
     signal = signal[..., : signal.shape[-1] // hop * hop]

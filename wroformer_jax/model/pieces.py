@@ -35,15 +35,15 @@ class Cut(NamedTuple):
 class Sizes(NamedTuple):
     """How the residual stream of a model is cut: into runs of frames, runs of tokens, and groups of bands.
 
-    There are as many runs of frames as of tokens. Tokens are the sinks and the frames, so that the runs differ in size.
+    Frames and tokens have the same number of runs. Tokens are the sinks and the frames, so that their runs are longer.
     """
 
-    num_hops: int  # of the audio, which has num_hops + 1 frames
+    num_hops: int  # hops of the audio, which has num_hops + 1 frames
     num_sinks: int
     count: int  # number of runs
-    frames: int  # of a run of frames; at the end of the last run they may be padding
-    tokens: int  # of a run of tokens
-    bands: int  # of a group
+    frames: int  # frames per run of frames; at the end of the last run they may be padding
+    tokens: int  # tokens per run of tokens
+    bands: int  # bands per group
     groups: int
 
     @classmethod

@@ -1,4 +1,4 @@
-"""Processes, meshes of devices, where arrays lie, and time cut over devices. This room knows no RoFormer."""
+"""Processes, meshes of devices, shardings of arrays, and time cut over devices. Nothing here knows the model."""
 
 from wroformer_jax.parallel.context_parallel import TimeParts, cut_time, padded_samples
 from wroformer_jax.parallel.mesh import check_batch, make_mesh
