@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from support.helpers import of_a_program
 
 from wroformer_jax.cli import app, recipes, train
 
@@ -89,31 +90,45 @@ def test_options_may_have_the_former_names_of_fields(capsys, tmp_path):
     assert "optimizer.ema is 1.0, expected a number of at least 0 and below 1" in capsys.readouterr().err
 
 
-def test_short_quickstart_and_what_a_resumed_one_refuses(tmp_path):
+# A model and a loss that compile quickly.
+SHORT = [
+    "--config.steps=2",
+    "--config.batch_size=1",
+    "--config.synthetic.train_songs=1",
+    "--config.validation.songs=1",
+    "--config.synthetic.song_seconds=1",
+    "--config.loading.workers=0",
+    "--config.loss.windows=(1024,)",
+    "--config.model.band_scheme=band_split",
+    "--config.model.freqs_per_bands=(171,171,171)",
+    "--config.model.sample_rate=16000",
+    "--config.model.dim=8",
+]
+
+
+def run_train(*arguments):
+    command = [sys.executable, "train.py", *map(str, arguments)]
+    return subprocess.run(command, cwd=ROOT, env=of_a_program(), capture_output=True, text=True)
+
+
+def test_a_run_from_the_first_line_to_the_last_and_what_a_resumed_one_refuses(typed, tmp_path):
     workdir = tmp_path / "run"
-
-    def train(*arguments):
-        command = [sys.executable, "train.py", *map(str, arguments)]
-        return subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
-
-    short = [
-        CONFIG,
-        f"--workdir={workdir}",
-        "--config.steps=2",
-        "--config.batch_size=1",
-        "--config.synthetic.train_songs=1",
-        "--config.validation.songs=1",
-        "--config.synthetic.song_seconds=2",
-    ]
-    result = train(*short)
+    result = run_train(CONFIG, f"--workdir={workdir}", *SHORT)
     assert result.returncode == 0, result.stderr
     assert result.stdout.splitlines()[-1] == f"  tensorboard --logdir {workdir}  (needs: pip install tensorboard)"
     assert result.stderr == ""
     config = json.loads((workdir / "config.json").read_text())
-    assert (config["steps"], config["synthetic"]["song_seconds"], config["model"]["num_sinks"]) == (2, 2.0, 8)
+    assert (config["steps"], config["synthetic"]["song_seconds"], config["model"]["num_sinks"]) == (2, 1.0, 8)
     assert (workdir / "checkpoints" / "2").is_dir()
 
-    result = train(*short, "--config.model.dim=32")
-    assert result.returncode == 2
-    assert result.stderr.startswith(f"train.py: {workdir} holds a run with model.dim = 64, not 32")
-    assert len(result.stderr.splitlines()) == 1
+    status, _, error = typed(CONFIG, f"--workdir={workdir}", *SHORT, "--config.model.dim=32")
+    assert status == 2
+    assert error.startswith(f"train.py: {workdir} holds a run with model.dim = 8, not 32: ")
+    assert len(error.splitlines()) == 1
+
+
+@pytest.mark.slow
+def test_short_quickstart(tmp_path):
+    result = run_train("--config=quickstart", f"--workdir={tmp_path / 'run'}", *SHORT[:5])
+    assert result.returncode == 0, result.stderr
+    assert (tmp_path / "run" / "checkpoints" / "2").is_dir()
