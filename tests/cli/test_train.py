@@ -70,11 +70,16 @@ def test_a_recipe_is_named_or_a_path(tmp_path, monkeypatch):
     assert recipes.config_file("mine") == Path("mine")
 
 
-def test_help_names_the_recipes_and_options(capsys):
+def test_help_names_the_recipes_and_options(typed, capsys):
     with pytest.raises(SystemExit) as caught:
         app.main(["train", "--workdir", "w", "--help"])
     assert caught.value.code == 0
     shown = capsys.readouterr().out
+    assert typed("--workdir", "w", "--help") == (
+        0,
+        shown.replace("wroformer train --config NAME", "train.py --config NAME"),
+        "",
+    )
     for part in ("Recipes: finetune_wsa, long_context, quickstart, train_full", "--config.FIELD=VALUE", "--process_id"):
         assert part in shown
 
@@ -88,6 +93,8 @@ def test_options_may_have_the_former_names_of_fields(capsys, tmp_path):
     options = ["--config", "quickstart", "--workdir", str(tmp_path), "--config.loss_weights.l1=2", "--config.ema=1"]
     assert app.main(["train", *options]) == 2
     assert "optimizer.ema is 1.0, expected a number of at least 0 and below 1" in capsys.readouterr().err
+    assert app.main(["train", *options[:4], "--config.model.blocks_a_save=0"]) == 2
+    assert "blocks_per_save is 0, expected" in capsys.readouterr().err
 
 
 # A model and a loss that compile quickly.

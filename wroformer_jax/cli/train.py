@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from wroformer_jax.cli.output import EXIT_INTERRUPTED, EXIT_OK, EXIT_TERMINATED, EXIT_UNUSABLE, say
+from wroformer_jax.cli.parser import ArgumentParser
 from wroformer_jax.cli.recipes import config_file, recipes
 from wroformer_jax.errors import InputError
 
@@ -52,21 +53,10 @@ OPTIONS = {
 
 def add_to(commands: Any) -> None:
     """Adds the command to the parser's; its arguments go to `main` as they are."""
-    train = commands.add_parser(
-        "train",
-        passes_on=True,
-        help="train a model, or go on training",
-        description="Trains a model by a recipe, or goes on with a run that was interrupted.",
-        epilog=f"Recipes: {', '.join(recipes())}\n{_HELP}",
-        usage="wroformer train --config NAME|FILE.py --workdir DIR [--config.FIELD=VALUE ...] [options]",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    help_of_train = _help("wroformer train")
+    train = commands.add_parser("train", passes_on=True, help="train a model, or go on training", **help_of_train)
     train.set_defaults(run=lambda args: main(args.passed_on, program="wroformer train"), goes_on=True, verbose=False)
-    for name, option in OPTIONS.items():
-        if option.type is bool:
-            train.add_argument(f"--{name}", action="store_true", help=option.help)
-        else:
-            train.add_argument(f"--{name}", metavar=option.metavar, help=option.help)
+    _add_options(train)
 
 
 def main(arguments: Sequence[str], *, program: str) -> int:
@@ -74,8 +64,13 @@ def main(arguments: Sequence[str], *, program: str) -> int:
 
     Args:
       arguments: the command line behind the program's name.
-      program: what messages begin with.
+      program: the start of messages.
     """
+    if {"-h", "--help"} & set(arguments):
+        parser = ArgumentParser(prog=program, **_help(program))
+        _add_options(parser)
+        parser.print_help()
+        return EXIT_OK
     try:
         flags = _parse([program, *arguments])
     except InputError as error:
@@ -91,6 +86,25 @@ def main(arguments: Sequence[str], *, program: str) -> int:
     except KeyboardInterrupt:
         say(f"{program}: interrupted; the same command goes on from the newest checkpoint")
         return EXIT_INTERRUPTED
+
+
+def _help(program: str) -> dict[str, Any]:
+    """Returns the settings of argparse that describe the command."""
+    return {
+        "description": "Trains a model by a recipe, or goes on with a run that was interrupted.",
+        "epilog": f"Recipes: {', '.join(recipes())}\n{_HELP}",
+        "usage": f"{program} --config NAME|FILE.py --workdir DIR [--config.FIELD=VALUE ...] [options]",
+        "formatter_class": argparse.RawDescriptionHelpFormatter,
+    }
+
+
+def _add_options(parser: argparse.ArgumentParser) -> None:
+    """Adds the options for --help; absl's flags parse them."""
+    for name, option in OPTIONS.items():
+        if option.type is bool:
+            parser.add_argument(f"--{name}", action="store_true", help=option.help)
+        else:
+            parser.add_argument(f"--{name}", metavar=option.metavar, help=option.help)
 
 
 def _train(flags: Any, program: str) -> int:
@@ -192,7 +206,7 @@ def _sentence(error: Exception) -> str:
     if isinstance(error, AttributeError | KeyError) and (name := re.match(r"['\"]+(\w+)", text)):
         return unknown_field(name[1])
     if "Flag --" in str(error) and "must have a value" in str(error):
-        return "--config and --workdir are needed, as in --config=configs/quickstart.py --workdir=runs/quickstart"
+        return "--config and --workdir are needed, as in --config=quickstart --workdir=runs/quickstart"
     if missing := re.search(r"No such file or directory: '([^']+)'", str(error)):
         return f"{missing[1]}: no such file"
     return str(error).strip().splitlines()[-1].strip()

@@ -7,6 +7,8 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from wroformer_jax.config import model
+
 # Former name to (group, name).
 FORMER_NAMES = {
     "workers": ("loading", "workers"),
@@ -63,7 +65,11 @@ def with_current_options(arguments: Sequence[str]) -> list[str]:
         group, name = FORMER_NAMES.get(option[2], ("", option[2]))
         return f"{option[1]}{group}{'.' if group else ''}{name}"
 
-    return [re.sub(r"^(--?config\.)(\w+)", renamed, argument) for argument in arguments]
+    def renamed_of_model(option: re.Match[str]) -> str:
+        return option[1] + model.FORMER_NAMES.get(option[2], option[2])
+
+    arguments = [re.sub(r"^(--?config\.)(\w+)", renamed, argument) for argument in arguments]
+    return [re.sub(r"^(--?config\.model\.)(\w+)", renamed_of_model, argument) for argument in arguments]
 
 
 def nearest_field(name: str, fields: Mapping[str, Any]) -> str | None:

@@ -188,4 +188,6 @@ _NAMES = [one.name for one in dataclasses.fields(TrainingConfig)]
 def unknown_field(name: str) -> str:
     """The sentence that says that a run has no field of this name, and which one may be meant."""
     nearest = nearest_field(name, TrainingConfig().to_dict())
+    if nearest == name:
+        return f"the config has no field {name!r}: files that start from default_config() have it"
     return f"unknown config field {name!r}" + (f", did you mean {nearest!r}?" if nearest else "")

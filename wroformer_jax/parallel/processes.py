@@ -24,6 +24,7 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Shaped
 
+from wroformer_jax.config.checks import flattened
 from wroformer_jax.errors import InputError
 
 T = TypeVar("T")
@@ -124,7 +125,7 @@ def check_same(settings: Mapping[str, Any]) -> None:
     others = gather(settings)
 
     def compare() -> None:
-        here, there = _flat(others[jax.process_index()]), _flat(others[0])
+        here, there = flattened(others[jax.process_index()]), flattened(others[0])
         for name in there | here:
             if name not in _PER_HOST and here.get(name) != there.get(name):
                 raise InputError(
@@ -242,11 +243,3 @@ def _all_rows(rows: Shaped[np.ndarray, "local ..."]) -> Shaped[np.ndarray, "all 
     from jax.experimental import multihost_utils
 
     return np.asarray(multihost_utils.process_allgather(rows, tiled=True))
-
-
-def _flat(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Returns a mapping of mappings as one mapping with names like "model.dim"."""
-    flat = {}
-    for name, value in settings.items():
-        flat |= _flat(value, f"{prefix}{name}.") if isinstance(value, Mapping) else {prefix + name: value}
-    return flat
