@@ -24,6 +24,7 @@ from support.tiny_model import CONFIG, YAML, assert_same, make_params
 import wroformer_jax
 from wroformer_jax.checkpoints import loading
 from wroformer_jax.checkpoints.torch_weights import to_state_dict
+from wroformer_jax.config.known_checkpoints import KNOWN_CHECKPOINTS
 from wroformer_jax.errors import InputError
 from wroformer_jax.model.roformer import RoFormer
 from wroformer_jax.workdir.checkpoints import TrainingCheckpoints
@@ -85,6 +86,25 @@ def test_kinds_of_config(torch_file, tmp_path, model, kind):
 @pytest.mark.parametrize("kind", [str, Path, Named])
 def test_kinds_of_source(torch_file, model, kind):
     assert wroformer_jax.load(kind(torch_file), config=CONFIG)[0] == model
+
+
+def test_load_from_the_hub(torch_file, model, params, monkeypatch):
+    """A known checkpoint brings its settings, whether it is asked for by its name or by its place."""
+    known = KNOWN_CHECKPOINTS["smule-wsa"]
+    downloaded = []
+
+    def download(repo, file, *, revision):
+        downloaded.append((repo, file, revision))
+        return str(torch_file)
+
+    monkeypatch.setitem(KNOWN_CHECKPOINTS, "smule-wsa", dataclasses.replace(known, config=CONFIG))
+    monkeypatch.setattr(huggingface_hub, "hf_hub_download", download)
+    torch_file.with_suffix(".yaml").unlink()
+    for source in ("smule-wsa", "hf://smulelabs/windowed-roformer/mbr-win10-sink8.ckpt"):
+        loaded_model, loaded = wroformer_jax.load(source)
+        assert loaded_model == model
+        assert_same(params, loaded)
+    assert downloaded == [("smulelabs/windowed-roformer", "mbr-win10-sink8.ckpt", None)] * 2
 
 
 def test_half_precision_weights_are_saved_in_float32(tmp_path, params):

@@ -1,5 +1,6 @@
 """`wroformer prepare` as people call it: what it says, writes and returns."""
 
+import itertools
 import os
 import re
 import signal
@@ -164,6 +165,14 @@ def test_a_bad_option(tmp_path, capsys, arguments):
 def test_what_is_offered_is_what_there_is():
     assert command.LAYOUTS == find_stems.LAYOUTS
     assert command.ENCODINGS == segments.ENCODINGS
+
+
+def test_progress_in_a_log(tmp_path, data, capsys, monkeypatch):
+    monkeypatch.setattr("time.perf_counter", itertools.count(step=60).__next__)  # a minute between two looks at it
+    assert prepare(data, *usual(tmp_path)) == 0
+    lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("writing: ")]
+    assert len(lines) > 1
+    assert re.fullmatch(r"writing: 100%, 0\.04 of 0\.04 h of audio, \d+x real time, about 0 min left", lines[-1])
 
 
 def test_progress_on_a_terminal(tmp_path, data, capsys, monkeypatch):

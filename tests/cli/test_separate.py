@@ -3,11 +3,13 @@
 import dataclasses
 import io
 import os
+import subprocess
 import sys
 
 import numpy as np
 import pytest
 import soundfile
+from support.helpers import of_a_program
 from support.separation_models import GainModel, limited_file_size, noise, tiny_real_model
 
 import wroformer_jax
@@ -445,14 +447,21 @@ def test_version(capsys):
     assert capsys.readouterr().out == f"wroformer {wroformer_jax.__version__}\n"
 
 
-def test_from_a_saved_model_to_files(tmp_path, monkeypatch):
+@pytest.mark.parametrize("own_process", [False, pytest.param(True, marks=pytest.mark.slow)])
+def test_from_a_saved_model_to_files(tmp_path, monkeypatch, own_process):
     """Nothing stands in here: a real model is saved, and loaded by the command."""
     monkeypatch.chdir(tmp_path)
     model, params = tiny_real_model()
     wroformer_jax.save(tmp_path / "model", model, params)
     mixture = make_song(tmp_path / "song.wav", samples=20_001, sample_rate=8000)
     command = ["separate", "song.wav", "--checkpoint", "model", "--output", "out"]
-    assert app.main([*command, "--format", "wav32f", "--chunk-seconds", "1"]) == 0
+    options = ["--format", "wav32f", "--chunk-seconds", "1"]
+    if own_process:
+        program = [sys.executable, "-m", "wroformer_jax.cli"]
+        done = subprocess.run([*program, *command, *options], env=of_a_program(), capture_output=True, check=False)
+        assert done.returncode == 0, done.stderr
+    else:
+        assert app.main([*command, *options]) == 0
     expected = wroformer_jax.separate(model, params, mixture, sample_rate=8000, chunk_seconds=1.0)
     for name, stem in expected.items():
         np.testing.assert_allclose(read(tmp_path / "out" / "song" / f"{name}.wav"), stem, atol=1e-6)

@@ -24,6 +24,12 @@ def test_there_are_the_three():
     assert {"finetune_wsa", "quickstart", "train_full"} <= set(NAMES)
 
 
+def test_quickstart_is_a_windowed_sink_model_for_stereo_at_44100():
+    model = config_of("quickstart").model
+    assert (model.time_mixer, model.window, model.num_sinks) == ("windowed_sink", 10, 8)
+    assert (model.sample_rate, model.channels, model.stems) == (44100, 2, ("vocals",))
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_is_a_run_that_could_start(name):
     config = config_of(name)

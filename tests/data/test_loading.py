@@ -231,12 +231,13 @@ def test_damage_is_reported_each_time(tmp_path, workers):
         content[position] ^= 0xFF
     shard.write_bytes(content)
     sentences = []
-    loading = dataclasses.replace(LOADING, targets=("vocals",), workers=workers)
-    with batches(record_set, "train", loading) as loader:
-        for _ in range(2):  # the next call fails, too
-            with pytest.raises(InputError) as error:
-                next(loader)
-            sentences.append(str(error.value))
+    for number in {0, workers}:  # workers say the same as a process that loads by itself
+        loading = dataclasses.replace(LOADING, targets=("vocals",), workers=number)
+        with batches(record_set, "train", loading) as loader:
+            for _ in range(2):  # the next call fails, too
+                with pytest.raises(InputError) as error:
+                    next(loader)
+                sentences.append(str(error.value))
     assert len(set(sentences)) == 1
     assert f"{shard.name} cannot be read at segment" in sentences[0]
 

@@ -60,6 +60,12 @@ def test_paths_of_both_kinds(tmp_path):
         buckets.place("s3://bucket")
 
 
+def test_without_gcsfs():
+    sentence = "gs://bucket/a is in a bucket, which needs gcsfs: pip install"
+    with pytest.raises(InputError, match=sentence), buckets.access("gs://bucket/a"):
+        raise ImportError("No module named 'gcsfs'")
+
+
 def test_folders_are_deleted_whole(storage, tmp_path):
     (tmp_path / "a" / "b").mkdir(parents=True)
     buckets.remove_tree(tmp_path / "a")

@@ -95,6 +95,15 @@ def test_every_stage_equals_pytorch(windowed):
     assert relative_error(block0, expected["block0"]) < 5e-5
 
 
+@pytest.mark.slow
+def test_masks_alone_equal_pytorch(windowed):
+    reference, model, params = windowed
+    audio = music(np.random.default_rng(4), 1, 2, SAMPLES)
+    real, imag = jax.jit(lambda v, a: model.apply(v, a, method="masks"))({"params": params}, audio)
+    expected = reference.stages(torch.tensor(audio))["mask"]
+    assert relative_error((real + 1j * imag).swapaxes(-1, -2), expected) < 5e-5
+
+
 def test_silence_gives_silence_and_finite_gradients(windowed):
     _, model, params = windowed
     silence = jnp.zeros((1, 2, SAMPLES))

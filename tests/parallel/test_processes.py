@@ -186,11 +186,21 @@ def test_several_hosts_are_seen_in_the_environment(monkeypatch, environment):
     assert next(joined) == 1
 
 
+@pytest.fixture
+def tpu_host(monkeypatch):
+    """This machine seems to have a TPU, and no variable says whether it is part of a pod."""
+    monkeypatch.setattr("glob.glob", lambda _: ["/dev/accel0"])
+    monkeypatch.setattr("importlib.util.find_spec", lambda _: object())
+    monkeypatch.setenv("JAX_PLATFORMS", "tpu")
+    for name in ("TPU_SKIP_MDS_QUERY", "TPU_WORKER_HOSTNAMES", "TPU_PROCESS_ADDRESSES"):
+        monkeypatch.delenv(name, raising=False)
+
+
+@pytest.mark.usefixtures("tpu_host")
 def test_a_tpu_of_which_nobody_says_that_it_is_part_of_a_pod_is_a_single_host(monkeypatch):
     def find_none(*_):
         raise ValueError("coordinator_address should be defined.")
 
-    monkeypatch.setattr(hosts, "asks_metadata_server", lambda: True)
     monkeypatch.setattr(jax.distributed, "initialize", find_none)
     monkeypatch.setattr(jax.config, "update", lambda *_: None)
     hosts.connect()
@@ -222,11 +232,8 @@ def test_a_workdir_that_is_not_shared_is_refused(tmp_path, monkeypatch):
         check_shared(tmp_path)
 
 
+@pytest.mark.usefixtures("tpu_host")
 def test_what_platform_is_asked_for(monkeypatch):
-    monkeypatch.setattr(hosts.glob, "glob", lambda _: ["/dev/accel0"])
-    monkeypatch.setattr(hosts.importlib.util, "find_spec", lambda _: object())
-    for name in ("TPU_SKIP_MDS_QUERY", "TPU_WORKER_HOSTNAMES", "TPU_PROCESS_ADDRESSES"):
-        monkeypatch.delenv(name, raising=False)
     for platforms, asks in (("", True), ("tpu", True), ("tpu,cpu", True), ("cpu", False)):
         monkeypatch.setenv("JAX_PLATFORMS", platforms)
         assert hosts.asks_metadata_server() == asks

@@ -13,8 +13,9 @@ from support.helpers import of_a_program
 from support.tiny_training import tiny_run
 from support.tpus import needs_libtpu
 
+from wroformer_jax.errors import InputError
 from wroformer_jax.planning.compiler_memory import CompilationError, layout, read_layout
-from wroformer_jax.planning.plans import DoesNotFit, refusal
+from wroformer_jax.planning.plans import DoesNotFit, plan, refusal, settle
 from wroformer_jax.planning.topology import Target, find_topology
 
 REPORT = """Memory Space: default (color=0)
@@ -111,5 +112,9 @@ def test_a_refusal_is_told_with_its_size():
 
 @pytest.mark.slow
 def test_a_process_that_ends_without_a_report_is_an_error():
+    config = tiny_run(batch_size=1, seconds=1.0, synthetic={"song_seconds": 8.0})
     with pytest.raises(CompilationError, match="there is no topology 'v5e:3x3'"):
-        layout(tiny_run(batch_size=1, seconds=1.0, synthetic={"song_seconds": 8.0}), "v5e:3x3", inference=True)
+        layout(config, "v5e:3x3", inference=True)
+    target = Target("v5e:3x3", jax.devices(), 1, is_topology=True)
+    with pytest.raises(InputError, match=r"^v5e:3x3: the program cannot be compiled: .*there is no topology 'v5e:3x3'"):
+        plan(*settle(config, target), target, inference=True)

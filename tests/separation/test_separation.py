@@ -2,6 +2,7 @@
 
 import dataclasses
 import itertools
+import re
 import sys
 
 import jax
@@ -247,6 +248,15 @@ def test_progress_is_shown_and_changes_nothing(capsys, monkeypatch, on_terminal)
     assert ("separate: 100%|" in shown) == ("x real time" in shown) == on_terminal  # a bar would be noise in a log
     assert real_time_factor(24.6, 2.0) == "12.3x real time"
     assert list(with_progress([], samples=1, sample_rate=1, label="none")) == []
+
+
+def test_a_log_gets_lines_of_progress(capsys, monkeypatch):
+    monkeypatch.setattr("time.perf_counter", itertools.count(step=60).__next__)  # a minute between two looks at it
+    model = GainModel()
+    separate(model, model.params(), noise(2, 3000), sample_rate=RATE, chunk_seconds=0.25, progress=True)
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) > 1
+    assert re.fullmatch(r"separate: 100%, \d+\.\dx real time, about 0 min left", lines[-1])
 
 
 def test_chunks_are_whole_hops():

@@ -16,7 +16,6 @@ from support.tiny_model import CONFIG, FULL, assert_same, fail_halfway, files_in
 
 from wroformer_jax.checkpoints.model_dir import load_model
 from wroformer_jax.errors import InputError
-from wroformer_jax.io import files
 from wroformer_jax.workdir.checkpoints import TrainingCheckpoints
 
 
@@ -156,7 +155,7 @@ def test_a_disk_that_fills_up_while_saving_ends_no_training(tmp_path, params, mo
 
 def test_a_disk_without_room_is_noticed_before_saving(tmp_path, params, monkeypatch, caplog):
     with TrainingCheckpoints(tmp_path, CONFIG) as checkpoints:
-        monkeypatch.setattr(files.shutil, "disk_usage", lambda _: SimpleNamespace(free=1000))
+        monkeypatch.setattr("shutil.disk_usage", lambda _: SimpleNamespace(free=1000))
         checkpoints.save(1, params, training_state(params, 1))
         assert os.listdir(tmp_path / "checkpoints") == []
         assert "the disk is full" in caplog.text
