@@ -379,14 +379,14 @@ def test_no_command(capsys):
 def test_an_interruption_leaves_nothing_half_written(tmp_path, model, capsys, monkeypatch):
     make_song(tmp_path / "a.wav")
     make_song(tmp_path / "b.wav", samples=5000)
-    original = audio_writer.SongWriter.write
+    original = soundfile.SoundFile.write
 
-    def interrupt(writer, stems):
-        original(writer, stems)
+    def interrupt(file, samples):
+        original(file, samples)
         if (tmp_path / "out" / "b").exists():
             raise KeyboardInterrupt
 
-    monkeypatch.setattr(audio_writer.SongWriter, "write", interrupt)
+    monkeypatch.setattr(soundfile.SoundFile, "write", interrupt)
     assert separate(tmp_path, tmp_path / "a.wav", tmp_path / "b.wav") == 130
     assert written(tmp_path) == ["a/instrumental.wav", "a/vocals.wav"]
     assert not (tmp_path / "out" / "b").exists()

@@ -210,7 +210,8 @@ def test_it_can_be_pickled(directory, audio):
 
 
 def _read_in_child(record_set, queue):
-    queue.put(record_set.read(record_set.songs("train")[2], "vocals", 0, 3999))
+    first = record_set.songs("train")[0]
+    queue.put(record_set.read(first, "vocals", 0, first.stems["vocals"].samples))
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
@@ -237,9 +238,9 @@ def test_a_forked_process_opens_its_own_files(directory, audio, monkeypatch):
     context = multiprocessing.get_context("fork")
     queue = context.Queue()
     child = context.Process(target=_read_in_child, args=(record_set, queue), daemon=True)
-    child.start()
+    child.start()  # which has to open the file that is being closed
     forked.set()
-    np.testing.assert_array_equal(queue.get(timeout=20), audio["third"]["vocals"])
+    np.testing.assert_array_equal(queue.get(timeout=20), audio[first.name]["vocals"])
     child.join()
     thread.join()
 
