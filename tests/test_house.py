@@ -88,6 +88,12 @@ def test_modules_say_what_they_are_for(module):
     assert ast.get_docstring(TREES[module])
 
 
+@pytest.mark.parametrize("module", [name for name in TREES if name != "wroformer_jax.model.stft"])  # as torch.stft
+def test_no_module_has_the_name_of_a_function_in_it(module):
+    functions = {node.name for node in TREES[module].body if isinstance(node, ast.FunctionDef)}
+    assert module.rpartition(".")[2] not in functions
+
+
 def test_the_page_has_the_same_table():
     """docs/architecture.md shows who may import whom: names, "nothing", "all above", or "all above but ..."."""
     page = (PACKAGE.parent / "docs" / "architecture.md").read_text()

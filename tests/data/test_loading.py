@@ -264,13 +264,13 @@ def test_a_state_of_something_else(record_set, tmp_path):
         resume(record_set, batch_size=8)
     with pytest.raises(InputError, match=r"had augmentation.gain_range = \[0.5, 1.5\], not \[1, 2\]: set it back"):
         resume(record_set, augmentation=Augmentation(gain_range=[1, 2]))
-    with pytest.raises(InputError, match="are of another set than"):
+    with pytest.raises(InputError, match="belong to another set than"):
         resume(make_set(tmp_path, {"a": {"vocals": noise(0, 1), "bass": noise(1, 1)}}))
     for number in (None, -1, "3"):
         with pytest.raises(InputError, match=f"begin at number {number!r}, expected a whole number"):
             batches(record_set, "train", LOADING).set_state({**state, "batch": number})
     state = {"next_index": 7}
-    with pytest.raises(InputError, match="are of another set than"):
+    with pytest.raises(InputError, match="belong to another set than"):
         resume(record_set)
 
 

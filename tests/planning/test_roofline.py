@@ -6,7 +6,7 @@ import pytest
 
 from wroformer_jax.config.model import ModelConfig
 from wroformer_jax.model.flops import forward_flops, num_frames
-from wroformer_jax.parallel.hardware import Hardware, hardware
+from wroformer_jax.parallel.hardware import Hardware, known_hardware
 from wroformer_jax.planning.roofline import Work, activation_bytes, estimate_times, forward_work, training_passes
 
 DEVICE = Hardware(bfloat16=100.0, float32=10.0, hbm=1e9, hbm_bandwidth=50.0, links=20.0)
@@ -71,8 +71,8 @@ def test_memory_traffic_is_linear_in_the_length():
 
 
 def test_devices_by_their_names():
-    assert hardware("cpu") is None
-    v5e = hardware("TPU v5 lite")
+    assert known_hardware("cpu") is None
+    v5e = known_hardware("TPU v5 lite")
     assert (v5e.bfloat16, v5e.hbm, v5e.hbm_bandwidth, v5e.links) == (197e12, 16 * 2**30, 819e9, 200e9)
-    assert hardware("TPU7x").bfloat16 == 2307e12 / 2  # a chip is two devices
-    assert hardware("NVIDIA H200").hbm == 141e9
+    assert known_hardware("TPU7x").bfloat16 == 2307e12 / 2  # a chip is two devices
+    assert known_hardware("NVIDIA H200").hbm == 141e9

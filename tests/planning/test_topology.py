@@ -8,7 +8,7 @@ import pytest
 from support.tpus import libtpu_environment, needs_libtpu  # noqa: F401
 
 from wroformer_jax.errors import InputError
-from wroformer_jax.parallel.hardware import hardware
+from wroformer_jax.parallel.hardware import known_hardware
 from wroformer_jax.planning.topology import TOPOLOGIES, find_topology, known_topologies, local_devices, out_of_memory
 
 
@@ -69,9 +69,9 @@ def test_refusals_of_xla(message, numbers):
 def test_slices_with_their_memory(name, devices, gib):
     target = find_topology(name)
     assert len(target.devices) == devices
-    assert hardware(target.devices[0].device_kind) is not None
+    assert known_hardware(target.devices[0].device_kind) is not None
     assert target.memory / 2**30 == pytest.approx(gib, abs=1)
-    assert target.memory <= 1.1 * hardware(target.devices[0].device_kind).hbm
+    assert target.memory <= 1.1 * known_hardware(target.devices[0].device_kind).hbm
 
 
 @needs_libtpu
@@ -80,4 +80,4 @@ def test_slices_with_their_memory(name, devices, gib):
 def test_every_generation_is_known_to_libtpu(generation):
     kinds = {find_topology(f"{generation}:{shape}").devices[0].device_kind for shape in TOPOLOGIES[generation][:5]}
     assert len(kinds) == 1
-    assert hardware(*kinds)
+    assert known_hardware(*kinds)

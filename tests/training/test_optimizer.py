@@ -93,7 +93,7 @@ def test_a_constant_rate_stays():
     ("fields", "sentence"),
     [
         ({"freeze": ("block/",)}, "freeze has 'block/', which matches no parameter; names look like"),
-        ({"freeze": ("(",)}, r"freeze has '\(', which is no regular expression"),
+        ({"freeze": ("(",)}, r"freeze has '\(', which is not a regular expression"),
         ({"freeze": (".*",)}, r"freeze is \.\*, which leaves nothing to train"),
         ({"learning_rate_scales": (("sinks", 2.0),)}, "learning_rate_scales has 'sinks', which matches no parameter"),
     ],

@@ -108,7 +108,7 @@ def public_yaml(config: ModelConfig) -> str:
         "stereo": config.channels == 2,
         "num_stems": config.num_stems,
         "dim_freqs_in": config.num_bins,
-        # The code of Mel-Band RoFormers builds one Linear layer more than this says, that of BS-RoFormers as many.
+        # The code of Mel-Band RoFormers builds one Linear layer more, that of BS-RoFormers exactly as many.
         "mask_estimator_depth": config.mask_layers - 1 if mel else config.mask_layers,
     }
     training = {

@@ -1,4 +1,4 @@
-"""`wroformer plan`: the memory, communication and time that a run takes of devices that need not be there."""
+"""`wroformer plan`: the memory, communication and time that a run takes, on devices that need not exist."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 _HELP = """
 Nothing is run, and no checkpoint or data is read. XLA compiles the program; it knows the memory of each device and
 refuses what does not fit. At the published size that takes half a minute; --seconds max compiles about four times.
-TPUs need not be there, but libtpu must be installed: it compiles for all of them on a CPU.
+No TPU is needed, but libtpu must be installed: it compiles for every TPU on a CPU.
 
 Memory and bytes sent are XLA's numbers for this very program. FLOPs are counted from the settings. The time of a step
 is an estimate from data sheets, never measured.
@@ -36,7 +36,7 @@ def add_to(commands: Any) -> None:
     """Adds the command to the parser's."""
     plan = commands.add_parser(
         "plan",
-        help="say what a training run takes of a TPU slice, without one",
+        help="show what a training run needs of a TPU slice, without having one",
         description="Compiles the training step (or the forward pass) of a config for a TPU slice or for this\n"
         "machine's devices, and says what it takes: memory, communication, FLOPs, and the shortest time of a step.",
         epilog=_HELP,
@@ -106,7 +106,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _check_json(path: Path) -> None:
-    """Refuses a place that cannot be written to, before minutes are spent."""
+    """Refuses a file that cannot be written, before compiling takes minutes."""
     if path.is_dir() or not path.parent.is_dir():
         reason = f"{path} is a folder" if path.is_dir() else f"{path.parent} is not a folder"
         raise InputError(f"--json {path} cannot be written: {reason}")

@@ -130,7 +130,7 @@ def _communication(found: Plan, *, verbose: bool) -> str:
             named.append((one.kind, f"{one.executions:,}", _mib(one.size), str(one.group), _where(one.source)))
         text += f"\n\n{aligned(named, last_left=True)}"
     if not all(one.is_exact for one in found.collectives):
-        text += "\nsome are in loops whose number of turns the compiler does not tell: they are counted once"
+        text += "\nsome are in loops whose number of turns the compiler does not report: they are counted once"
     return text
 
 
@@ -169,7 +169,7 @@ def _time(estimate: Roofline | None, device_kind: str) -> str:
         (
             "compute",
             _ms(estimate.compute_seconds),
-            f"{_tera(estimate.flops)} TFLOP a device, padding and what is computed again included, at its peak",
+            f"{_tera(estimate.flops)} TFLOP per device at its peak, with padding and recomputation",
         ),
         (
             "memory",

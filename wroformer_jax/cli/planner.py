@@ -128,7 +128,7 @@ class Planner:
         )
 
     def _remedies(self) -> str:
-        """Names settings that take less memory on the same devices, if the config has not got them, and the mesh."""
+        """Suggests settings that save memory on the same devices, unless the config has them, and a larger mesh."""
         model = self.config.model
         settings = []
         if not model.places_at_once and model.remat != "dots":

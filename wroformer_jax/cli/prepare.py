@@ -62,7 +62,10 @@ def add_to(commands: Any) -> None:
     synthetic.add_argument("--seconds", type=seconds, metavar="N", help="length of a song (default: 30)")
     synthetic.add_argument("--seed", type=whole_number, metavar="N", help="each seed gives other songs (default: 0)")
     synthetic.add_argument(
-        "--test-songs", type=whole_number, metavar="N", help="number of them for testing (default: one in ten)"
+        "--test-songs",
+        type=whole_number,
+        metavar="N",
+        help="number of these songs to keep for testing (default: one in ten)",
     )
     add_verbose(prepare)
 

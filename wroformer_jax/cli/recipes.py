@@ -13,7 +13,7 @@ from wroformer_jax.errors import InputError, suggestion
 _PACKAGE = Path(__file__).parents[1]
 
 
-def recipes() -> dict[str, Path]:
+def recipe_files() -> dict[str, Path]:
     """Returns the file of each recipe by its name."""
     installed = _PACKAGE / "recipes"
     folder = installed if installed.is_dir() else _PACKAGE.parent / "configs"
@@ -24,13 +24,13 @@ def config_file(text: str) -> Path:
     """Returns the file that `--config` means: a path, or the name of a recipe.
 
     Args:
-      text: a name if it has no suffix and no folder; a file of that name in the current folder is used if no recipe is
-        called so.
+      text: a path, or a name without suffix and folder. A recipe of that name goes before a file of that name in the
+        current folder.
 
     Raises:
-      InputError: no recipe is called so. Whether a path exists is not checked.
+      InputError: there is no recipe of that name. A path is not checked.
     """
-    path, known = Path(text), recipes()
+    path, known = Path(text), recipe_files()
     if text in known:
         return known[text]
     if path.suffix or path.name != text or path.exists():

@@ -1,4 +1,4 @@
-"""`wroformer train`, and train.py in a clone: trains a model, or goes on with a run that was interrupted.
+"""`wroformer train`, and train.py in a clone: trains a model, or continues an interrupted run.
 
 The options are absl's flags, because `--config.FIELD=VALUE` is a flag of ml_collections, which knows the fields only
 once it has read the config. Both are imported when they are needed.
@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 
 from wroformer_jax.cli.output import EXIT_INTERRUPTED, EXIT_OK, EXIT_TERMINATED, EXIT_UNUSABLE, say
 from wroformer_jax.cli.parser import ArgumentParser
-from wroformer_jax.cli.recipes import config_file, recipes
+from wroformer_jax.cli.recipes import config_file, recipe_files
 from wroformer_jax.errors import InputError
 
 _HELP = """
@@ -43,7 +43,7 @@ class Option(NamedTuple):
 
 OPTIONS = {
     "config": Option(str, "NAME|FILE.py", "a recipe of the package or a file like one"),
-    "workdir": Option(str, "DIR", "folder for checkpoints, curves and logs, made if need be; or gs://BUCKET/RUN"),
+    "workdir": Option(str, "DIR", "folder for checkpoints, curves and logs, created if missing; or gs://BUCKET/RUN"),
     "coordinator": Option(str, "HOST:PORT", "address of the first of several processes"),
     "num_processes": Option(int, "N", "number of processes, usually one per host"),
     "process_id": Option(int, "I", "number of this process, from 0"),
@@ -92,7 +92,7 @@ def _help(program: str) -> dict[str, Any]:
     """Returns the settings of argparse that describe the command."""
     return {
         "description": "Trains a model by a recipe, or goes on with a run that was interrupted.",
-        "epilog": f"Recipes: {', '.join(recipes())}\n{_HELP}",
+        "epilog": f"Recipes: {', '.join(recipe_files())}\n{_HELP}",
         "usage": f"{program} --config NAME|FILE.py --workdir DIR [--config.FIELD=VALUE ...] [options]",
         "formatter_class": argparse.RawDescriptionHelpFormatter,
     }

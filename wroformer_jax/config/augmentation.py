@@ -13,11 +13,11 @@ from wroformer_jax.errors import InputError
 
 @dataclasses.dataclass(frozen=True)
 class Augmentation:
-    """How often, and how much, the stems of training examples are changed. A probability of 0 switches a change off.
+    """How often and how much the stems of training examples are changed. A probability of 0 switches a change off.
 
-    Each stem of each example is drawn on its own. The defaults are the public ones for this kind of model, those of
-    the configs and docs/augmentations.md of ZFTurbo/Music-Source-Separation-Training (MSST below; its names are in
-    brackets). The order is theirs, too: a stem is flipped, then mixed up, then scaled.
+    The changes of each stem of each example are drawn independently. The defaults are the public ones for this kind of
+    model, from the configs and docs/augmentations.md of ZFTurbo/Music-Source-Separation-Training (MSST below; its names
+    are in brackets). The order is theirs, too: a stem is flipped, then mixed up, then scaled.
 
     Raises:
       InputError: a field is not a probability, or not a range of factors.

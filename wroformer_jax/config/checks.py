@@ -69,10 +69,10 @@ def check_text(name: str, value: Any, expected: str) -> None:
 
 
 def checked_tuple(name: str, value: Any, items: str) -> tuple[Any, ...]:
-    """The values of a list as a tuple, with lists in it as tuples: JSON has lists, a hashable config needs tuples.
+    """Returns a list as a tuple, and lists in it as tuples: JSON has lists, a hashable config needs tuples.
 
     Raises:
-      InputError: it is no list; `items` says what the list should hold.
+      InputError: `value` is not a list; the message says that it should hold `items`.
     """
     if not isinstance(value, list | tuple):
         raise InputError(f"{name} is {value!r}, expected a list of {items}")
@@ -99,7 +99,7 @@ def is_number(value: Any) -> bool:
 
 
 def to_dict(settings: Any) -> dict[str, Any]:
-    """The fields of a dataclass as plain JSON types, dataclasses in it as dicts."""
+    """Returns the fields of a dataclass as plain JSON types; nested dataclasses become dicts."""
     return {field.name: _plain(getattr(settings, field.name)) for field in dataclasses.fields(settings)}
 
 
@@ -124,7 +124,7 @@ def from_dict(cls: Callable[..., Settings], fields: Mapping[str, Any], *, what: 
             if not isinstance(value, Mapping):
                 first = dataclasses.fields(kind)[0].name
                 raise InputError(f"{prefix}{name} is {value!r}, expected its fields, such as {prefix}{name}.{first}")
-            own_from_dict = getattr(kind, "from_dict", None)  # where it has former names or the like to know
+            own_from_dict = getattr(kind, "from_dict", None)  # some classes also know former names
             value = (
                 own_from_dict(value) if own_from_dict else from_dict(kind, value, what=what, prefix=f"{prefix}{name}.")
             )
@@ -135,7 +135,7 @@ def from_dict(cls: Callable[..., Settings], fields: Mapping[str, Any], *, what: 
 
 
 def merged(fields: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
-    """The fields with the values of `changes` in their place; mappings in both are merged likewise."""
+    """Returns the fields with the values of `changes` in their place; nested mappings are merged in the same way."""
     both = dict(fields)
     for name, value in changes.items():
         if isinstance(value, Mapping) and isinstance(both.get(name), Mapping):
@@ -145,7 +145,7 @@ def merged(fields: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, A
 
 
 def flattened(fields: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """The fields with those of mappings in them beside the others, under names such as "augmentation.remix"."""
+    """Returns nested fields as one flat mapping, under names such as "augmentation.remix"."""
     flat = {}
     for name, value in fields.items():
         flat |= flattened(value, f"{prefix}{name}.") if isinstance(value, Mapping) else {prefix + name: value}

@@ -1,4 +1,4 @@
-"""Names that fields of a training run had before they were put into groups, so that older runs and files still load."""
+"""Former names of the fields of a training run, from before they had groups: older runs and files still load."""
 
 from __future__ import annotations
 
@@ -40,10 +40,10 @@ FORMER_NAMES = {
 
 
 def with_current_names(fields: Mapping[str, Any]) -> dict[str, Any]:
-    """The fields of a `TrainingConfig` with those of former names in their groups.
+    """Moves fields of a `TrainingConfig` that have former names into their groups.
 
-    Where a field is given by both names, the value of the former name counts: a file of older style that starts from
-    today's defaults has both.
+    If a field is given under both names, the value under the former name counts: a file in the older style that
+    starts from today's defaults has both.
     """
     current = {name: value for name, value in fields.items() if name not in FORMER_NAMES}
     for former, (group, name) in FORMER_NAMES.items():
@@ -59,7 +59,7 @@ def with_current_names(fields: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def with_current_options(arguments: Sequence[str]) -> list[str]:
-    """The arguments of a command line, where --config.FORMER_NAME becomes --config.GROUP.NAME."""
+    """Returns the arguments of a command line with --config.GROUP.NAME in place of --config.FORMER_NAME."""
 
     def renamed(option: re.Match[str]) -> str:
         group, name = FORMER_NAMES.get(option[2], ("", option[2]))
@@ -73,7 +73,7 @@ def with_current_options(arguments: Sequence[str]) -> list[str]:
 
 
 def nearest_field(name: str, fields: Mapping[str, Any]) -> str | None:
-    """The field that is meant by an unknown name, with the names of its groups; None if none is near.
+    """Returns the field, with its group, whose name is closest to an unknown name; None if none is close.
 
     Args:
       name: without the names of groups.
@@ -85,7 +85,7 @@ def nearest_field(name: str, fields: Mapping[str, Any]) -> str | None:
 
 
 def _leaves(fields: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
-    """Names of fields to their names with those of their groups; where two share a name, the outer one counts."""
+    """Maps each field's name to its name with its groups; if two fields share a name, the outer one counts."""
     names = {}
     for name, value in fields.items():
         if isinstance(value, Mapping):

@@ -34,7 +34,7 @@ class LoadingConfig:
 class SyntheticConfig:
     """The songs that are synthesised in the workdir where `data` names no set."""
 
-    train_songs: int = 64  # number of songs to train on; `validation.songs` says how many to validate on
+    train_songs: int = 64  # number of songs to train on; `validation.songs` more are for validation
     song_seconds: float = 30.0  # length of each
 
     def __post_init__(self) -> None:
@@ -78,9 +78,9 @@ class LossConfig:
 class OptimizerConfig:
     """AdamW, its schedule, and which parameters it moves."""
 
-    learning_rate: float = 2e-4  # the highest one
+    learning_rate: float = 2e-4  # the peak
     schedule: str = "cosine"  # "cosine" falls to zero at the last step; "constant" suits a run whose end is open
-    warmup: float = 0.02  # share of the steps in which the learning rate rises to its highest, 0 to 1
+    warmup: float = 0.02  # share of the steps in which the learning rate rises to its peak, 0 to 1
     b1: float = 0.9  # AdamW beta 1: decay per step of the mean of gradients
     b2: float = 0.99  # AdamW beta 2: decay per step of the mean of squared gradients
     weight_decay: float = 0.01  # AdamW weight decay, of matrices only; multiplied by the learning rate
@@ -90,7 +90,7 @@ class OptimizerConfig:
     learning_rate_scales: tuple[
         tuple[str, float], ...
     ] = ()  # (regular expression, factor) pairs; the last match counts
-    accumulate: int = 1  # parts that a batch is worked on in, one after the other, to save memory
+    accumulate: int = 1  # parts into which a batch is cut and that run one after the other, to save memory
     max_skipped: int = 10  # steps in a row with a loss or gradient that is not finite, after which the run ends
 
     def __post_init__(self) -> None:
@@ -134,7 +134,7 @@ class ValidationConfig:
 class CheckpointsConfig:
     """When the state of a run is saved."""
 
-    every: int = 500  # steps; a multiple of `logging.every`; at most so many are lost in a crash
+    every: int = 500  # steps, a multiple of `logging.every`; a crash loses at most that many
     keep: int = 3  # the newest checkpoints that are kept, beside the best one
 
     def __post_init__(self) -> None:

@@ -45,8 +45,8 @@ class ModelConfig:
     stft_win_length: int = 2048  # samples
     dim: int = 384  # width of the residual stream
     depth: int = 6  # blocks; a block is a time transformer and a frequency transformer
-    time_transformer_depth: int = 1  # layers a time transformer
-    freq_transformer_depth: int = 1  # layers a frequency transformer
+    time_transformer_depth: int = 1  # layers per time transformer
+    freq_transformer_depth: int = 1  # layers per frequency transformer
     heads: int = 8
     dim_head: int = 64
     dim_feed_forward: int = 1536  # hidden width of the feed-forward layers
@@ -115,7 +115,7 @@ class ModelConfig:
             )
         if self.places_at_once and self.remat == "dots":
             raise InputError(
-                "places_at_once computes products again, which remat 'dots' is to keep: set one of them only"
+                "places_at_once computes products again, but remat 'dots' keeps them: set only one of the two"
             )
 
     def _check_stft(self) -> None:

@@ -1,4 +1,4 @@
-"""What a recipe starts from: the settings of a training run at their defaults, to be changed."""
+"""The starting point of every recipe: all settings of a training run at their defaults."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from wroformer_jax.config.training import TrainingConfig
 
 
 def default_config() -> Any:
-    """All fields of a `TrainingConfig` at their defaults, for `get_config` of a file in configs/ to change.
+    """Returns all fields of a `TrainingConfig` at their defaults, for a recipe's `get_config` to change.
 
     Returns:
       A locked `ml_collections.ConfigDict`: a field that does not exist is refused where it is set, in the file or on

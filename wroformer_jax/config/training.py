@@ -155,7 +155,7 @@ class TrainingConfig:
         return round(self.seconds * self.model.sample_rate) // hop * hop
 
     def with_changes(self, **fields: Any) -> TrainingConfig:
-        """The same settings with other values; of a group, a mapping of the fields that change will do.
+        """Returns the same settings with other values; a group takes a mapping of only the fields that change.
 
         Raises:
           InputError: as for `from_dict`.
@@ -168,7 +168,7 @@ class TrainingConfig:
 
     @classmethod
     def from_dict(cls, fields: Mapping[str, Any]) -> TrainingConfig:
-        """Builds a config from plain values, each group a mapping of its own fields; former names are known, too.
+        """Builds a config from plain values; each group is a mapping of its fields. Former names are accepted, too.
 
         Raises:
           InputError: a field is unknown (the nearest known name is suggested) or has an impossible value.
@@ -186,7 +186,7 @@ _NAMES = [one.name for one in dataclasses.fields(TrainingConfig)]
 
 
 def unknown_field(name: str) -> str:
-    """The sentence that says that a run has no field of this name, and which one may be meant."""
+    """Returns a sentence that a run has no field of this name, with the field that may be meant."""
     nearest = nearest_field(name, TrainingConfig().to_dict())
     if nearest == name:
         return f"the config has no field {name!r}: files that start from default_config() have it"

@@ -212,7 +212,7 @@ class Batches:
         expected, found = flattened(self._identity), flattened(state)
         if found.get("set") != expected["set"]:
             raise InputError(
-                f"the batches to resume are of another set than {self._path}, or it was prepared anew since: give "
+                f"the batches to resume belong to another set than {self._path}, or it was prepared anew since: give "
                 "that set, or start a new run"
             )
         for name, value in expected.items():

@@ -1,7 +1,8 @@
 """Reads the length that the headers of audio files promise, so that a truncated recording is noticed.
 
-libsndfile silently shortens a truncated wav, ogg or mp3, and an mp3 whose length it has to guess; whoever separates
-half a song should be told. FLAC needs no code here: libsndfile itself fails when the end of such a file is missing.
+libsndfile silently shortens a truncated wav, ogg or mp3, and an mp3 whose length it has to guess; nobody should
+separate half a song without noticing. FLAC needs no code here: libsndfile itself fails when the end of such a file is
+missing.
 
 Sources: RIFF and RF64 (EBU Tech 3306), AIFF (Apple, 1989), Ogg pages (RFC 3533, section 6), frame headers of
 MPEG audio (ISO 11172-3 and 13818-3), and the Xing, Info or VBRI index that mp3 encoders put into the first frame.

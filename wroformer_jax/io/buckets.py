@@ -69,7 +69,7 @@ def place(path: str | os.PathLike[str]) -> Place:
 def access(path: str | os.PathLike[str]) -> Iterator[None]:
     """Turns every error that prevents the use of `path` into an InputError, except that nothing exists there.
 
-    Put only calls to the file system or the bucket inside: for a bucket any exception is taken for one of its client's.
+    Put only calls to the file system or the bucket inside: for a bucket, every exception counts as one of its client.
     """
     # gcsfs prints a traceback for each refusal; our error already says the reason.
     logging.getLogger("gcsfs").setLevel(logging.CRITICAL)

@@ -57,7 +57,7 @@ class BandLayout:
       bins: the bins of each band, ascending.
       groups: the bands in groups of similar width.
       bin_of_slot: the bin of each slot of all groups, laid end to end, padding included.
-      present: False for those of these slots that are padding.
+      present: for each of these slots, False if it is padding.
       slots_of_bin: the slots that hold a bin. A bin that fewer bands share repeats a slot with weight 0.
       weight: 1 / (number of bands with that bin), or 0 where `slots_of_bin` repeats.
     """

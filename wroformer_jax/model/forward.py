@@ -231,7 +231,7 @@ def _until_last_time_mixer(block: Block, x: Stream, tables: Tables) -> Stream:
 
 
 def _after_last_time_mixer(block: Block, x: Stream, tables: Tables) -> Stream:
-    """The rest of the time transformer, which works on each place alone, and the frequency transformer."""
+    """The rest of the time transformer, which needs no other place, and the frequency transformer."""
     x = x + block.time.feed_forward[-1](x)
     if block.config.band_scheme == "mel":
         x = block.time.norm(x)

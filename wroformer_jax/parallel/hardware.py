@@ -68,7 +68,7 @@ _HARDWARE = {
 }
 
 
-def hardware(device_kind: str) -> Hardware | None:
+def known_hardware(device_kind: str) -> Hardware | None:
     """Returns the figures of a device, or None for an unknown kind (as a CPU).
 
     Args:

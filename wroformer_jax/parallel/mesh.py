@@ -86,7 +86,7 @@ def check_batch(batch_size: int, mesh: Mesh | AbstractMesh, *, accumulate: int =
     parts = num_example_shards(mesh)
     if batch_size % (parts * accumulate):
         said = " x ".join(f"{axis}={mesh.shape[axis]}" for axis in EXAMPLES)
-        passes = f" and accumulate={accumulate}" if accumulate > 1 else ""
+        passes = f" and optimizer.accumulate={accumulate}" if accumulate > 1 else ""
         raise InputError(
             f"batch_size is {batch_size}, which does not divide over the mesh ({said}{passes}): expected a multiple of "
             f"{parts * accumulate}"
@@ -107,7 +107,7 @@ def _filled(sizes: Mapping[str, int], num_devices: int) -> Shape:
         divisors = ", ".join(str(size) for size in range(1, num_devices + 1) if num_devices % size == 0)
         raise InputError(
             f"mesh is {said}, which takes {needed}, but there are {num_devices}: sizes that divide them are {divisors}"
-            f"{'' if -1 in shape or num_devices % known else '; one axis may be -1, the rest of them'}"
+            f"{'' if -1 in shape or num_devices % known else '; one axis may be -1, for all remaining devices'}"
         )
     data, fsdp, seq = shape
     return data, fsdp, seq

@@ -97,8 +97,8 @@ def together(work: Callable[[], T]) -> T:
     """Runs `work` in every process, waits for all, and returns this process's result.
 
     Raises:
-      InputError: `work` failed in any process. Another error than an InputError stays as it is in the process in which
-        it was raised.
+      InputError: `work` failed in any process. A process in which it raised another error than an InputError raises
+        that error unchanged.
     """
     mistake: Exception | None = None
     results: list[T] = []

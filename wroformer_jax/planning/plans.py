@@ -24,7 +24,7 @@ from wroformer_jax.model.layers import Params
 from wroformer_jax.model.params import abstract_params
 from wroformer_jax.model.roformer import RoFormer
 from wroformer_jax.parallel.context_parallel import padded_samples
-from wroformer_jax.parallel.hardware import hardware
+from wroformer_jax.parallel.hardware import known_hardware
 from wroformer_jax.parallel.mesh import check_batch, make_mesh, num_example_shards, num_time_parts
 from wroformer_jax.parallel.sharding import batch_shardings, bytes_per_device, replicated
 from wroformer_jax.planning.compiler_memory import CompilationError, layout
@@ -32,7 +32,7 @@ from wroformer_jax.planning.hlo import Collective, collectives
 from wroformer_jax.planning.roofline import Roofline, Work, estimate_times, forward_work, training_passes
 from wroformer_jax.planning.topology import Target, out_of_memory
 from wroformer_jax.separation.forward import in_pieces
-from wroformer_jax.separation.over_devices import over_devices
+from wroformer_jax.separation.over_devices import spread_forward
 from wroformer_jax.training.state import abstract_batch, abstract_state, model_shardings, state_shardings
 from wroformer_jax.training.step import build_train_step
 from wroformer_jax.training.throughput import step_flops
@@ -215,7 +215,7 @@ def plan(config: TrainingConfig, mesh: Mesh, target: Target, *, inference: bool 
         raise DoesNotFit(memory.peak, target.memory)
     found = tuple(collectives(text))
     device_kind = mesh.devices.flat[0].device_kind
-    figures = hardware(device_kind)
+    figures = known_hardware(device_kind)
     work = _forward_work(config, samples) if inference else _training_work(config, teacher, memory.state, samples)
     forward = forward_flops(config.model, num_frames(config.model, config.crop_samples))
     passes = 1 if inference else 3
@@ -286,7 +286,7 @@ def _training_step(config: TrainingConfig, mesh: Mesh, teacher: ModelConfig | No
 def _forward(config: TrainingConfig, mesh: Mesh) -> Program:
     """Returns the model's forward pass on the mixtures of a batch."""
     params = _abstract_params(RoFormer(config.model), mesh)
-    apply = over_devices(config.model, mesh, config.crop_samples)
+    apply = spread_forward(config.model, mesh, config.crop_samples)
     shape = (config.batch_size, config.model.channels, padded_samples(apply.time, config.crop_samples))
     audio = jax.ShapeDtypeStruct(shape, jnp.float32, sharding=batch_shardings(mesh)["mixture"])
     return Program(apply.function, (params, audio), params, None, shape[-1])

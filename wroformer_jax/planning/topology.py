@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from jax.sharding import SingleDeviceSharding
 
 from wroformer_jax.errors import InputError
-from wroformer_jax.parallel.hardware import hardware
+from wroformer_jax.parallel.hardware import known_hardware
 
 # Defaults for libtpu. It must not query a TPU's metadata server, which takes minutes where there is none, and needs the
 # answers instead. It may run beside other processes that use libtpu, since it only compiles.
@@ -111,7 +111,7 @@ def out_of_memory(error: Exception) -> tuple[int | None, int | None] | None:
 
 def _memory_of_topology(device: Any) -> int | None:
     """Returns the bytes that XLA lets a program use on a device; it names them when it refuses a huge program."""
-    known = hardware(device.device_kind)
+    known = known_hardware(device.device_kind)
     too_large = jax.ShapeDtypeStruct((2**40,), jnp.float32, sharding=SingleDeviceSharding(device))
     try:
         jax.jit(lambda x: x + 1).lower(too_large).compile()

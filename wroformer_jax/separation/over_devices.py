@@ -29,7 +29,7 @@ class OverDevices(NamedTuple):
 
 
 @functools.lru_cache(8)
-def over_devices(config: ModelConfig, mesh: Mesh, samples: int) -> OverDevices:
+def spread_forward(config: ModelConfig, mesh: Mesh, samples: int) -> OverDevices:
     """Returns the forward pass with examples and time spread over a mesh.
 
     Args:
@@ -76,7 +76,7 @@ def separate_over_devices(
     """
     samples, hop = audio.shape[-1], model.config.stft_hop_length
     mesh = devices_mesh(jax.local_devices())
-    function, time = over_devices(model.config, mesh, samples)
+    function, time = spread_forward(model.config, mesh, samples)
     padded = np.pad(audio, [(0, 0), (0, 0), (0, padded_samples(time, samples) - samples)])
     # The host cuts the audio. If the devices cut it, each would first get all of it.
     return np.asarray(function(jax.device_put(params, replicated(mesh)), padded))[..., : samples // hop * hop]

@@ -31,7 +31,7 @@ class Chunk(NamedTuple):
     is_last: bool
 
 
-def overlap_add(
+def in_chunks(
     blocks: Iterable[Float32[np.ndarray, "channel _"]], run: Run, *, chunk: int, step: int, batch_size: int
 ) -> Iterator[Float32[np.ndarray, "stem channel _"]]:
     """Separates a stream in overlapping chunks; yields as many samples as the stream has.

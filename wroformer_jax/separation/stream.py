@@ -31,7 +31,7 @@ from wroformer_jax.separation.forward import (
     model_runner,
     whole_hops,
 )
-from wroformer_jax.separation.overlap_add import gather, overlap_add
+from wroformer_jax.separation.overlap_add import gather, in_chunks
 from wroformer_jax.stems import INSTRUMENTAL, VOCALS
 
 # More than anybody separates at once. Far larger sizes overflow, with errors that do not mention memory.
@@ -93,7 +93,7 @@ def separate_blocks(
     if chunk is None:
         estimates = in_one_pass(passing, run, config)
     else:
-        estimates = overlap_add(passing, run, chunk=chunk, step=chunk // overlap, batch_size=batch_size)
+        estimates = in_chunks(passing, run, chunk=chunk, step=chunk // overlap, batch_size=batch_size)
     amount = "the whole recording" if chunk is None else f"{batch_size} x {chunk / config.sample_rate:.1f} s of audio"
     estimates = memory_errors_named(estimates, amount)
     flat = (estimate.reshape(-1, estimate.shape[-1]) for estimate in estimates)

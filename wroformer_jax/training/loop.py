@@ -27,7 +27,7 @@ class PreemptedError(Exception):
 
 @dataclasses.dataclass(frozen=True)
 class Loop:
-    """What the loop puts together; the log, the validation and the checkpoint of a step are written in this order."""
+    """The loop and its parts. It writes the log, the validation and the checkpoint of a step in this order."""
 
     config: TrainingConfig
     mesh: Mesh
@@ -75,7 +75,7 @@ class Loop:
         with self.monitor.paused():
             if validate:
                 score = self.validation.run(step, self._params(state), stop=lambda: self.preemption.noticed)
-                preempted = score is None  # the run makes up for it when it continues
+                preempted = score is None  # the continued run validates first
             self.states.save(step, state, self.monitor.interval, score)
         if preempted:
             self.states.finish()

@@ -162,7 +162,7 @@ class Clock:
         self.steps, self._began, self._waited = 0, time.perf_counter(), self._loader.seconds_waited
 
     def leave_out(self, seconds: float) -> None:
-        """Does not count so many of the seconds that have passed."""
+        """Subtracts seconds that are not to be counted."""
         self._began += seconds
 
     @property

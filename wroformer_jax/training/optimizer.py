@@ -96,7 +96,7 @@ def _check_patterns(field: str, patterns: list[str] | tuple[str, ...], params: P
         try:
             matches = any(re.match(pattern, name) for name in names)
         except re.error as error:
-            raise InputError(f"{field} has {pattern!r}, which is no regular expression: {error}") from error
+            raise InputError(f"{field} has {pattern!r}, which is not a regular expression: {error}") from error
         if not matches:
             example = next((name for name in names if name.startswith("blocks/time")), names[0])
             raise InputError(

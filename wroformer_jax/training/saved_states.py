@@ -1,4 +1,4 @@
-"""What a run saves of its state, and how it is restored."""
+"""Saves the state of a run, and restores it."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ class SavedStates:
         return self._checkpoints.directory.parent
 
     def restore(self, init: Params | None) -> tuple[TrainState, Interval]:
-        """Returns the newest saved state, and sets the loader to continue from there; or the state of step 0.
+        """Returns the newest saved state and moves the loader to it; returns the state of step 0 if none is saved.
 
         Args:
           init: the weights of step 0; None for those that `config.init` names, or random ones.
@@ -66,13 +66,14 @@ class SavedStates:
         return TrainState(**training, params=params, ema=None), interval
 
     def save(self, step: int, state: TrainState, interval: Interval, score: float | None) -> None:
-        """Starts to save a state, and returns when its arrays may be given away.
+        """Starts to save a state, and returns when its arrays may be donated.
 
         Args:
           step: the number of steps taken.
           state: the state after that step; the loader has given the batch of that step, and no more.
           interval: the metrics of the steps since the last log.
-          score: of the validation after that step, None without one; the checkpoint with the highest is kept.
+          score: the score of the validation after that step, None without one. The checkpoint with the highest score is
+            kept.
         """
         if self._mirror:  # the log of a step is uploaded before the step itself
             self._mirror.copy()
@@ -80,7 +81,7 @@ class SavedStates:
         self._checkpoints.save(step, params_to_use(state), training, score=score)
 
     def finish(self) -> None:
-        """Waits until what is being saved is saved.
+        """Waits until the save under way is complete.
 
         Raises:
           InputError: the last state could not be saved.
@@ -88,7 +89,7 @@ class SavedStates:
         self._checkpoints.finish()
 
     def _training_tree(self, state: TrainState, interval: Interval) -> dict[str, Any]:
-        """What resuming needs besides the parameters to use, which are saved on their own."""
+        """Returns what resuming needs, without the parameters to use, which are saved separately."""
         saved_apart = ("ema",) if state.ema is not None else ("params", "ema")
         tree = {name: value for name, value in state._asdict().items() if name not in saved_apart}
         return {**tree, "data": json.dumps(self._loader.get_state()), "interval": json.dumps(interval)}

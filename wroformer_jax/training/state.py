@@ -94,9 +94,9 @@ def initial_state(config: TrainingConfig, mesh: Mesh, params: Params | None = No
 
 
 def computation_of(config: TrainingConfig) -> TrainingConfig:
-    """The settings with those at their defaults that change nothing in the step or the state of step 0.
+    """Returns the settings, with those reset to their defaults that change neither the step nor the state of step 0.
 
-    What is compiled is cached by it: runs in one process that differ in these settings only compile once.
+    Compiled functions are cached by the result, so runs in one process that differ only in these settings compile once.
     """
     return config.with_changes(
         profile_steps=(),
@@ -110,7 +110,7 @@ def computation_of(config: TrainingConfig) -> TrainingConfig:
 
 @functools.lru_cache(maxsize=2)
 def _jitted_start(config: TrainingConfig, mesh: Mesh) -> tuple[Callable[[], Params], Callable[[Params], TrainState]]:
-    """Random parameters, and the state of step 0 that has given ones; cached as the training step is."""
+    """Returns two jitted functions: to random parameters, and from parameters to the state of step 0."""
     model, shardings = RoFormer(config.model), state_shardings(config, mesh)
     random_params = jax.jit(lambda: init_params(model, config.seed), out_shardings=shardings.params)
     return random_params, jax.jit(lambda params: _start(config, params), out_shardings=shardings)
@@ -135,7 +135,7 @@ def time_of(config: TrainingConfig, mesh: Mesh | AbstractMesh) -> TimeAxis:
     """
     multiple = config.loss.hop
     longest, parts = max(config.loss.windows), num_time_parts(mesh)
-    if config.loss.weights.masks:  # a part is made of whole windows of the teacher
+    if config.loss.weights.masks:  # a part consists of whole windows of the teacher
         multiple = math.lcm(multiple, config.teacher_samples)
         if parts > 1 and config.crop_samples < config.teacher_samples:
             raise InputError(

@@ -91,7 +91,7 @@ def build_train_step(
 
 
 def build_update(config: TrainingConfig) -> Callable[[TrainState, Metrics, Params], tuple[TrainState, Metrics]]:
-    """Returns what follows the gradients: a pure function from (state, metrics, gradients) to (state, metrics)."""
+    """Returns the update after the gradients: a pure function from (state, metrics, gradients) to (state, metrics)."""
     optimizer = make_optimizer(config, abstract_params(RoFormer(config.model)))
     learning_rate = schedule(config)
 

@@ -10,7 +10,7 @@ from jax.sharding import Mesh
 from wroformer_jax.config.model import ModelConfig
 from wroformer_jax.config.training import TrainingConfig
 from wroformer_jax.model.flops import forward_flops, num_frames
-from wroformer_jax.parallel.hardware import hardware
+from wroformer_jax.parallel.hardware import known_hardware
 
 
 class Work(NamedTuple):
@@ -84,7 +84,7 @@ def peak_flops(device_kind: str) -> float | None:
     Args:
       device_kind: `device_kind` of a `jax.Device`.
     """
-    known = hardware(device_kind)
+    known = known_hardware(device_kind)
     return None if known is None else known.bfloat16
 
 

@@ -4,9 +4,9 @@
 checkpoint or starts anew, and runs the loop of loop.py. Batches are a pure function of (seed, step), so the weights
 after the last step are the same bit for bit whether or not the run was interrupted.
 
-On several hosts all processes take the same way. Each loads its rows of a batch and saves what its devices hold; only
-the first one writes the log and the report. If the workdir is in a bucket, these are files in a local folder that are
-uploaded as they change (workdir/mirror.py).
+On several hosts all processes run the same code. Each loads its rows of a batch and saves what its devices hold; only
+the first one writes the log and the report. If the workdir is in a bucket, these files are written to a local folder
+and uploaded as they change (workdir/mirror.py).
 """
 
 from __future__ import annotations
@@ -85,7 +85,7 @@ def train(config: TrainingConfig, workdir: str | Path, *, make_step: MakeStep = 
 
 @dataclasses.dataclass
 class _Inputs:
-    """What a run reads, opened and checked before the run writes anything."""
+    """The inputs of a run, opened and checked before it writes anything."""
 
     workdir: Place
     mesh: Mesh
@@ -158,9 +158,9 @@ def _share(config: TrainingConfig, mesh: Mesh) -> Share:
 
 
 def _open_folder(workdir: Place, stack: contextlib.ExitStack) -> tuple[Path, Mirror | None]:
-    """The local folder for the log and the report, and what uploads it if the workdir is in a bucket.
+    """Returns the local folder for the log and the report, and its uploads if the workdir is in a bucket.
 
-    The folder is held against other runs of this machine until `stack` is closed.
+    The folder is locked against other runs on this machine until `stack` is closed.
     """
     if is_remote(workdir):
         mirror = together(lambda: stack.enter_context(Mirror(workdir, jax.process_index())))

@@ -11,7 +11,7 @@ from wroformer_jax.data.prepare.find_stems import counted
 from wroformer_jax.data.record_writer import Storage
 from wroformer_jax.stems import MIXTURE
 
-# The kinds of notes on songs, and the sentence in which the summary counts the songs that have one.
+# Kinds of notes on songs, and the sentence that counts the songs with such a note.
 _NOTES = {
     "padded": "had stems of different lengths: the shorter are padded with silence",
     "resampled": "had files of another sample rate: they are resampled",
@@ -26,7 +26,7 @@ class Prepared:
     directory: str
     storage: Storage
     splits: Mapping[str, Sequence[Mapping[str, Any]]]  # for each shard, the description that `write_shard` returned
-    skipped: tuple[tuple[str, str], ...]  # (song, reason) for each file because of which its song was left out
+    skipped: tuple[tuple[str, str], ...]  # (song, reason) for each bad file; its song was left out
 
     def songs(self, split: str) -> Iterator[Mapping[str, Any]]:
         for part in self.splits[split]:
