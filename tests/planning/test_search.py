@@ -8,7 +8,7 @@ GIB = 2**30
 AVAILABLE, STATE = 16 * GIB, 3 * GIB
 
 
-def search(memory, *, first=8.0, tolerance=0.05, tells=True, longest=3600.0, known=()):
+def search(memory, *, first=8.0, tolerance=0.05, tells=True, longest=3600.0, known=(), state=STATE):
     """The limits, and the lengths tried; `memory` gives the bytes of so many seconds."""
     tried = []
 
@@ -18,7 +18,7 @@ def search(memory, *, first=8.0, tolerance=0.05, tells=True, longest=3600.0, kno
         fits = needed <= AVAILABLE
         return Attempt(seconds, needed if fits or tells else None, fits)
 
-    bounds = Bounds(shortest=0.05, longest=longest, available=AVAILABLE, at_rest=STATE, tolerance=tolerance)
+    bounds = Bounds(shortest=0.05, longest=longest, available=AVAILABLE, at_rest=state, tolerance=tolerance)
     return find_longest_fit(attempt, first, bounds, known), tried
 
 
@@ -59,6 +59,14 @@ def test_a_compiler_that_saves_memory_where_it_runs_out():
     limits, tried = search(lambda s: STATE + 0.028 * GIB * s if s < 450 else 15.6 * GIB + 0.04 * GIB * max(0, s - 500))
     assert_close(limits, 510)
     assert len(tried) <= 8, tried
+
+
+@pytest.mark.parametrize("tells", [True, False])
+def test_a_state_that_nearly_fills_the_memory(tells):
+    state = 15 * GIB
+    limits, tried = search(lambda s: state + 0.001 * GIB * s, first=0.1, tells=tells, state=state)
+    assert_close(limits, 1000)
+    assert len(tried) <= 5, tried
 
 
 def test_a_narrow_tolerance():

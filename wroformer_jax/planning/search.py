@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 _GUESSES = 3  # attempts after which a line between the limits has had its chance
-_NEARLY_FULL, _STEP = 0.9, 1.25  # no longer step than this from a length that takes so much of the memory
+_NEARLY_FULL, _STEP = 0.9, 1.25  # longest step from a length that takes so much of the memory beside the state
 _MARGIN = 0.1  # largest distance between a guess and the end of its line, as a fraction
 _DIGITS = 4  # of the lengths that are tried
 
@@ -91,7 +91,7 @@ def _next(tried: Sequence[Attempt], limits: Limits, bounds: Bounds) -> float:
         wanted = end * (1 - margin)
     else:
         wanted = end * (1 + margin)
-    if fits and not too_long and fits.needed and fits.needed > _NEARLY_FULL * bounds.available:
+    if fits and not too_long and fits.needed and _is_nearly_full(fits.needed, bounds):
         wanted = min(wanted, low * _STEP)  # compilers save memory where it runs out, so lines are flat there
     if fits:
         wanted = max(wanted, low * (1 + margin))
@@ -102,6 +102,11 @@ def _next(tried: Sequence[Attempt], limits: Limits, bounds: Bounds) -> float:
     elif wanted >= high * (1 - bounds.tolerance):
         return high
     return float(f"{wanted:.{_DIGITS}g}")
+
+
+def _is_nearly_full(needed: int, bounds: Bounds) -> bool:
+    """Whether most of the memory that the state leaves is used."""
+    return needed - bounds.at_rest > _NEARLY_FULL * (bounds.available - bounds.at_rest)
 
 
 def _end_of_line(tried: Sequence[Attempt], bounds: Bounds) -> float | None:
