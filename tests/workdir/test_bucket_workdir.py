@@ -272,7 +272,6 @@ def test_another_model_is_refused(ended_bucket):
         train(tiny(), RUN)
 
 
-@pytest.mark.slow
 def test_places_that_cannot_be_used(bucket, capfd):
     with pytest.raises(InputError, match=r"^cannot use gs://nowhere/a/config.json: there is no such bucket$"):
         train(tiny(), "gs://nowhere/a")
