@@ -95,7 +95,6 @@ def test_every_stage_equals_pytorch(windowed):
     assert relative_error(block0, expected["block0"]) < 5e-5
 
 
-@pytest.mark.slow
 def test_masks_alone_equal_pytorch(windowed):
     reference, model, params = windowed
     audio = music(np.random.default_rng(4), 1, 2, SAMPLES)
