@@ -10,7 +10,6 @@ A set is a directory, local or in a bucket, with
 from __future__ import annotations
 
 import dataclasses
-import importlib.metadata
 import json
 import math
 import os
@@ -22,6 +21,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float32
 
+from wroformer_jax import __version__
 from wroformer_jax.config.checks import check_choice, check_whole_number
 from wroformer_jax.data import segments
 from wroformer_jax.data.tf_example import pack
@@ -130,7 +130,7 @@ def finish_set(
     stems = {stem for content in joined.values() for song in content["songs"] for stem in song["stems"]}
     index = {
         "format": FORMAT,
-        "wroformer": importlib.metadata.version("wroformer-jax"),
+        "wroformer": __version__,
         "sample_rate": storage.sample_rate,
         "channels": storage.channels,
         "segment_samples": storage.segment_samples,
