@@ -209,3 +209,5 @@ def test_audio_of_another_shape_is_refused(windowed, shape, message):
     _, model, params = windowed
     with pytest.raises(InputError, match=message):
         model.apply({"params": params}, jnp.zeros(shape))
+    with pytest.raises(InputError, match=message):
+        model.init(jax.random.key(0), jnp.zeros(shape))

@@ -28,11 +28,13 @@ def config_file(text: str) -> Path:
         current folder.
 
     Raises:
-      InputError: there is no recipe of that name. A path is not checked.
+      InputError: it is a folder, or a name of no recipe. Whether a file exists is not checked.
     """
     path, known = Path(text), recipe_files()
     if text in known:
         return known[text]
+    if path.is_dir():
+        raise InputError(f"{path} is a folder: --config takes a Python file or one of {', '.join(known)}")
     if path.suffix or path.name != text or path.exists():
         return path
     raise InputError(

@@ -207,6 +207,9 @@ def _sentence(error: Exception) -> str:
         return unknown_field(name[1])
     if "Flag --" in str(error) and "must have a value" in str(error):
         return "--config and --workdir are needed, as in --config=quickstart --workdir=runs/quickstart"
+    if wrong := re.match(r"flag --([\w.]+)=(.*): (invalid literal for int|could not convert string to float)", text):
+        number = "a whole number" if "int" in wrong[3] else "a number"
+        return f"{wrong[1]} is {wrong[2]!r}, expected {number}"
     if missing := re.search(r"No such file or directory: '([^']+)'", str(error)):
         return f"{missing[1]}: no such file"
     return str(error).strip().splitlines()[-1].strip()

@@ -138,7 +138,7 @@ def features(
 
 def split(config: ModelConfig, time: TimeAxis, params: Params, audio: Array | np.ndarray) -> Split:
     """Turns samples into the input of the first block, piece by piece."""
-    _check(config, audio)
+    check_audio(config, audio)
     sizes = Sizes.of(config, audio.shape[-1] // config.stft_hop_length)
     hop, n_fft = config.stft_hop_length, config.stft_n_fft
     padded = time.pad_audio(jnp.asarray(audio), n_fft // 2)
@@ -291,7 +291,8 @@ def _final_norm(params: Params, x: Float[Array, "*batch dim"]) -> Float[Array, "
     return cast(Array, RMSNorm(parent=None).apply({"params": params["final_norm"]}, x))
 
 
-def _check(config: ModelConfig, audio: Array | np.ndarray) -> None:
+def check_audio(config: ModelConfig, audio: Array | np.ndarray) -> None:
+    """Raises an InputError if the audio is not (batch, channel, sample), or too short."""
     if audio.ndim != 3 or audio.shape[1] != config.channels:
         raise InputError(f"audio has the shape {audio.shape}, expected (batch, {config.channels} channels, samples)")
     if audio.shape[2] < config.min_samples:

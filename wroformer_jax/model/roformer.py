@@ -113,6 +113,7 @@ class RoFormer(nn.Module):
           InputError: the shape does not fit the model.
         """
         if self.is_initializing():
+            forward.check_audio(self.config, audio)
             return self.plain(jnp.asarray(audio))
         stems, _ = forward.separate(self.config, self.time_axis, self._params(), audio)
         return stems

@@ -23,7 +23,10 @@ def open_songs(config: TrainingConfig) -> RecordSet:
     Raises:
       InputError: the set cannot be read, or its sample rate is not the model's.
     """
-    songs = RecordSet.open(config.data)
+    try:
+        songs = RecordSet.open(config.data)
+    except InputError as error:
+        raise InputError(f"data: {error}") from error
     if songs.sample_rate != config.model.sample_rate:
         raise InputError(
             f"{config.data} has {songs.sample_rate} Hz and the model {config.model.sample_rate}: prepare the songs "
