@@ -67,7 +67,7 @@ def plain():
     [
         (MEL, {"places_at_once": 300, "remat": "block", "blocks_per_save": 2}),
         (BS, {"places_at_once": 200, "remat": "offload", "blocks_per_save": 2}),
-        (WITHOUT_SINKS, {"remat": "dots"}),
+        pytest.param(WITHOUT_SINKS, {"remat": "dots"}, marks=pytest.mark.slow),
         pytest.param(MEL, {}, marks=pytest.mark.slow),
         pytest.param(MEL, {"places_at_once": 1, "remat": "offload"}, marks=pytest.mark.slow),
         pytest.param(MEL, {"places_at_once": 300}, marks=pytest.mark.slow),
@@ -94,6 +94,7 @@ def test_the_model_in_pieces_is_the_plain_model(plain, config, memory):
         assert relative_error(found, gradient) < 1e-5, name
 
 
+@pytest.mark.slow
 def test_the_stream_may_be_rounded(plain):
     """A bfloat16 stream costs errors of the order of bfloat16's rounding."""
     config = dataclasses.replace(MEL, stream_dtype="bfloat16")

@@ -100,6 +100,7 @@ def test_equal_masks_have_no_distance_and_no_gradient():
     assert not any(map(np.any, gradient))
 
 
+@pytest.mark.slow
 def test_the_gradient_is_the_students_alone():
     student, teacher = RoFormer(dataclasses.replace(CONFIG, depth=1, remat="none")), RoFormer(FULL)
     audio, window = noise(64 * 40), 64 * 20

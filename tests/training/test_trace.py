@@ -45,6 +45,7 @@ def test_a_trace_of_some_steps(whole, tmp_path, traces, capsys):
         )
 
 
+@pytest.mark.slow
 def test_a_trace_ends_when_the_run_is_preempted_and_a_resumed_one_has_none(tmp_path, traces):
     def notice(batch, number):
         if number == 4:
