@@ -1,6 +1,6 @@
 """A first training run: a small windowed-sink Mel-Band RoFormer learns to separate a synthetic voice from its band.
 
-About 7 minutes on two CPU cores, nothing to download:
+Seven to ten minutes on two CPU cores, nothing to download:
   python train.py --config=configs/quickstart.py --workdir=runs/quickstart
 Any field can be set on the command line: --config.steps=2000 --config.model.dim=64
 
