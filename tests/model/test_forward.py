@@ -66,7 +66,7 @@ def plain():
     ("config", "memory"),
     [
         (MEL, {"places_at_once": 300, "remat": "block", "blocks_per_save": 2}),
-        (BS, {"places_at_once": 200, "remat": "offload", "blocks_per_save": 2}),
+        pytest.param(BS, {"places_at_once": 200, "remat": "offload", "blocks_per_save": 2}, marks=pytest.mark.slow),
         pytest.param(WITHOUT_SINKS, {"remat": "dots"}, marks=pytest.mark.slow),
         pytest.param(MEL, {}, marks=pytest.mark.slow),
         pytest.param(MEL, {"places_at_once": 1, "remat": "offload"}, marks=pytest.mark.slow),

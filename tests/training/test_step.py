@@ -117,6 +117,7 @@ def test_a_gradient_without_a_number_is_enough(state):
     assert int(after.opt_state.inner_states["trained"].inner_state[-1].count) == 2
 
 
+@pytest.mark.slow
 def test_a_batch_in_parts_gives_the_same_gradients(step, start):
     config = CONFIG.with_changes(optimizer={"accumulate": 2})
     in_parts = make_train_step(config, make_mesh(config.mesh))

@@ -29,6 +29,7 @@ def traced_files(workdir):
     return list((workdir / "profile").rglob("*.xplane.pb"))
 
 
+@pytest.mark.slow
 def test_a_trace_of_some_steps(whole, tmp_path, traces, capsys):
     train(TRACED, tmp_path)
     assert traces == ["start_trace", "stop_trace"]
