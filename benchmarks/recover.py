@@ -247,9 +247,9 @@ def attention_by_distance(config: ModelConfig, params: Params, audio: jax.Array)
         tables = rotary_tables(params[f"{axis}_rotary"]["freqs"], jnp.arange(x.shape[-2]))
         flat = x.reshape(-1, *x.shape[-2:])
         depth = config.time_transformer_depth if axis == "time" else config.freq_transformer_depth
-        return jnp.asarray(Transformer(config, depth, mixer).apply({"params": block[axis]}, flat, tables)).reshape(
-            x.shape
-        )
+        return jnp.asarray(
+            Transformer(config, depth, mixer, axis).apply({"params": block[axis]}, flat, tables)
+        ).reshape(x.shape)
 
     x = jnp.asarray(RoFormer(config).apply({"params": params}, audio, method="band_features"))
     if config.num_sinks:

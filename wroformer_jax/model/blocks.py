@@ -10,6 +10,7 @@ import functools
 from collections.abc import Callable
 
 import flax.linen as nn
+import jax
 from jaxtyping import Array, Float
 
 from wroformer_jax.config.model import ModelConfig
@@ -36,9 +37,10 @@ class Block(nn.Module):
     def setup(self) -> None:
         config = self.config
         make_time_mixer = time_mixer(config, self.num_hops, self.time_axis)
-        make_freq_mixer = functools.partial(Attention, config=config, attend=full_attention)
-        self.time = Transformer(config, config.time_transformer_depth, make_time_mixer)
-        self.freq = Transformer(config, config.freq_transformer_depth, make_freq_mixer)
+        attend = jax.named_scope("freq_scores")(full_attention)
+        make_freq_mixer = functools.partial(Attention, config=config, attend=attend)
+        self.time = Transformer(config, config.time_transformer_depth, make_time_mixer, "time")
+        self.freq = Transformer(config, config.freq_transformer_depth, make_freq_mixer, "freq")
 
     def __call__(
         self, x: Float[Array, "batch token band dim"], time_tables: Tables, freq_tables: Tables
@@ -50,11 +52,19 @@ class Block(nn.Module):
 
 
 class Transformer(nn.Module):
-    """Layers of x += mixer(x); x += feed_forward(x). Mel-Band RoFormer ends each transformer with a norm."""
+    """Layers of x += mixer(x); x += feed_forward(x). Mel-Band RoFormer ends each transformer with a norm.
+
+    Attributes:
+      config: the settings of the model.
+      depth: number of layers.
+      make_mixer: makes the mixer of a layer.
+      axis: "time" or "freq", for the names of the parts in the compiled program.
+    """
 
     config: ModelConfig
     depth: int
     make_mixer: MakeMixer
+    axis: str
 
     def setup(self) -> None:
         self.mixer = [self.make_mixer() for _ in range(self.depth)]
@@ -64,9 +74,12 @@ class Transformer(nn.Module):
 
     def __call__(self, x: Float[Array, "batch token dim"], tables: Tables) -> Float[Array, "batch token dim"]:
         for mixer, feed_forward in zip(self.mixer, self.feed_forward, strict=True):
-            x = x + mixer(x, tables)
-            x = x + feed_forward(x)
-        return self.norm(x) if self.config.band_scheme == "mel" else x
+            with jax.named_scope(f"{self.axis}_attention"):
+                x = x + mixer(x, tables)
+            with jax.named_scope(f"{self.axis}_feed_forward"):
+                x = x + feed_forward(x)
+        with jax.named_scope(f"{self.axis}_feed_forward"):
+            return self.norm(x) if self.config.band_scheme == "mel" else x
 
 
 def time_mixer(config: ModelConfig, num_hops: int | None = None, time: TimeAxis = WHOLE) -> MakeMixer:
@@ -88,4 +101,4 @@ def time_mixer(config: ModelConfig, num_hops: int | None = None, time: TimeAxis 
         "full": functools.partial(full_attention, num_keys=num_keys),
         "naive": functools.partial(naive_attention, num_keys=num_keys),
     }[config.time_mixer]
-    return functools.partial(Attention, config=config, attend=attend)
+    return functools.partial(Attention, config=config, attend=jax.named_scope("time_scores")(attend))

@@ -141,12 +141,16 @@ def split(config: ModelConfig, time: TimeAxis, params: Params, audio: Array | np
     check_audio(config, audio)
     sizes = Sizes.of(config, audio.shape[-1] // config.stft_hop_length)
     hop, n_fft = config.stft_hop_length, config.stft_n_fft
-    padded = time.pad_audio(jnp.asarray(audio), n_fft // 2)
-    pieces = jnp.moveaxis(pieces_of_frames(padded, sizes.count, sizes.frames, n_fft, hop), -2, 0)
+    with jax.named_scope("stft"):
+        padded = time.pad_audio(jnp.asarray(audio), n_fft // 2)
+        pieces = jnp.moveaxis(pieces_of_frames(padded, sizes.count, sizes.frames, n_fft, hop), -2, 0)
 
     def work(params: Params, part: Array, piece: Array) -> tuple[Array, None]:
         module = BandSplit(config, parent=None)
-        bands = cast(Array, module.apply({"params": params}, stack_planes(*spectrum(piece, **stft_sizes(config)))))
+        with jax.named_scope("stft"):
+            planes = stack_planes(*spectrum(piece, **stft_sizes(config)))
+        with jax.named_scope("band_split"):
+            bands = cast(Array, module.apply({"params": params}, planes))
         return bands.swapaxes(1, 2).astype(part.dtype), None
 
     shape = (audio.shape[0], config.num_bands, sizes.padded_tokens, config.dim)
@@ -225,16 +229,20 @@ def _until_last_time_mixer(block: Block, x: Stream, tables: Tables) -> Stream:
     *earlier, last = block.time.mixer
     flat = x.reshape(-1, *x.shape[2:])
     for mixer, feed_forward in zip(earlier, block.time.feed_forward, strict=False):
-        flat = flat + mixer(flat, tables)
-        flat = flat + feed_forward(flat)
-    return (flat + last(flat, tables)).reshape(x.shape)
+        with jax.named_scope("time_attention"):
+            flat = flat + mixer(flat, tables)
+        with jax.named_scope("time_feed_forward"):
+            flat = flat + feed_forward(flat)
+    with jax.named_scope("time_attention"):
+        return (flat + last(flat, tables)).reshape(x.shape)
 
 
 def _after_last_time_mixer(block: Block, x: Stream, tables: Tables) -> Stream:
     """The rest of the time transformer, which needs no other place, and the frequency transformer."""
-    x = x + block.time.feed_forward[-1](x)
-    if block.config.band_scheme == "mel":
-        x = block.time.norm(x)
+    with jax.named_scope("time_feed_forward"):
+        x = x + block.time.feed_forward[-1](x)
+        if block.config.band_scheme == "mel":
+            x = block.time.norm(x)
     x = x.swapaxes(1, 2)
     x = block.freq(x.reshape(-1, *x.shape[2:]), tables).reshape(x.shape)
     return x.swapaxes(1, 2)
@@ -258,21 +266,35 @@ def _stems_of_piece(
       counts: 1, or 0 for frames that belong to another device or are padding: they add nothing.
       with_masks: whether to return the masks.
     """
-    x = x.astype(jnp.float32)
-    if config.band_scheme == "band_split":
-        x = _final_norm(params, x)
-    estimator = MaskEstimator(config, parent=None)
-    masks = cast(Masks, estimator.apply({"params": params["mask_estimator"]}, x.swapaxes(1, 2)))
-    mask_real, mask_imag = masks
-    real, imag = (part[:, None] * counts[:, None] for part in spectrum(audio, **stft_sizes(config)))
+    with jax.named_scope("masks"):
+        x = x.astype(jnp.float32)
+        if config.band_scheme == "band_split":
+            x = _final_norm(params, x)
+        estimator = MaskEstimator(config, parent=None)
+        masks = cast(Masks, estimator.apply({"params": params["mask_estimator"]}, x.swapaxes(1, 2)))
+    with jax.named_scope("stft"):
+        real, imag = (part[:, None] * counts[:, None] for part in spectrum(audio, **stft_sizes(config)))
+    with jax.named_scope("inverse_stft"):
+        return _signal_of_stems(config, real, imag, *masks), masks if with_masks else None
+
+
+def _signal_of_stems(
+    config: ModelConfig,
+    real: Float[Array, "batch 1 channel frame bin"],
+    imag: Float[Array, "batch 1 channel frame bin"],
+    mask_real: Float[Array, "batch stem channel frame bin"],
+    mask_imag: Float[Array, "batch stem channel frame bin"],
+) -> Float[Array, "batch stem channel out_sample"]:
+    """Returns the signal of the spectrum times the masks, not yet normalised."""
     stem_real = real * mask_real - imag * mask_imag
     stem_imag = real * mask_imag + imag * mask_real
     if config.zero_dc:
         keep = jnp.arange(config.num_bins) > 0
         stem_real, stem_imag = jnp.where(keep, stem_real, 0.0), jnp.where(keep, stem_imag, 0.0)
-    return overlapped(stem_real, stem_imag, **stft_sizes(config)), masks if with_masks else None
+    return overlapped(stem_real, stem_imag, **stft_sizes(config))
 
 
+@jax.named_scope("inverse_stft")
 def _joined(
     config: ModelConfig, time: TimeAxis, signals: Float[Array, "piece batch stem channel sample"], sizes: Sizes
 ) -> Float[Array, "batch stem channel out_sample"]:

@@ -95,6 +95,7 @@ def build_update(config: TrainingConfig) -> Callable[[TrainState, Metrics, Param
     optimizer = make_optimizer(config, abstract_params(RoFormer(config.model)))
     learning_rate = schedule(config)
 
+    @jax.named_scope("optimizer")
     def update(state: TrainState, measured: Metrics, gradients: Params) -> tuple[TrainState, Metrics]:
         norm = _trained_norm(config, gradients)
         finite = jnp.isfinite(measured["loss"]) & jnp.isfinite(norm)
@@ -183,25 +184,28 @@ def _local_loss(
     outputs: Any = model.apply({"params": params}, mixture, method="stems_and_masks")
     estimate, *masks = outputs
     target = batch["targets"][..., : estimate.shape[-1]]
-    parts = {
-        "l1": l1(estimate, target, time=time),
-        "stft": multi_resolution_stft_loss(
-            estimate,
-            target,
-            stft_n_fft=config.model.stft_n_fft,
-            windows=config.loss.windows,
-            hop=config.loss.hop,
-            time=time,
-            # `places_at_once` counts places of the residual stream, which have `dim` values each.
-            values_at_once=config.model.places_at_once * config.model.dim // (target.shape[1] * target.shape[2]),
-        ),
-    }
+    with jax.named_scope("loss"):
+        parts = {
+            "l1": l1(estimate, target, time=time),
+            "stft": multi_resolution_stft_loss(
+                estimate,
+                target,
+                stft_n_fft=config.model.stft_n_fft,
+                windows=config.loss.windows,
+                hop=config.loss.hop,
+                time=time,
+                # `places_at_once` counts places of the residual stream, which have `dim` values each.
+                values_at_once=config.model.places_at_once * config.model.dim // (target.shape[1] * target.shape[2]),
+            ),
+        }
     if teacher is not None:
         assert teacher_params is not None  # they come with the teacher
         window = config.teacher_samples
-        theirs = teacher_masks(teacher, teacher_params, mixture, window_samples=window, time=time)
-        counts = compared_frames(config.model, mixture.shape[-1], window, time=time)
-        parts["masks"] = mask_distance(Masks(*masks), theirs, counts, time=time)
+        with jax.named_scope("teacher"):
+            theirs = teacher_masks(teacher, teacher_params, mixture, window_samples=window, time=time)
+        with jax.named_scope("loss"):
+            counts = compared_frames(config.model, mixture.shape[-1], window, time=time)
+            parts["masks"] = mask_distance(Masks(*masks), theirs, counts, time=time)
     loss: Any = sum(getattr(weights, name) * value for name, value in parts.items())
     return loss, {**parts, **_decibels(target, jax.lax.stop_gradient(estimate), time)}
 
@@ -220,6 +224,7 @@ def _averaged(config: TrainingConfig, ema: Params | None, params: Params, step: 
     return jax.tree.map(lambda mean, new: mean + (1.0 - decay) * (new - mean), ema, params)
 
 
+@jax.named_scope("loss")
 def _decibels(
     target: Float[Array, "batch stem channel sample"],
     estimate: Float[Array, "batch stem channel sample"],
