@@ -11,6 +11,7 @@ from pathlib import Path
 import jaxtyping
 
 os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0")  # JAX reads it at import
+os.environ.setdefault("JAX_ENABLE_COMPILATION_CACHE", "false")  # tests leave nothing in the user's cache
 
 # Settings check their values themselves, and tests give them wrong types on purpose.
 unchecked = ("wroformer_jax.config.", "wroformer_jax.data.loading")

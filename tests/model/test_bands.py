@@ -24,6 +24,16 @@ def test_the_published_mel_bands():
         np.testing.assert_array_equal(np.flatnonzero(row), bins)
 
 
+@pytest.mark.parametrize("sample_rate", [4000, 22050, 48000])
+@pytest.mark.parametrize(("num_bands", "n_fft"), [(4, 512), (12, 1000), (24, 2048)])
+def test_mel_bands_are_where_filters_of_librosa_are_positive(sample_rate, num_bands, n_fft):
+    config = tiny_config(num_bands=num_bands, sample_rate=sample_rate, stft_n_fft=n_fft, stft_win_length=n_fft)
+    bank = filters.mel(sr=sample_rate, n_fft=n_fft, n_mels=num_bands) > 0
+    bank[0, 0] = bank[-1, -1] = True
+    for row, bins in zip(bank, band_layout(config).bins, strict=True):
+        np.testing.assert_array_equal(np.flatnonzero(row), bins)
+
+
 def test_the_default_band_split_is_disjoint_and_complete():
     layout = band_layout(BAND_SPLIT)
     assert layout.widths == DEFAULT_FREQS_PER_BANDS

@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 
 from wroformer_jax.checkpoints import hub
 from wroformer_jax.checkpoints.model_dir import load_model, save_model
@@ -162,7 +161,7 @@ def _move_to_jax(tree: Any) -> Any:
     """Converts a nested dict to JAX arrays and empties it on the way, so that memory never holds both in full."""
     if isinstance(tree, dict):
         return {name: _move_to_jax(tree.pop(name)) for name in list(tree)}
-    return jnp.asarray(tree)
+    return jax.device_put(tree)  # jnp.asarray would compile a copy for each shape
 
 
 def _fetched(source: str) -> tuple[Place, ModelConfig | None]:

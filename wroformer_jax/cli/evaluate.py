@@ -10,6 +10,7 @@ from typing import Any
 
 from wroformer_jax import __version__
 from wroformer_jax.cli.arguments import add_model_options, add_verbose, chosen_stems, names
+from wroformer_jax.cli.compiled_programs import keep_compiled_programs
 from wroformer_jax.cli.output import EXIT_OK, EXIT_SOME_FAILED, EXIT_UNUSABLE, print_out, report, say
 from wroformer_jax.cli.tables import SCORES_LEGEND, scores_table
 from wroformer_jax.errors import InputError
@@ -137,6 +138,7 @@ def _estimates_made(args: argparse.Namespace) -> tuple[Any, Sequence[str], dict[
 
     if args.save_stems and _is_inside(args.save_stems, args.data):
         raise InputError(f"--save-stems {args.save_stems} is in --data, among the true stems: choose another folder")
+    keep_compiled_programs()
     model, params = load(args.checkpoint, config=args.config)
     chosen_stems(model.config, None)  # refuses names that cannot be names of files
     chunk_samples(model.config, args.chunk_seconds, args.overlap)

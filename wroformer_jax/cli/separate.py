@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from wroformer_jax.cli.arguments import add_model_options, add_verbose, chosen_stems, names
+from wroformer_jax.cli.compiled_programs import keep_compiled_programs
 from wroformer_jax.cli.output import EXIT_OK, EXIT_SOME_FAILED, EXIT_UNUSABLE, print_out, report, say
 from wroformer_jax.errors import InputError
 
@@ -120,6 +121,7 @@ def _settings(args: argparse.Namespace) -> Settings:
     from wroformer_jax.checkpoints.loading import load
     from wroformer_jax.separation.stream import chunk_samples
 
+    keep_compiled_programs()
     model, params = load(args.checkpoint, config=args.config)
     stems = chosen_stems(model.config, args.stems)
     chunk = chunk_samples(model.config, args.chunk_seconds, args.overlap)

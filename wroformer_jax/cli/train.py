@@ -13,6 +13,7 @@ import traceback
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
+from wroformer_jax.cli.compiled_programs import keep_compiled_programs
 from wroformer_jax.cli.output import EXIT_INTERRUPTED, EXIT_OK, EXIT_TERMINATED, EXIT_UNUSABLE, say
 from wroformer_jax.cli.parser import ArgumentParser
 from wroformer_jax.cli.recipes import config_file, recipe_files
@@ -116,6 +117,7 @@ def _train(flags: Any, program: str) -> int:
     from wroformer_jax.training.loop import PreemptedError
     from wroformer_jax.training.trainer import train
 
+    keep_compiled_programs()
     connect(flags.coordinator, flags.num_processes, flags.process_id)
     try:
         train(config, flags.workdir)

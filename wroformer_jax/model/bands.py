@@ -11,12 +11,11 @@ from __future__ import annotations
 import dataclasses
 import functools
 import itertools
-import warnings
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Bool, Float, Float64, Int
 
 from wroformer_jax.config.model import ModelConfig
 from wroformer_jax.errors import InputError
@@ -109,12 +108,10 @@ def _layout(
 
 
 def _mel_bands(num_bands: int, sample_rate: int, n_fft: int) -> tuple[Int[np.ndarray, " _"], ...]:
-    """Returns the bins where each librosa mel filter is not zero, with the first and last bin added (2310.01809)."""
-    from librosa import filters
-
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # librosa warns of bands without a bin, which raise an error below
-        bank = filters.mel(sr=sample_rate, n_fft=n_fft, n_mels=num_bands) > 0
+    """Returns the bins where each mel filter is not zero, with the first and last bin added (2310.01809)."""
+    # A filter is a triangle over three edges, so it is positive strictly between the first and the third of them.
+    edges, bins = _mel_edges(num_bands, sample_rate), np.fft.rfftfreq(n_fft, 1.0 / sample_rate)
+    bank = (edges[:-2, None] < bins) & (bins < edges[2:, None])
     bank[0, 0] = bank[-1, -1] = True
     sizes = f"{num_bands} mel bands at {sample_rate} Hz with stft_n_fft = {n_fft}"
     if not bank.any(axis=1).all():
@@ -122,6 +119,23 @@ def _mel_bands(num_bands: int, sample_rate: int, n_fft: int) -> tuple[Int[np.nda
     if not bank.any(axis=0).all():
         raise InputError(f"{sizes}: bin {int(np.argmin(bank.any(axis=0)))} is in no band, use more bands")
     return tuple(np.flatnonzero(row) for row in bank)
+
+
+def _mel_edges(num_bands: int, sample_rate: int) -> Float64[np.ndarray, " edge"]:
+    """Returns the edges of mel bands in Hz, evenly spaced from 0 to half the sample rate on Slaney's mel scale.
+
+    The scale is linear up to 1 kHz and logarithmic above (Slaney, Auditory Toolbox, 1998). A bin can lie on an edge, so
+    every rounding is that of `librosa.mel_frequencies`. The reason not to call it is that importing librosa takes more
+    than a second, mostly for scipy.signal and numba.
+    """
+    hz_per_mel, log_from, log_step = 200.0 / 3, 1000.0, np.log(6.4) / 27.0
+    first_log_mel = log_from / hz_per_mel
+    highest = sample_rate / 2
+    top = highest / hz_per_mel if highest < log_from else first_log_mel + np.log(highest / log_from) / log_step
+    mels = np.linspace(0.0, top, num_bands + 2)
+    edges, is_log = hz_per_mel * mels, mels >= first_log_mel
+    edges[is_log] = log_from * np.exp(log_step * (mels[is_log] - first_log_mel))
+    return edges
 
 
 def _similar_widths(widths: list[int]) -> list[range]:
