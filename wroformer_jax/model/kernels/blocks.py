@@ -1,0 +1,201 @@
+"""Attention of one block of queries to its keys, inside a kernel: values and gradients.
+
+Several heads share a group of 128 lanes. To tell them apart, the queries are laid out once for each head, with zeros
+in the lanes of the others. The contraction over all 128 lanes then gives the scores of that head, and costs the matrix
+unit what a contraction over one head alone would cost.
+
+Scores are kept transposed, with keys along the sublanes and (head, query) along the lanes. So the softmax's maximum and
+sum are operations between registers, not within them, and the products for the gradients of keys and values need no
+transposition.
+"""
+
+from __future__ import annotations
+
+from typing import Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax.experimental.pallas import tpu as pltpu
+from jaxtyping import Array, Float, Int
+
+LANES = 128  # numbers in a row of a register
+ROW_MULTIPLE = 16  # rows of bfloat16 in a register
+MAX_LANES = 512  # the most lanes that a grid step works on
+VMEM_LIMIT = 64 * 2**20  # bytes that a kernel may use
+
+# Added to the scores of keys that a query may not see.
+HIDDEN = -1e30
+# The least maximum of scores: a hidden key gets the weight 0 also where all are hidden, and the output is then 0.
+LEAST_MAXIMUM = -1e28
+LEAST_SUM = 1e-30
+
+
+class Heads(NamedTuple):
+    """How heads lie in the lanes."""
+
+    head_dim: int
+    widen: bool  # True if products of bfloat16 are to be computed as float32, since XLA for CPUs has no others
+
+    @property
+    def group(self) -> int:
+        """Lanes that are worked on together: those of one head, or of all heads that share 128 lanes."""
+        return max(self.head_dim, LANES)
+
+    @property
+    def at_once(self) -> int:
+        """Heads whose scores lie side by side."""
+        return 1 if self.head_dim >= LANES else 2
+
+    @property
+    def block(self) -> int:
+        """Queries in a block: the scores of a key fill 128 lanes."""
+        return LANES // self.at_once
+
+    @property
+    def rounds(self) -> range:
+        """The first head of each round over a group."""
+        return range(0, self.group // self.head_dim, self.at_once)
+
+
+def fits_lanes(num_lanes: int, head_dim: int) -> bool:
+    """Says whether heads of that size fill groups of lanes."""
+    divides = head_dim % 8 == 0 and (LANES % head_dim == 0 or head_dim % LANES == 0)
+    return divides and num_lanes % max(LANES, head_dim) == 0
+
+
+def lanes_at_once(num_lanes: int, heads: Heads, most: int = MAX_LANES) -> int:
+    """Returns the lanes of whole groups that a grid step works on: at most `most` of them, but one group at least."""
+    groups = num_lanes // heads.group
+    return heads.group * max(n for n in range(1, groups + 1) if groups % n == 0 and (n == 1 or n * heads.group <= most))
+
+
+def round_up(number: int, multiple: int) -> int:
+    """Returns the least multiple that is not below the number."""
+    return -(-number // multiple) * multiple
+
+
+def compiler_params(*semantics: Literal["parallel", "arbitrary"]) -> pltpu.CompilerParams:
+    """Returns what the compiler has to know of each axis of the grid: whether the order of its steps matters."""
+    return pltpu.CompilerParams(dimension_semantics=semantics, vmem_limit_bytes=VMEM_LIMIT)
+
+
+def clear_rows(x: Float[Array, "row group"], count: Array | int) -> Float[Array, "row group"]:
+    """Returns x with zeros from row `count` on, whatever is there. x may be longer than the array that it is from."""
+    if isinstance(count, int) and count >= x.shape[0]:
+        return x
+    if x.dtype == jnp.float32:
+        return jnp.where(jax.lax.broadcasted_iota(jnp.int32, x.shape, 0) < count, x, 0.0)
+    bits = pltpu.bitcast(x, jnp.int32)  # two rows of bfloat16 in one of int32
+    row = 2 * jax.lax.broadcasted_iota(jnp.int32, bits.shape, 0)
+    kept = jnp.where(row + 1 < count, -1, jnp.where(row < count, 0xFFFF, 0))
+    return pltpu.bitcast(bits & kept, x.dtype)
+
+
+def attend(
+    q: list[Float[Array, "block group"]],
+    k: list[Float[Array, "key group"]],
+    v: list[Float[Array, "key group"]],
+    bias: Float[Array, "key columns"] | None,
+    heads: Heads,
+) -> list[Float[Array, "block group"]]:
+    """Returns the weighted sums of values of one block of queries, for each group of heads."""
+    out: list = [None] * len(q)
+    for first in heads.rounds:
+        scores = [_product(k, _spread(q, first, heads), "nt", heads) for q, k in zip(q, k, strict=True)]
+        weights = [_softmax(s, bias).astype(v.dtype) for s, v in zip(scores, v, strict=True)]
+        sums = [_product(w, v, "tn", heads) for w, v in zip(weights, v, strict=True)]
+        out = [_gather(total, x, first, heads) for total, x in zip(out, sums, strict=True)]
+    return out
+
+
+class Gradients(NamedTuple):
+    """Gradients of one block and one group of heads: float32."""
+
+    q: Float[Array, "block group"]
+    k: Float[Array, "key group"]
+    v: Float[Array, "key group"]
+
+
+def attend_backward(
+    q: list[Float[Array, "block group"]],
+    k: list[Float[Array, "key group"]],
+    v: list[Float[Array, "key group"]],
+    bias: Float[Array, "key columns"] | None,
+    out_gradient: list[Float[Array, "block group"]],
+    heads: Heads,
+) -> list[Gradients]:
+    """Returns the gradients of `attend`, whose weights it computes again."""
+    dq: list = [None] * len(q)
+    dk: list = [None] * len(q)
+    dv: list = [None] * len(q)
+    for first in heads.rounds:
+        queries = [_spread(x, first, heads) for x in q]
+        outs = [_spread(x, first, heads) for x in out_gradient]
+        scores = [_product(x, y, "nt", heads) for x, y in zip(k, queries, strict=True)]
+        d_weights = [_product(x, y, "nt", heads) for x, y in zip(v, outs, strict=True)]
+        weights = [_softmax(x, bias) for x in scores]
+        d_scores = [_softmax_backward(x, y).astype(q[0].dtype) for x, y in zip(weights, d_weights, strict=True)]
+        weights = [x.astype(q[0].dtype) for x in weights]
+        dv = [_plus(x, _product(y, z, "nn", heads)) for x, y, z in zip(dv, weights, outs, strict=True)]
+        dk = [_plus(x, _product(y, z, "nn", heads)) for x, y, z in zip(dk, d_scores, queries, strict=True)]
+        dq = [_gather(x, _product(y, z, "tn", heads), first, heads) for x, y, z in zip(dq, d_scores, k, strict=True)]
+    return [Gradients(*gradients) for gradients in zip(dq, dk, dv, strict=True)]
+
+
+def _softmax_backward(
+    weights: Float[Array, "key columns"], d_weights: Float[Array, "key columns"]
+) -> Float[Array, "key columns"]:
+    """Returns the gradient of the scores from that of the weights."""
+    product = weights * d_weights
+    return product - weights * product.sum(0, keepdims=True)
+
+
+def _softmax(scores: Float[Array, "key columns"], bias: Array | None) -> Float[Array, "key columns"]:
+    """Softmax over the keys."""
+    scores = scores if bias is None else scores + bias
+    maximum = jnp.maximum(scores.max(0, keepdims=True), LEAST_MAXIMUM)
+    weights = jnp.exp(scores - maximum)
+    return weights * (1 / jnp.maximum(weights.sum(0, keepdims=True), LEAST_SUM))
+
+
+def _spread(x: Float[Array, "block group"], first: int, heads: Heads) -> Float[Array, "columns group"]:
+    """Lays x out once for each head of a round, with zeros in the lanes of the others."""
+    if heads.group == heads.head_dim:
+        return x
+    bits = x if x.dtype == jnp.float32 else pltpu.bitcast(x, jnp.int32)  # two rows of bfloat16 in one of int32
+    head = _head_of_lane(bits.shape, heads)
+    copies = [jnp.where(head == first + i, bits, jnp.zeros_like(bits)) for i in range(heads.at_once)]
+    copies = copies if x.dtype == jnp.float32 else [pltpu.bitcast(copy, x.dtype) for copy in copies]
+    return jnp.concatenate(copies, axis=0)
+
+
+def _gather(
+    total: Float[Array, "block group"] | None, x: Float[Array, "columns group"], first: int, heads: Heads
+) -> Float[Array, "block group"]:
+    """The inverse of `_spread`: adds to `total` the lanes of each head from its own copy."""
+    if heads.group == heads.head_dim:
+        return x
+    block = x.shape[0] // heads.at_once
+    head = _head_of_lane((block, x.shape[1]), heads)
+    for i in range(heads.at_once):
+        part = x[i * block : (i + 1) * block]
+        total = part if total is None else jnp.where(head == first + i, part, total)
+    assert total is not None
+    return total
+
+
+def _head_of_lane(shape: tuple[int, ...], heads: Heads) -> Int[Array, "row group"]:
+    return jax.lax.broadcasted_iota(jnp.int32, shape, 1) >> (heads.head_dim.bit_length() - 1)
+
+
+def _plus(total: Array | None, x: Array) -> Array:
+    return x if total is None else total + x
+
+
+def _product(x: Array, y: Array, kind: str, heads: Heads) -> Array:
+    """Returns a float32 product of matrices, each of which is taken as it is ("n") or transposed ("t")."""
+    dimensions = (((0 if kind[0] == "t" else 1,), (1 if kind[1] == "t" else 0,)), ((), ()))
+    if heads.widen:
+        x, y = x.astype(jnp.float32), y.astype(jnp.float32)
+    precision = jax.lax.Precision.HIGHEST if x.dtype == jnp.float32 else None
+    return jax.lax.dot_general(x, y, dimensions, precision=precision, preferred_element_type=jnp.float32)

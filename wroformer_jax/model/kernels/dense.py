@@ -1,0 +1,239 @@
+"""Attention of every token of a row to every other one as a TPU kernel.
+
+It is for many short rows, such as the bands of each frame, and for rows of up to MAX_TOKENS, such as the frames of a
+band under full attention. A grid step has whole rows, several of them if they are short, and goes over their queries in
+blocks.
+"""
+
+from __future__ import annotations
+
+import functools
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax.experimental import pallas as pl
+from jax.experimental.pallas import tpu as pltpu
+from jaxtyping import Array, Float, Int
+
+from wroformer_jax.model.kernels.blocks import (
+    HIDDEN,
+    LANES,
+    MAX_LANES,
+    ROW_MULTIPLE,
+    Heads,
+    attend,
+    attend_backward,
+    clear_rows,
+    compiler_params,
+    fits_lanes,
+    lanes_at_once,
+    round_up,
+)
+
+MAX_TOKENS = 2048  # of a row: its keys, and the scores of one block of queries with all of them, lie in VMEM
+TOKENS_AT_ONCE = 1024  # of all rows in a grid step, if rows are short
+
+
+class _Plan(NamedTuple):
+    """Sizes of a kernel."""
+
+    heads: Heads
+    num_rows: int
+    num_tokens: int
+    num_lanes: int
+    rows: int  # rows of a grid step
+    rows_at_once: int  # rows whose computations are interleaved
+    lanes: int  # lanes of a grid step
+    all_keys: bool  # True if every token is a key
+    interpret: bool
+
+    @property
+    def queries(self) -> int:
+        """Tokens of a row, filled up to whole blocks of queries."""
+        return round_up(self.num_tokens, self.heads.block)
+
+    @property
+    def keys(self) -> int:
+        """Tokens of a row, filled up to whole registers."""
+        return round_up(self.num_tokens, ROW_MULTIPLE)
+
+
+def serves_dense(*, num_tokens: int, num_lanes: int, head_dim: int) -> bool:
+    """Says whether `dense_lanes` takes such inputs."""
+    return fits_lanes(num_lanes, head_dim) and num_tokens <= MAX_TOKENS
+
+
+@functools.partial(jax.jit, static_argnames=("head_dim", "interpret"))
+def dense_lanes(
+    q: Float[Array, "row token lane"],
+    k: Float[Array, "row token lane"],
+    v: Float[Array, "row token lane"],
+    *,
+    head_dim: int,
+    num_keys: int | Int[Array, ""] | None = None,
+    interpret: bool = False,
+) -> Float[Array, "row token lane"]:
+    """Attention of every token of a row to the first num_keys tokens of that row, with a float32 softmax.
+
+    Args:
+      q: queries, already scaled. Heads lie side by side in the lanes.
+      k: keys. Any finite numbers from num_keys on.
+      v: values. Any finite numbers from num_keys on.
+      head_dim: lanes of a head: a divisor of 128 or a multiple of it.
+      num_keys: number of first keys that count; the rest is padding. All keys by default.
+      interpret: run without a TPU, slowly.
+
+    Returns:
+      Weighted sums of values, of q's dtype.
+    """
+    num_rows, num_tokens, num_lanes = q.shape
+    heads = Heads(head_dim, interpret)
+    rows = min(num_rows, max(1, TOKENS_AT_ONCE // round_up(num_tokens, heads.block)))
+    plan = _Plan(
+        heads=heads,
+        num_rows=num_rows,
+        num_tokens=num_tokens,
+        num_lanes=num_lanes,
+        rows=rows,
+        rows_at_once=2 if rows % 2 == 0 and num_tokens <= heads.block else 1,
+        lanes=lanes_at_once(num_lanes, heads, MAX_LANES if num_tokens <= 512 else LANES),
+        all_keys=num_keys is None,
+        interpret=interpret,
+    )
+    count = jnp.asarray(num_tokens if num_keys is None else num_keys, jnp.int32).reshape(1)
+    return _attention(plan, q, k, v, jnp.clip(count, 0, num_tokens))
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _attention(plan: _Plan, q: Array, k: Array, v: Array, num_keys: Array) -> Array:
+    return _forward(plan, q, k, v, num_keys)[0]
+
+
+def _forward(plan: _Plan, *inputs: Array) -> tuple[Array, tuple[Array, ...]]:
+    q, k, v, num_keys = inputs
+    queries, keys = _specs(plan)
+    out = pl.pallas_call(
+        functools.partial(_forward_kernel, plan),
+        out_shape=jax.ShapeDtypeStruct(q.shape, q.dtype),
+        grid=_grid(plan),
+        in_specs=[pl.BlockSpec(memory_space=pltpu.SMEM), queries, keys, keys],
+        out_specs=queries,
+        compiler_params=compiler_params("parallel", "parallel"),
+        interpret=plan.interpret,
+    )(num_keys, q, k, v)
+    return out, inputs
+
+
+def _backward(plan: _Plan, inputs: tuple[Array, ...], out_gradient: Array) -> tuple[Array | None, ...]:
+    q, k, v, num_keys = inputs
+    queries, keys = _specs(plan)
+    sums = pltpu.VMEM((plan.keys, plan.lanes), jnp.float32)
+    gradients = pl.pallas_call(
+        functools.partial(_backward_kernel, plan),
+        out_shape=[jax.ShapeDtypeStruct(q.shape, q.dtype)] * 3,
+        grid=_grid(plan),
+        in_specs=[pl.BlockSpec(memory_space=pltpu.SMEM), queries, keys, keys, queries],
+        out_specs=[queries, keys, keys],
+        scratch_shapes=[] if plan.queries == plan.heads.block else [sums, sums],
+        compiler_params=compiler_params("parallel", "parallel"),
+        interpret=plan.interpret,
+    )(num_keys, q, k, v, out_gradient)
+    return *gradients, None
+
+
+_attention.defvjp(_forward, _backward)
+
+
+def _grid(plan: _Plan) -> tuple[int, int]:
+    return -(-plan.num_rows // plan.rows), plan.num_lanes // plan.lanes
+
+
+def _specs(plan: _Plan) -> tuple[pl.BlockSpec, pl.BlockSpec]:
+    """Which part of the queries, and of the keys, a grid step sees. Rows beyond the array's hold anything."""
+    queries = pl.BlockSpec((plan.rows, plan.queries, plan.lanes), lambda row, lane: (row, 0, lane))
+    return queries, pl.BlockSpec((plan.rows, plan.keys, plan.lanes), lambda row, lane: (row, 0, lane))
+
+
+def _forward_kernel(plan: _Plan, num_keys_ref, q_ref, k_ref, v_ref, out_ref) -> None:
+    bias, block = _bias(plan, num_keys_ref), plan.heads.block
+
+    def over_rows(number, _):
+        parts = _parts(plan, number)
+        k, v = ([clear_rows(ref[row, :, lanes], plan.num_tokens) for row, lanes in parts] for ref in (k_ref, v_ref))
+
+        def over_blocks(number, _):
+            here = _here(number, block)
+            q = [_queries(plan, q_ref, row, number, lanes) for row, lanes in parts]
+            for (row, lanes), out in zip(parts, attend(q, k, v, bias, plan.heads), strict=True):
+                out_ref[row, here, lanes] = out.astype(out_ref.dtype)
+
+        _loop(plan.queries // block, over_blocks)
+
+    _loop(plan.rows // plan.rows_at_once, over_rows)
+
+
+def _backward_kernel(plan: _Plan, num_keys_ref, q_ref, k_ref, v_ref, out_gradient_ref, *outputs) -> None:
+    dq_ref, dk_ref, dv_ref, *sums = outputs
+    bias, block = _bias(plan, num_keys_ref), plan.heads.block
+
+    def over_rows(number, _):
+        parts = _parts(plan, number)
+        k, v = ([clear_rows(ref[row, :, lanes], plan.num_tokens) for row, lanes in parts] for ref in (k_ref, v_ref))
+        for ref in sums:
+            ref[...] = jnp.zeros_like(ref)
+
+        def over_blocks(number, _):
+            here = _here(number, block)
+            q, out_gradient = (
+                [_queries(plan, ref, row, number, lanes) for row, lanes in parts] for ref in (q_ref, out_gradient_ref)
+            )
+            gradients = attend_backward(q, k, v, bias, out_gradient, plan.heads)
+            for (row, lanes), (dq, dk, dv) in zip(parts, gradients, strict=True):
+                dq_ref[row, here, lanes] = dq.astype(dq_ref.dtype)
+                if sums:
+                    sums[0][:, lanes] += dk
+                    sums[1][:, lanes] += dv
+                else:
+                    dk_ref[row, :, lanes], dv_ref[row, :, lanes] = dk.astype(dk_ref.dtype), dv.astype(dv_ref.dtype)
+
+        _loop(plan.queries // block, over_blocks)
+        if sums:
+            row = parts[0][0]
+            dk_ref[row], dv_ref[row] = sums[0][...].astype(dk_ref.dtype), sums[1][...].astype(dv_ref.dtype)
+
+    _loop(plan.rows // plan.rows_at_once, over_rows)
+
+
+def _loop(count: int, body) -> None:
+    """Calls body(number, None) for each number below count."""
+    if count == 1:
+        body(0, None)
+    else:
+        jax.lax.fori_loop(0, count, body, None)
+
+
+def _parts(plan: _Plan, number: Array | int) -> list[tuple[Array | int, slice]]:
+    """Returns the rows that are worked on at once with the lanes of each group of heads in them."""
+    group = plan.heads.group
+    rows = [number * plan.rows_at_once + i for i in range(plan.rows_at_once)]
+    return [(row, slice(first, first + group)) for row in rows for first in range(0, plan.lanes, group)]
+
+
+def _here(number: Array | int, block: int) -> slice | pl.Slice:
+    """Returns the tokens of a block."""
+    return pl.ds(number * block if isinstance(number, int) else pl.multiple_of(number * block, block), block)
+
+
+def _queries(plan: _Plan, ref, row: Array | int, number: Array | int, lanes: slice) -> Array:
+    """Returns one block of queries, those after the last token as zeros."""
+    block = plan.heads.block
+    return clear_rows(ref[row, _here(number, block), lanes], plan.num_tokens - number * block)
+
+
+def _bias(plan: _Plan, num_keys_ref) -> Float[Array, "key columns"] | None:
+    """Returns 0 for keys that count, and HIDDEN for the others."""
+    if plan.all_keys and plan.keys == plan.num_tokens:
+        return None
+    key = jax.lax.broadcasted_iota(jnp.int32, (plan.keys, LANES), 0)
+    return jnp.where(key < (plan.num_tokens if plan.all_keys else num_keys_ref[0]), 0.0, HIDDEN)

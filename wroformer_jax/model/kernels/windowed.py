@@ -1,0 +1,340 @@
+"""Windowed sink attention of frames as a TPU kernel.
+
+Tokens go in blocks of 64 queries. A block's keys are the sinks, its own tokens, and a halo on each side:
+
+    keys of a block   [ sinks | halo | 64 | halo ]
+
+A long row is cut into tiles, one a grid step, each of which gets the halos of k and v from its neighbours. In the
+backward pass a block adds to the gradients of keys in the halos, which other blocks also add to. What is still open
+after a block is carried to the next one, also from tile to tile. So the gradients of keys are written with a delay of
+one halo, and those of a tile are complete one grid step after it.
+"""
+
+from __future__ import annotations
+
+import functools
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax.experimental import pallas as pl
+from jax.experimental.pallas import tpu as pltpu
+from jaxtyping import Array, Float, Int
+
+from wroformer_jax.model.kernels.blocks import (
+    HIDDEN,
+    LANES,
+    ROW_MULTIPLE,
+    Heads,
+    attend,
+    attend_backward,
+    compiler_params,
+    fits_lanes,
+    lanes_at_once,
+    round_up,
+)
+
+MAX_REACH = 32  # tokens
+TILE = 1216  # tokens: the most that a grid step works on
+
+
+class _Plan(NamedTuple):
+    """Sizes of a kernel."""
+
+    heads: Heads
+    reach: int
+    num_rows: int
+    num_tokens: int  # padded to whole tiles
+    num_lanes: int
+    num_sinks: int
+    sinks: int  # padded
+    halo: int
+    rows: int  # rows of a grid step
+    tile: int  # tokens of a grid step
+    lanes: int  # lanes of a grid step
+    interpret: bool
+
+    @property
+    def tiles(self) -> int:
+        return self.num_tokens // self.tile
+
+    @property
+    def blocks(self) -> int:
+        return self.tile // self.heads.block
+
+    @property
+    def keys(self) -> int:
+        return self.sinks + self.heads.block + 2 * self.halo
+
+
+def aligned_tokens(num_tokens: int, head_dim: int) -> int:
+    """Returns the least number of tokens, from num_tokens on, that the kernel takes without a padded copy."""
+    tile, tiles = _tiles(num_tokens, Heads(head_dim, False).block)
+    return tile * tiles
+
+
+def serves_windowed(*, num_lanes: int, head_dim: int, reach: int) -> bool:
+    """Says whether `windowed_lanes` takes such inputs."""
+    return fits_lanes(num_lanes, head_dim) and 0 <= reach <= MAX_REACH
+
+
+@functools.partial(jax.jit, static_argnames=("reach", "head_dim", "interpret"))
+def windowed_lanes(
+    q: Float[Array, "row token lane"],
+    k: Float[Array, "row token lane"],
+    v: Float[Array, "row token lane"],
+    k_sinks: Float[Array, "row sink lane"],
+    v_sinks: Float[Array, "row sink lane"],
+    bounds: Int[Array, " 2"],
+    *,
+    reach: int,
+    head_dim: int,
+    interpret: bool = False,
+) -> Float[Array, "row token lane"]:
+    """Attention of tokens to those within `reach` of them, and to all sinks, in one softmax.
+
+    Token i sees token j if |i - j| <= reach and bounds[0] <= j < bounds[1]. The softmax is float32. Gradients by a
+    second kernel, in memory that is linear in tokens.
+
+    Args:
+      q: queries, already scaled. Heads lie side by side in the lanes.
+      k: keys. Any finite numbers outside the bounds.
+      v: values. Any finite numbers outside the bounds.
+      k_sinks: keys of the sinks. There may be none.
+      v_sinks: values of the sinks.
+      bounds: first token that is seen, and the one after the last.
+      reach: tokens on each side that a token sees, at most MAX_REACH.
+      head_dim: lanes of a head: a divisor of 128 or a multiple of it.
+      interpret: run without a TPU, slowly.
+
+    Returns:
+      Weighted sums of values, of q's dtype. Those outside the bounds are finite.
+    """
+    num_tokens = q.shape[1]
+    plan = _plan(q.shape, k_sinks.shape[1], reach, head_dim, interpret)
+    bounds = jnp.clip(bounds, 0, num_tokens).astype(jnp.int32)
+    q, k, v = (_pad_rows(x, plan.num_tokens) for x in (q, k, v))
+    k_sinks, v_sinks = (_pad_rows(x, plan.sinks) for x in (k_sinks, v_sinks))
+    out: Array = _attention(plan, q, k, v, k_sinks, v_sinks, bounds)
+    return out[:, :num_tokens]
+
+
+def _plan(shape: tuple[int, ...], num_sinks: int, reach: int, head_dim: int, interpret: bool) -> _Plan:
+    num_rows, num_tokens, num_lanes = shape
+    heads = Heads(head_dim, interpret)
+    tile, tiles = _tiles(num_tokens, heads.block)
+    rows = min(num_rows, max(1, 512 // tile)) if tiles == 1 else 1
+    return _Plan(
+        heads=heads,
+        reach=reach,
+        num_rows=num_rows,
+        num_tokens=tile * tiles,
+        num_lanes=num_lanes,
+        num_sinks=num_sinks,
+        sinks=round_up(max(num_sinks, 1), ROW_MULTIPLE),
+        halo=round_up(max(reach, 1), ROW_MULTIPLE),
+        rows=rows,
+        tile=tile,
+        lanes=lanes_at_once(num_lanes, heads),
+        interpret=interpret,
+    )
+
+
+def _tiles(num_tokens: int, block: int) -> tuple[int, int]:
+    """Returns the number of tokens in a tile and the number of tiles."""
+    blocks = -(-num_tokens // block)
+    tiles = -(-blocks // (TILE // block))
+    return -(-blocks // tiles) * block, tiles
+
+
+def _pad_rows(x: Float[Array, "row token lane"], size: int) -> Float[Array, "row size lane"]:
+    return x if x.shape[1] == size else jnp.pad(x, ((0, 0), (0, size - x.shape[1]), (0, 0)))
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _attention(plan: _Plan, q: Array, k: Array, v: Array, k_sinks: Array, v_sinks: Array, bounds: Array) -> Array:
+    return _forward(plan, q, k, v, k_sinks, v_sinks, bounds)[0]
+
+
+def _forward(plan: _Plan, *inputs: Array) -> tuple[Array, tuple[Array, ...]]:
+    q, k, v, k_sinks, v_sinks, bounds = inputs
+    specs = _specs(plan)
+    out = pl.pallas_call(
+        functools.partial(_forward_kernel, plan),
+        out_shape=jax.ShapeDtypeStruct(q.shape, q.dtype),
+        grid=specs.grid,
+        in_specs=[specs.bounds, specs.tile, *specs.keys, *specs.keys, specs.sinks, specs.sinks],
+        out_specs=specs.tile,
+        scratch_shapes=[pltpu.VMEM((plan.tile + 2 * plan.halo, plan.lanes), q.dtype)] * 2,
+        compiler_params=compiler_params("parallel", "parallel", "arbitrary"),
+        interpret=plan.interpret,
+    )(bounds, q, *[k] * len(specs.keys), *[v] * len(specs.keys), k_sinks, v_sinks)
+    return out, inputs
+
+
+def _backward(plan: _Plan, inputs: tuple[Array, ...], out_gradient: Array) -> tuple[Array | None, ...]:
+    q, k, v, k_sinks, v_sinks, bounds = inputs
+    specs = _specs(plan, delay=int(plan.tiles > 1))
+    sums = jax.ShapeDtypeStruct(k_sinks.shape, jnp.float32)
+    scratch = (plan.tile + 2 * plan.halo, plan.lanes)
+    dq, dk, dv, dk_sinks, dv_sinks = pl.pallas_call(
+        functools.partial(_backward_kernel, plan),
+        out_shape=[*[jax.ShapeDtypeStruct(q.shape, q.dtype)] * 3, sums, sums],
+        grid=specs.grid,
+        in_specs=[specs.bounds, specs.tile, *specs.keys, *specs.keys, specs.sinks, specs.sinks, specs.tile],
+        out_specs=[specs.tile, specs.delayed, specs.delayed, specs.sinks, specs.sinks],
+        scratch_shapes=[
+            *[pltpu.VMEM(scratch, q.dtype)] * 2,
+            *[pltpu.VMEM((plan.tile, plan.lanes), q.dtype)] * 2,
+            *[pltpu.VMEM((2 * plan.halo, plan.lanes), jnp.float32)] * 2,
+        ],
+        compiler_params=compiler_params("parallel", "parallel", "arbitrary"),
+        interpret=plan.interpret,
+    )(bounds, q, *[k] * len(specs.keys), *[v] * len(specs.keys), k_sinks, v_sinks, out_gradient)
+    return dq, dk, dv, dk_sinks.astype(q.dtype), dv_sinks.astype(q.dtype), None
+
+
+_attention.defvjp(_forward, _backward)
+
+
+class _Specs(NamedTuple):
+    """Which part of each array a grid step sees."""
+
+    grid: tuple[int, ...]
+    bounds: pl.BlockSpec
+    tile: pl.BlockSpec
+    delayed: pl.BlockSpec  # the tile of the step before
+    keys: list[pl.BlockSpec]  # a tile and, if there are several, the halos before and after it
+    sinks: pl.BlockSpec
+
+
+def _specs(plan: _Plan, delay: int = 0) -> _Specs:
+    last, halos = plan.tiles - 1, plan.tile // plan.halo
+    tile, halo = (plan.rows, plan.tile, plan.lanes), (plan.rows, plan.halo, plan.lanes)
+    this = pl.BlockSpec(tile, lambda row, lane, step: (row, jnp.minimum(step, last), lane))
+    before = pl.BlockSpec(
+        halo, lambda row, lane, step: (row, jnp.maximum(jnp.minimum(step, last) * halos - 1, 0), lane)
+    )
+    after = pl.BlockSpec(halo, lambda row, lane, step: (row, jnp.minimum((step + 1) * halos, last * halos), lane))
+    return _Specs(
+        grid=(-(-plan.num_rows // plan.rows), plan.num_lanes // plan.lanes, plan.tiles + delay),
+        bounds=pl.BlockSpec(memory_space=pltpu.SMEM),
+        tile=this,
+        delayed=pl.BlockSpec(tile, lambda row, lane, step: (row, jnp.maximum(step - delay, 0), lane)),
+        keys=[this] if last == 0 else [this, before, after],
+        sinks=pl.BlockSpec((plan.rows, plan.sinks, plan.lanes), lambda row, lane, step: (row, 0, lane)),
+    )
+
+
+def _forward_kernel(plan: _Plan, *refs) -> None:
+    bounds_ref, q_ref, *key_refs, k_sinks_ref, v_sinks_ref, out_ref, k_wide, v_wide = refs
+    half = len(key_refs) // 2
+    block, wide = plan.heads.block, plan.heads.block + 2 * plan.halo
+    first = pl.program_id(2) * plan.tile
+
+    def over_rows(row, _):
+        _widen(plan, row, key_refs[:half], k_wide)
+        _widen(plan, row, key_refs[half:], v_wide)
+
+        def over_blocks(number, _):
+            start = pl.multiple_of(number * block, block)
+            bias = _bias(plan, bounds_ref, first + start)
+            groups = _groups(plan)
+            k = [jnp.concatenate([k_sinks_ref[row, :, lanes], k_wide[pl.ds(start, wide), lanes]]) for lanes in groups]
+            v = [jnp.concatenate([v_sinks_ref[row, :, lanes], v_wide[pl.ds(start, wide), lanes]]) for lanes in groups]
+            q = [q_ref[row, pl.ds(start, block), lanes] for lanes in groups]
+            for lanes, out in zip(groups, attend(q, k, v, bias, plan.heads), strict=True):
+                out_ref[row, pl.ds(start, block), lanes] = out.astype(out_ref.dtype)
+
+        jax.lax.fori_loop(0, plan.blocks, over_blocks, None)
+
+    jax.lax.fori_loop(0, plan.rows, over_rows, None)
+
+
+def _backward_kernel(plan: _Plan, *refs) -> None:
+    inputs, outputs, scratch = refs[:-11], refs[-11:-6], refs[-6:]
+    bounds_ref, q_ref, *key_refs, k_sinks_ref, v_sinks_ref, out_gradient_ref = inputs
+    dq_ref, dk_ref, dv_ref, dk_sinks_ref, dv_sinks_ref = outputs
+    k_wide, v_wide, dk_done, dv_done, dk_open, dv_open = scratch
+    half = len(key_refs) // 2
+    block, halo, sinks = plan.heads.block, plan.halo, plan.sinks
+    step = pl.program_id(2)
+    first = step * plan.tile
+
+    @pl.when(step == 0)
+    def _():
+        for ref in (dk_sinks_ref, dv_sinks_ref, dk_open, dv_open):
+            ref[...] = jnp.zeros_like(ref)
+
+    def over_blocks(row, number, _):
+        start = pl.multiple_of(number * block, block)
+        here = pl.ds(start, block)
+        bias = _bias(plan, bounds_ref, first + start)
+        groups = _groups(plan)
+        wide = pl.ds(start, block + 2 * halo)
+        k = [jnp.concatenate([k_sinks_ref[row, :, lanes], k_wide[wide, lanes]]) for lanes in groups]
+        v = [jnp.concatenate([v_sinks_ref[row, :, lanes], v_wide[wide, lanes]]) for lanes in groups]
+        q = [q_ref[row, here, lanes] for lanes in groups]
+        out_gradient = [out_gradient_ref[row, here, lanes] for lanes in groups]
+        for lanes, (dq, dk, dv) in zip(groups, attend_backward(q, k, v, bias, out_gradient, plan.heads), strict=True):
+            dq_ref[row, here, lanes] = dq.astype(dq_ref.dtype)
+            for gradient, sinks_ref, open_ref, done_ref in (
+                (dk, dk_sinks_ref, dk_open, dk_done),
+                (dv, dv_sinks_ref, dv_open, dv_done),
+            ):
+                sinks_ref[row, :, lanes] += gradient[:sinks]
+                done = gradient[sinks : sinks + 2 * halo] + open_ref[:, lanes]
+                if 2 * halo < block:
+                    done = jnp.concatenate([done, gradient[sinks + 2 * halo : sinks + block]])
+                done_ref[here, lanes] = done.astype(done_ref.dtype)
+                open_ref[:, lanes] = gradient[sinks + block :]
+
+    def over_rows(row, _):
+        pairs = (dk_ref, dk_done, dk_open), (dv_ref, dv_done, dv_open)
+        if plan.tiles > 1:
+            for ref, done, _ in pairs:
+                ref[row, : plan.tile - halo] = done[halo:]
+
+        @pl.when(step < plan.tiles)
+        def _():
+            _widen(plan, row, key_refs[:half], k_wide)
+            _widen(plan, row, key_refs[half:], v_wide)
+            jax.lax.fori_loop(0, plan.blocks, functools.partial(over_blocks, row), None)
+
+        for ref, done, still_open in pairs:
+            if plan.tiles == 1:
+                ref[row, : plan.tile - halo] = done[halo:]
+                ref[row, plan.tile - halo :] = still_open[:halo].astype(ref.dtype)
+                still_open[...] = jnp.zeros_like(still_open)
+            else:
+                complete = jnp.where(step < plan.tiles, done[:halo].astype(jnp.float32), still_open[:halo])
+                ref[row, plan.tile - halo :] = complete.astype(ref.dtype)
+
+    jax.lax.fori_loop(0, plan.rows, over_rows, None)
+
+
+def _groups(plan: _Plan) -> list[slice]:
+    """Lanes of each group of heads."""
+    size = plan.heads.group
+    return [slice(first, first + size) for first in range(0, plan.lanes, size)]
+
+
+def _widen(plan: _Plan, row: Array, refs: list, wide) -> None:
+    """Copies a tile and the halos around it. At the ends of the row the halos are zero."""
+    tile, halo = plan.tile, plan.halo
+    wide[halo : halo + tile] = refs[0][row]
+    if plan.tiles == 1:
+        wide[:halo] = wide[halo + tile :] = jnp.zeros((halo, plan.lanes), wide.dtype)
+    else:
+        wide[:halo], wide[halo + tile :] = refs[1][row], refs[2][row]
+
+
+def _bias(plan: _Plan, bounds_ref, first: Array) -> Float[Array, "key columns"]:
+    """Returns 0 for the keys that a query sees, and HIDDEN for the others."""
+    shape = plan.keys, LANES
+    key = jax.lax.broadcasted_iota(jnp.int32, shape, 0) - plan.sinks - plan.halo  # from the block's first query
+    query = jax.lax.broadcasted_iota(jnp.int32, shape, 1) & (plan.heads.block - 1)
+    near = (jnp.abs(key - query) <= plan.reach) & (key >= -plan.halo)
+    near &= (key >= bounds_ref[0] - first) & (key < bounds_ref[1] - first)
+    is_sink = key < plan.num_sinks - plan.sinks - plan.halo
+    return jnp.where(near | is_sink, 0.0, HIDDEN)
