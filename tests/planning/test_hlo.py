@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 from support.helpers import of_a_program
 
-from wroformer_jax.planning.hlo import Collective, collectives, num_bytes
+from wroformer_jax.planning.hlo import Collective, collectives
+from wroformer_jax.planning.hlo_text import num_bytes
 
 PROGRAM = Path(__file__).parents[1] / "support" / "collective_programs.py"
 
