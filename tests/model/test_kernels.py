@@ -82,7 +82,7 @@ def check_windowed(tokens, reach, sinks, head_dim=64, lanes=128, rows=1, bounds=
     sizes = {"reach": reach, "head_dim": head_dim}
     assert_same(
         functools.partial(windowed_lanes, bounds=jnp.asarray(bounds), **sizes, interpret=True),
-        lambda *inputs: dense_windowed(*inputs, bounds, **sizes),
+        functools.partial(dense_windowed, bounds=bounds, **sizes),
         inputs,
         out_gradient,
         kept,
@@ -219,8 +219,8 @@ def test_in_a_scan_with_recomputation():
         jax.grad(lambda x, end: summed(functools.partial(windowed_lanes, **sizes, interpret=True), x, end))
     )
 
-    def reference(*inputs):
-        return dense_windowed(*inputs[:5], (0, 70), **sizes)
+    def reference(q, k, v, k_sinks, v_sinks, _):
+        return dense_windowed(q, k, v, k_sinks, v_sinks, (0, 70), **sizes)
 
     np.testing.assert_allclose(kernel(x, 70), jax.grad(summed, argnums=1)(reference, x, 70), atol=1e-4)
 

@@ -81,28 +81,36 @@ def compiler_params(*semantics: Literal["parallel", "arbitrary"]) -> pltpu.Compi
 
 def clear_rows(x: Float[Array, "row group"], count: Array | int) -> Float[Array, "row group"]:
     """Returns x with zeros from row `count` on, whatever is there. x may be longer than the array that it is from."""
-    if isinstance(count, int) and count >= x.shape[0]:
-        return x
+    return x if isinstance(count, int) and count >= x.shape[0] else join_rows(x, jnp.zeros_like(x), count)
+
+
+def join_rows(
+    x: Float[Array, "row group"], y: Float[Array, "row group"], count: Array | int
+) -> Float[Array, "row group"]:
+    """Returns the first `count` rows of x, and y's from there on."""
     if x.dtype == jnp.float32:
-        return jnp.where(jax.lax.broadcasted_iota(jnp.int32, x.shape, 0) < count, x, 0.0)
-    bits = pltpu.bitcast(x, jnp.int32)  # two rows of bfloat16 in one of int32
-    row = 2 * jax.lax.broadcasted_iota(jnp.int32, bits.shape, 0)
-    kept = jnp.where(row + 1 < count, -1, jnp.where(row < count, 0xFFFF, 0))
-    return pltpu.bitcast(bits & kept, x.dtype)
+        return jnp.where(jax.lax.broadcasted_iota(jnp.int32, x.shape, 0) < count, x, y)
+    x_bits, y_bits = pltpu.bitcast(x, jnp.int32), pltpu.bitcast(y, jnp.int32)  # two rows of bfloat16 in one of int32
+    row = 2 * jax.lax.broadcasted_iota(jnp.int32, x_bits.shape, 0)
+    from_x = jnp.where(row + 1 < count, -1, jnp.where(row < count, 0xFFFF, 0))
+    return pltpu.bitcast((x_bits & from_x) | (y_bits & ~from_x), x.dtype)
 
 
 def attend(
     q: list[Float[Array, "block group"]],
     k: list[Float[Array, "key group"]],
     v: list[Float[Array, "key group"]],
-    bias: Float[Array, "key columns"] | None,
+    bias: Float[Array, "seen columns"] | None,
     heads: Heads,
 ) -> list[Float[Array, "block group"]]:
-    """Returns the weighted sums of values of one block of queries, for each group of heads."""
+    """Returns the weighted sums of values of one block of queries, for each group of heads.
+
+    What is added to the scores has a row for each key that any query may see; keys after these are hidden.
+    """
     out: list = [None] * len(q)
     for first in heads.rounds:
         scores = [_product(k, _spread(q, first, heads), "nt", heads) for q, k in zip(q, k, strict=True)]
-        weights = [_softmax(s, bias).astype(v.dtype) for s, v in zip(scores, v, strict=True)]
+        weights = [_for_all_keys(_softmax(x, bias), y) for x, y in zip(scores, k, strict=True)]
         sums = [_product(w, v, "tn", heads) for w, v in zip(weights, v, strict=True)]
         out = [_gather(total, x, first, heads) for total, x in zip(out, sums, strict=True)]
     return out
@@ -120,7 +128,7 @@ def attend_backward(
     q: list[Float[Array, "block group"]],
     k: list[Float[Array, "key group"]],
     v: list[Float[Array, "key group"]],
-    bias: Float[Array, "key columns"] | None,
+    bias: Float[Array, "seen columns"] | None,
     out_gradient: list[Float[Array, "block group"]],
     heads: Heads,
 ) -> list[Gradients]:
@@ -134,8 +142,8 @@ def attend_backward(
         scores = [_product(x, y, "nt", heads) for x, y in zip(k, queries, strict=True)]
         d_weights = [_product(x, y, "nt", heads) for x, y in zip(v, outs, strict=True)]
         weights = [_softmax(x, bias) for x in scores]
-        d_scores = [_softmax_backward(x, y).astype(q[0].dtype) for x, y in zip(weights, d_weights, strict=True)]
-        weights = [x.astype(q[0].dtype) for x in weights]
+        d_scores = [_softmax_backward(x, y[: len(x)]) for x, y in zip(weights, d_weights, strict=True)]
+        weights, d_scores = ([_for_all_keys(x, k[0]) for x in both] for both in (weights, d_scores))
         dv = [_plus(x, _product(y, z, "nn", heads)) for x, y, z in zip(dv, weights, outs, strict=True)]
         dk = [_plus(x, _product(y, z, "nn", heads)) for x, y, z in zip(dk, d_scores, queries, strict=True)]
         dq = [_gather(x, _product(y, z, "tn", heads), first, heads) for x, y, z in zip(dq, d_scores, k, strict=True)]
@@ -143,16 +151,23 @@ def attend_backward(
 
 
 def _softmax_backward(
-    weights: Float[Array, "key columns"], d_weights: Float[Array, "key columns"]
-) -> Float[Array, "key columns"]:
+    weights: Float[Array, "seen columns"], d_weights: Float[Array, "seen columns"]
+) -> Float[Array, "seen columns"]:
     """Returns the gradient of the scores from that of the weights."""
     product = weights * d_weights
     return product - weights * product.sum(0, keepdims=True)
 
 
-def _softmax(scores: Float[Array, "key columns"], bias: Array | None) -> Float[Array, "key columns"]:
-    """Softmax over the keys."""
-    scores = scores if bias is None else scores + bias
+def _for_all_keys(weights: Float[Array, "seen columns"], k: Float[Array, "key group"]) -> Float[Array, "key columns"]:
+    """Rounds weights to the dtype of products, with zeros for the keys that no query sees."""
+    if len(weights) < len(k):
+        weights = jnp.concatenate([weights, jnp.zeros((len(k) - len(weights), weights.shape[1]), weights.dtype)])
+    return weights.astype(k.dtype)
+
+
+def _softmax(scores: Float[Array, "key columns"], bias: Array | None) -> Float[Array, "seen columns"]:
+    """Softmax over the keys that any query may see."""
+    scores = scores if bias is None else scores[: len(bias)] + bias
     maximum = jnp.maximum(scores.max(0, keepdims=True), LEAST_MAXIMUM)
     weights = jnp.exp(scores - maximum)
     return weights * (1 / jnp.maximum(weights.sum(0, keepdims=True), LEAST_SUM))

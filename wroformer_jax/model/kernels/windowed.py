@@ -30,6 +30,7 @@ from wroformer_jax.model.kernels.blocks import (
     attend_backward,
     compiler_params,
     fits_lanes,
+    join_rows,
     lanes_at_once,
     round_up,
 )
@@ -47,7 +48,6 @@ class _Plan(NamedTuple):
     num_tokens: int  # padded to whole tiles
     num_lanes: int
     num_sinks: int
-    sinks: int  # padded
     halo: int
     rows: int  # rows of a grid step
     tile: int  # tokens of a grid step
@@ -63,8 +63,29 @@ class _Plan(NamedTuple):
         return self.tile // self.heads.block
 
     @property
-    def keys(self) -> int:
-        return self.sinks + self.heads.block + 2 * self.halo
+    def sinks_in_halo(self) -> bool:
+        """True if the sinks fit into the first rows of the halo, which no query sees."""
+        return self.num_sinks <= self.halo - self.reach
+
+    @property
+    def sinks(self) -> int:
+        """Sinks, filled up to whole registers."""
+        return self.halo if self.sinks_in_halo else round_up(self.num_sinks, ROW_MULTIPLE)
+
+    @property
+    def wide(self) -> int:
+        """Tokens of a block and its halos."""
+        return self.heads.block + 2 * self.halo
+
+    @property
+    def before(self) -> int:
+        """Rows of keys before the first token of the halo."""
+        return 0 if self.sinks_in_halo else self.sinks
+
+    @property
+    def seen(self) -> int:
+        """Rows of keys from the first one to the last one that any query sees."""
+        return self.before + round_up(self.halo + self.heads.block + self.reach, 8)
 
 
 def aligned_tokens(num_tokens: int, head_dim: int) -> int:
@@ -131,7 +152,6 @@ def _plan(shape: tuple[int, ...], num_sinks: int, reach: int, head_dim: int, int
         num_tokens=tile * tiles,
         num_lanes=num_lanes,
         num_sinks=num_sinks,
-        sinks=round_up(max(num_sinks, 1), ROW_MULTIPLE),
         halo=round_up(max(reach, 1), ROW_MULTIPLE),
         rows=rows,
         tile=tile,
@@ -165,7 +185,7 @@ def _forward(plan: _Plan, *inputs: Array) -> tuple[Array, tuple[Array, ...]]:
         grid=specs.grid,
         in_specs=[specs.bounds, specs.tile, *specs.keys, *specs.keys, specs.sinks, specs.sinks],
         out_specs=specs.tile,
-        scratch_shapes=[pltpu.VMEM((plan.tile + 2 * plan.halo, plan.lanes), q.dtype)] * 2,
+        scratch_shapes=_scratch(plan, q.dtype),
         compiler_params=compiler_params("parallel", "parallel", "arbitrary"),
         interpret=plan.interpret,
     )(bounds, q, *[k] * len(specs.keys), *[v] * len(specs.keys), k_sinks, v_sinks)
@@ -176,7 +196,6 @@ def _backward(plan: _Plan, inputs: tuple[Array, ...], out_gradient: Array) -> tu
     q, k, v, k_sinks, v_sinks, bounds = inputs
     specs = _specs(plan, delay=int(plan.tiles > 1))
     sums = jax.ShapeDtypeStruct(k_sinks.shape, jnp.float32)
-    scratch = (plan.tile + 2 * plan.halo, plan.lanes)
     dq, dk, dv, dk_sinks, dv_sinks = pl.pallas_call(
         functools.partial(_backward_kernel, plan),
         out_shape=[*[jax.ShapeDtypeStruct(q.shape, q.dtype)] * 3, sums, sums],
@@ -184,7 +203,7 @@ def _backward(plan: _Plan, inputs: tuple[Array, ...], out_gradient: Array) -> tu
         in_specs=[specs.bounds, specs.tile, *specs.keys, *specs.keys, specs.sinks, specs.sinks, specs.tile],
         out_specs=[specs.tile, specs.delayed, specs.delayed, specs.sinks, specs.sinks],
         scratch_shapes=[
-            *[pltpu.VMEM(scratch, q.dtype)] * 2,
+            *_scratch(plan, q.dtype),
             *[pltpu.VMEM((plan.tile, plan.lanes), q.dtype)] * 2,
             *[pltpu.VMEM((2 * plan.halo, plan.lanes), jnp.float32)] * 2,
         ],
@@ -226,11 +245,17 @@ def _specs(plan: _Plan, delay: int = 0) -> _Specs:
     )
 
 
+def _scratch(plan: _Plan, dtype: jnp.dtype) -> list:
+    """Returns keys and values of a tile with halos, and what is added to scores: by distance, and by bounds."""
+    wide = plan.tile + 2 * plan.halo
+    keys = pltpu.VMEM((wide, plan.lanes), dtype)
+    return [keys, keys, pltpu.VMEM((plan.seen, LANES), jnp.float32), pltpu.VMEM((wide, LANES), jnp.float32)]
+
+
 def _forward_kernel(plan: _Plan, *refs) -> None:
-    bounds_ref, q_ref, *key_refs, k_sinks_ref, v_sinks_ref, out_ref, k_wide, v_wide = refs
-    half = len(key_refs) // 2
-    block, wide = plan.heads.block, plan.heads.block + 2 * plan.halo
-    first = pl.program_id(2) * plan.tile
+    bounds_ref, q_ref, *key_refs, k_sinks_ref, v_sinks_ref, out_ref, k_wide, v_wide, near_ref, bounded_ref = refs
+    half, block = len(key_refs) // 2, plan.heads.block
+    _fill_biases(plan, bounds_ref, near_ref, bounded_ref)
 
     def over_rows(row, _):
         _widen(plan, row, key_refs[:half], k_wide)
@@ -238,11 +263,11 @@ def _forward_kernel(plan: _Plan, *refs) -> None:
 
         def over_blocks(number, _):
             start = pl.multiple_of(number * block, block)
-            bias = _bias(plan, bounds_ref, first + start)
             groups = _groups(plan)
-            k = [jnp.concatenate([k_sinks_ref[row, :, lanes], k_wide[pl.ds(start, wide), lanes]]) for lanes in groups]
-            v = [jnp.concatenate([v_sinks_ref[row, :, lanes], v_wide[pl.ds(start, wide), lanes]]) for lanes in groups]
+            k = [_keys(plan, k_sinks_ref[row, :, lanes], k_wide[pl.ds(start, plan.wide), lanes]) for lanes in groups]
+            v = [_keys(plan, v_sinks_ref[row, :, lanes], v_wide[pl.ds(start, plan.wide), lanes]) for lanes in groups]
             q = [q_ref[row, pl.ds(start, block), lanes] for lanes in groups]
+            bias = _bias(plan, near_ref, bounded_ref, start)
             for lanes, out in zip(groups, attend(q, k, v, bias, plan.heads), strict=True):
                 out_ref[row, pl.ds(start, block), lanes] = out.astype(out_ref.dtype)
 
@@ -252,42 +277,40 @@ def _forward_kernel(plan: _Plan, *refs) -> None:
 
 
 def _backward_kernel(plan: _Plan, *refs) -> None:
-    inputs, outputs, scratch = refs[:-11], refs[-11:-6], refs[-6:]
+    inputs, outputs, scratch = refs[:-13], refs[-13:-8], refs[-8:]
     bounds_ref, q_ref, *key_refs, k_sinks_ref, v_sinks_ref, out_gradient_ref = inputs
     dq_ref, dk_ref, dv_ref, dk_sinks_ref, dv_sinks_ref = outputs
-    k_wide, v_wide, dk_done, dv_done, dk_open, dv_open = scratch
-    half = len(key_refs) // 2
-    block, halo, sinks = plan.heads.block, plan.halo, plan.sinks
-    step = pl.program_id(2)
-    first = step * plan.tile
+    k_wide, v_wide, near_ref, bounded_ref, dk_done, dv_done, dk_open, dv_open = scratch
+    half, block, halo, step = len(key_refs) // 2, plan.heads.block, plan.halo, pl.program_id(2)
 
     @pl.when(step == 0)
     def _():
         for ref in (dk_sinks_ref, dv_sinks_ref, dk_open, dv_open):
             ref[...] = jnp.zeros_like(ref)
 
+    _fill_biases(plan, bounds_ref, near_ref, bounded_ref)
+
     def over_blocks(row, number, _):
         start = pl.multiple_of(number * block, block)
-        here = pl.ds(start, block)
-        bias = _bias(plan, bounds_ref, first + start)
-        groups = _groups(plan)
-        wide = pl.ds(start, block + 2 * halo)
-        k = [jnp.concatenate([k_sinks_ref[row, :, lanes], k_wide[wide, lanes]]) for lanes in groups]
-        v = [jnp.concatenate([v_sinks_ref[row, :, lanes], v_wide[wide, lanes]]) for lanes in groups]
+        here, wide, groups = pl.ds(start, block), pl.ds(start, plan.wide), _groups(plan)
+        k = [_keys(plan, k_sinks_ref[row, :, lanes], k_wide[wide, lanes]) for lanes in groups]
+        v = [_keys(plan, v_sinks_ref[row, :, lanes], v_wide[wide, lanes]) for lanes in groups]
         q = [q_ref[row, here, lanes] for lanes in groups]
         out_gradient = [out_gradient_ref[row, here, lanes] for lanes in groups]
+        bias = _bias(plan, near_ref, bounded_ref, start)
         for lanes, (dq, dk, dv) in zip(groups, attend_backward(q, k, v, bias, out_gradient, plan.heads), strict=True):
             dq_ref[row, here, lanes] = dq.astype(dq_ref.dtype)
             for gradient, sinks_ref, open_ref, done_ref in (
                 (dk, dk_sinks_ref, dk_open, dk_done),
                 (dv, dv_sinks_ref, dv_open, dv_done),
             ):
-                sinks_ref[row, :, lanes] += gradient[:sinks]
-                done = gradient[sinks : sinks + 2 * halo] + open_ref[:, lanes]
+                of_sinks, of_tokens = _split(plan, gradient)
+                sinks_ref[row, :, lanes] += of_sinks
+                done = of_tokens[: 2 * halo] + open_ref[:, lanes]
                 if 2 * halo < block:
-                    done = jnp.concatenate([done, gradient[sinks + 2 * halo : sinks + block]])
+                    done = jnp.concatenate([done, of_tokens[2 * halo : block]])
                 done_ref[here, lanes] = done.astype(done_ref.dtype)
-                open_ref[:, lanes] = gradient[sinks + block :]
+                open_ref[:, lanes] = of_tokens[block:]
 
     def over_rows(row, _):
         pairs = (dk_ref, dk_done, dk_open), (dv_ref, dv_done, dv_open)
@@ -329,12 +352,42 @@ def _widen(plan: _Plan, row: Array, refs: list, wide) -> None:
         wide[:halo], wide[halo + tile :] = refs[1][row], refs[2][row]
 
 
-def _bias(plan: _Plan, bounds_ref, first: Array) -> Float[Array, "key columns"]:
-    """Returns 0 for the keys that a query sees, and HIDDEN for the others."""
-    shape = plan.keys, LANES
-    key = jax.lax.broadcasted_iota(jnp.int32, shape, 0) - plan.sinks - plan.halo  # from the block's first query
-    query = jax.lax.broadcasted_iota(jnp.int32, shape, 1) & (plan.heads.block - 1)
-    near = (jnp.abs(key - query) <= plan.reach) & (key >= -plan.halo)
-    near &= (key >= bounds_ref[0] - first) & (key < bounds_ref[1] - first)
-    is_sink = key < plan.num_sinks - plan.sinks - plan.halo
-    return jnp.where(near | is_sink, 0.0, HIDDEN)
+def _keys(
+    plan: _Plan, sinks: Float[Array, "sink group"], tokens: Float[Array, "wide group"]
+) -> Float[Array, "key group"]:
+    """Returns the keys of a block: the sinks before the tokens, or in place of the first ones, which nobody sees."""
+    if plan.sinks_in_halo:
+        sinks, tokens = join_rows(sinks, tokens[: plan.halo], plan.num_sinks), tokens[plan.halo :]
+    return jnp.concatenate([sinks, tokens])
+
+
+def _split(plan: _Plan, gradient: Float[Array, "key group"]) -> tuple[Array, Array]:
+    """Returns the gradients of sinks and of tokens from those of a block's keys."""
+    if not plan.sinks_in_halo:
+        return gradient[: plan.sinks], gradient[plan.sinks :]
+    both, zero = gradient[: plan.halo], jnp.zeros((plan.halo, gradient.shape[1]), jnp.float32)
+    tokens = jnp.concatenate([join_rows(zero, both, plan.num_sinks), gradient[plan.halo :]])
+    return join_rows(both, zero, plan.num_sinks), tokens
+
+
+def _fill_biases(plan: _Plan, bounds_ref, near_ref, bounded_ref) -> None:
+    """Writes 0 for keys that are seen and HIDDEN for others: by their distance in a block, and by bounds in a tile."""
+    key = jax.lax.broadcasted_iota(jnp.int32, near_ref.shape, 0)
+    query = jax.lax.broadcasted_iota(jnp.int32, near_ref.shape, 1) & (plan.heads.block - 1)
+    token = key - plan.before - plan.halo  # counted from the block's first query
+    near = (jnp.abs(token - query) <= plan.reach) & (key >= plan.before)
+    near_ref[...] = jnp.where(near | (key < plan.num_sinks), 0.0, HIDDEN)
+    token = jax.lax.broadcasted_iota(jnp.int32, bounded_ref.shape, 0) + pl.program_id(2) * plan.tile - plan.halo
+    bounded_ref[...] = jnp.where((token >= bounds_ref[0]) & (token < bounds_ref[1]), 0.0, HIDDEN)
+
+
+def _bias(plan: _Plan, near_ref, bounded_ref, start: Array) -> Float[Array, "seen columns"]:
+    """Returns what is added to the scores of a block."""
+    bounded = bounded_ref[pl.ds(start, plan.seen - plan.before), :]
+    if not plan.sinks_in_halo:
+        bounded = jnp.concatenate([jnp.zeros((plan.before, LANES), jnp.float32), bounded])
+    elif plan.num_sinks:
+        row = jax.lax.broadcasted_iota(jnp.int32, (plan.halo, LANES), 0)
+        first = jnp.where(row < plan.num_sinks, 0.0, bounded[: plan.halo])
+        bounded = jnp.concatenate([first, bounded[plan.halo :]])
+    return near_ref[...] + bounded
