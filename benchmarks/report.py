@@ -31,9 +31,13 @@ def write_result(name: str, command: str, rows: Sequence[Mapping[str, Any]]) -> 
     """Writes results/NAME.json: the rows, the command and the kind of machine that measured them."""
     path = RESULTS / f"{name}.json"
     path.parent.mkdir(parents=True, exist_ok=True)
-    machine = f"{platform.machine()}, {os.cpu_count()} cores, {jax.devices()[0].device_kind}, jax {jax.__version__}"
-    content = {"command": command, "machine": machine, "rows": list(rows)}
+    content = {"command": command, "machine": machine(), "rows": list(rows)}
     path.write_text(json.dumps(content, indent=2) + "\n")
+
+
+def machine() -> str:
+    """Returns the kind of this machine, and the version of JAX."""
+    return f"{platform.machine()}, {os.cpu_count()} cores, {jax.devices()[0].device_kind}, jax {jax.__version__}"
 
 
 def _text(value: Any) -> str:
