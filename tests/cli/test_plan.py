@@ -12,6 +12,7 @@ from support.helpers import of_a_program
 from support.tiny_training import QUICKLY_COMPILED as MODEL
 from support.tiny_training import tiny_run
 
+from wroformer_jax.checkpoints import loading
 from wroformer_jax.cli import app
 from wroformer_jax.cli.plan_tables import tables
 from wroformer_jax.config.groups import LossWeights
@@ -19,13 +20,17 @@ from wroformer_jax.errors import InputError
 from wroformer_jax.parallel.mesh import make_mesh
 from wroformer_jax.planning import lengths
 from wroformer_jax.planning import plans as plan_module
+from wroformer_jax.planning import topology as topology_module
 from wroformer_jax.planning.hlo import Collective
 from wroformer_jax.planning.plans import DoesNotFit, Memory, Plan
 from wroformer_jax.planning.roofline import Roofline
+from wroformer_jax.planning.time_parts import time_count
 from wroformer_jax.planning.topology import local_devices
+from wroformer_jax.planning.tpu_time import Operation
 from wroformer_jax.training.state import time_of
 
 GIB = 2**30
+OPERATION = Operation("fusion.7", "fusion", "masks", "jit(f)/transpose(jvp(masks))/M/dot", 2, 0.005, 0.001, 0.002, 0.0)
 
 
 def write_config(folder, **fields):
@@ -49,8 +54,10 @@ def compiled(monkeypatch):
     """Stands in for the compiler: 2 GiB of state and a quarter of a GiB a second. The plans that were asked for."""
     asked = []
 
-    def plan(config, mesh, target, *, inference=False):
+    def plan(config, mesh, target, *, inference=False, progress=None):
         asked.append(config)
+        if progress:
+            progress("20 s: machine code of 7 operations so far")
         activations = int(config.seconds * GIB / 4)
         if target.memory and 2 * GIB + activations > target.memory:
             raise DoesNotFit(2 * GIB + activations, target.memory)
@@ -71,6 +78,7 @@ def compiled(monkeypatch):
             attention_flops=3 * 10**10,
             roofline=Roofline(1e12, 2e9, 6e6, 0.005, 0.0025, 0.00003),
             compile_seconds=1.0,
+            time=time_count([OPERATION], 0.001, {"masks": 1e9}, 1e12) if progress else None,
         )
 
     monkeypatch.setattr(plan_module, "plan", plan)
@@ -164,6 +172,35 @@ def test_the_shortest_example_is_one_that_the_mesh_can_cut(learns):
         time_of(lengths.with_seconds(config, shortest / 1.3), mesh)
 
 
+@pytest.fixture
+def topology(monkeypatch):
+    """Stands in for libtpu: the devices that are here under the name of a slice."""
+    monkeypatch.setattr(topology_module, "find_topology", lambda name: local_devices()._replace(name=name))
+
+
+def test_the_time_of_each_part(config, compiled, topology, capsys, tmp_path):
+    files = ["--json", tmp_path / "plan.json", "--picture", tmp_path / "time.png"]
+    assert run("--config", config, "--topology", "v5e:1x1", "--time", "--verbose", *files) == 0
+    out, err = capsys.readouterr()
+    lines = {line.split("  ")[0]: line.split() for line in out.splitlines()}
+    assert lines["masks"][1:6] == ["10.0", "10.0%", "4.00", "25.0%", "products"]
+    assert lines["collectives"][1:5] == ["1.00", "-", "1.00", "-"]
+    assert "Of it in the backward pass, with what is computed again: 10.0 ms by the estimate, 4.00 ms" in out
+    assert "masks: backward: masks/M/dot" in out
+    assert "8 s: 20 s: machine code of 7 operations so far" in err
+    assert json.loads((tmp_path / "plan.json").read_text())["time"]["parts"]["masks"]["scheduled"] == 0.004
+    assert (tmp_path / "time.png").read_bytes().startswith(b"\x89PNG")
+    assert max(map(len, out.splitlines())) < 150
+
+
+def test_the_time_of_the_longest_is_counted_once(config, compiled, topology, capsys):
+    arguments = ["--topology", "v5e:1x1", "--memory", 16, "--seconds", "max", "--time"]
+    assert run("--config", config, *arguments) == 0
+    out, err = capsys.readouterr()
+    assert err.count("to the end") == err.count("machine code") == 1
+    assert "TIME OF A STEP BY PART" in out
+
+
 def test_json_has_everything(config, compiled, tmp_path):
     assert run("--config", config, "--json", tmp_path / "plan.json") == 0
     found = json.loads((tmp_path / "plan.json").read_text())
@@ -210,6 +247,18 @@ def test_sinks_where_there_were_none(tmp_path, compiled):
     model = {**tiny_run(model=MODEL).model.to_dict(), "time_mixer": "full", "num_sinks": 0}
     assert run("--config", write_config(tmp_path, model=model), "--time-mixer", "windowed_sink") == 0
     assert compiled[0].model.num_sinks == 8
+
+
+def test_a_model_of_ones_own(tmp_path, compiled, monkeypatch):
+    """Its settings replace the config's, but for dtypes and memory; training gives it windows, as `train` does."""
+    saved = tiny_run(model=MODEL | {"dim": 48, "time_mixer": "full", "num_sinks": 0}).model
+    monkeypatch.setattr(loading, "read", lambda source: (saved, {}, None))
+    config = write_config(tmp_path)
+    assert run("--config", config, "--init", "mine", "--set", "model.remat=none") == 0
+    assert run("--config", config, "--init", "mine", "--inference") == 0
+    step, forward = (one.model for one in compiled)
+    assert (step.dim, step.time_mixer, step.num_sinks, step.remat) == (48, "windowed_sink", 2, "none")
+    assert (forward.dim, forward.time_mixer, forward.num_sinks) == (48, "full", 0)
 
 
 def test_the_teacher_can_be_left_out(tmp_path, compiled, capsys):
@@ -272,6 +321,10 @@ def test_no_libtpu(config, capsys, monkeypatch):
         (["--set", "optimizer.accumulate=2", "--set", "batch_size=3"], "batch_size is 3, which does not divide"),
         (["--json", "nowhere/plan.json"], "--json nowhere/plan.json cannot be written: nowhere is not a folder"),
         (["--json", "."], "--json . cannot be written: . is a folder"),
+        (["--time"], "--time counts the machine code of TPUs: name a --topology"),
+        (["--picture", "time.png"], "--picture draws what --time counts: add --time"),
+        (["--time", "--topology", "v5e:1x1", "--picture", "."], "--picture . cannot be written: . is a folder"),
+        (["--init", "nowhere"], "nowhere"),
     ],
 )
 def test_settings_that_cannot_be(config, compiled, capsys, arguments, words):

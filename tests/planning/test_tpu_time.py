@@ -1,8 +1,14 @@
 """Times of operations: counted by hand for a small program that libtpu compiled (dumps/program.txt)."""
 
+import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
+from support.helpers import of_a_program
+from support.tpus import needs_libtpu
 
 from wroformer_jax.parallel.hardware import known_hardware
 from wroformer_jax.planning.bundles import Count
@@ -85,3 +91,27 @@ def test_memory_is_not_idle_for_two_copies_at_once(found):
     slow = {one.name: one for one in operations(PROGRAM, lambda name, windows: Count(), V5E)}
     waits = [slow[name].wait for name in slow if name.startswith("slice-done")]
     assert sum(waits) == pytest.approx(1024 * 512 * 4 / 819e9)
+
+
+@pytest.mark.slow
+@needs_libtpu
+def test_libtpu_compiles_a_product_a_loop_and_a_kernel(tmp_path):
+    """The product of 4096 x 4096 in bfloat16 has 137 GFLOP: 0.698 ms at the peak of a v5e."""
+    script = Path(__file__).parents[1] / "support" / "tpu_program.py"
+    environment = of_a_program()
+    environment["PYTHONPATH"] += os.pathsep + os.environ.get("PYTHONPATH", "")  # libtpu may be there
+    command = [sys.executable, str(script), str(tmp_path)]
+    result = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stderr
+    found = json.loads(result.stdout)
+
+    floor = 2 * 4096**3 / 197e12
+    [product] = [one for one in found if one["part"] == "time_feed_forward" and one["products"]]
+    assert product["products"] == pytest.approx(floor, rel=0.02)
+    assert product["scheduled"] == pytest.approx(floor, rel=0.02)
+    assert product["estimated"] == pytest.approx(0.722e-3, rel=0.02)
+    [looped] = [one for one in found if one["part"] == "time_attention" and one["products"]]
+    assert (looped["executions"], looped["products"]) == (5, pytest.approx(floor / 8, rel=0.02))
+    [kernel] = [one for one in found if one["estimate"] is None and one["part"] == "freq_attention" and one["bundles"]]
+    # Each turn loads, computes and stores four registers of 8 x 128 values, one bundle at least for each store.
+    assert 8 * 16 * 4 < kernel["bundles"] * V5E.clock < 8 * 16 * 4 * 5

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from wroformer_jax.cli.arguments import add_verbose, mesh, percent, positive, seconds_or_max
 from wroformer_jax.cli.output import EXIT_OK, print_out, say
 from wroformer_jax.cli.plan_settings import planned_settings, planned_target
-from wroformer_jax.cli.plan_tables import tables
+from wroformer_jax.cli.plan_tables import duration, tables
 from wroformer_jax.cli.planner import Planner
 from wroformer_jax.errors import InputError
 
@@ -20,15 +20,17 @@ if TYPE_CHECKING:
     from wroformer_jax.planning.search import Limits
 
 _HELP = """
-Nothing is run, and no checkpoint or data is read. XLA compiles the program; it knows the memory of each device and
+Nothing is run, and no data is read. XLA compiles the program; it knows the memory of each device and
 refuses what does not fit. At the published size that takes half a minute; --seconds max compiles about four times.
 No TPU is needed, but libtpu must be installed: it compiles for every TPU on a CPU.
 
 Memory and bytes sent are XLA's numbers for this very program. FLOPs are counted from the settings. The time of a step
-is an estimate from data sheets, never measured.
+is an estimate from data sheets, never measured. --time compiles to the end, which takes minutes, and counts for each
+part of the model how long its machine code takes.
 
 Example:
   wroformer plan --topology v5e:4x4 --config finetune_wsa --seconds max
+  wroformer plan --topology v5e:1x1 --config finetune_wsa --inference --time --picture time.png
 """
 
 
@@ -61,10 +63,15 @@ def add_to(commands: Any) -> None:
         metavar="FIELD=VALUE",
         help="another value, as in model.window=20; may be repeated",
     )
+    add(
+        "--init", metavar="DIR|FILE", help="plan for the model of this directory or checkpoint; only its settings count"
+    )
     add("--inference", action="store_true", help="plan separating the examples in one pass instead of training")
     add("--no-teacher", action="store_true", help="leave out the config's teacher")
     add("--memory", type=positive, metavar="GIB", help="plan for devices with that much memory")
     add("--tolerance", type=percent, default=5.0, metavar="PERCENT", help="of --seconds max (default: 5)")
+    add("--time", action="store_true", help="count the time of each part on the TPU slice (minutes)")
+    add("--picture", type=Path, metavar="FILE.png", help="with --time: draw the time of each part")
     add("--json", type=Path, metavar="FILE", help="write the whole plan as JSON, too")
     add_verbose(plan)
 
@@ -79,9 +86,11 @@ def run(args: argparse.Namespace) -> int:
 
         # The devices here only trace. Without this JAX looks for a TPU as soon as libtpu is installed.
         jax.config.update("jax_platforms", "cpu")
+    _check_time(args)
     config, batch_size = planned_settings(args)
-    if args.json:
-        _check_json(args.json)
+    for name, path in (("--json", args.json), ("--picture", args.picture)):
+        if path:
+            _check_file(name, path)
     target = planned_target(args)
     batch_of_config = config.batch_size
     config, mesh = settle(config, target, batch_size=batch_size)
@@ -90,7 +99,7 @@ def run(args: argparse.Namespace) -> int:
             f"planning a batch of {config.batch_size}, the least that the mesh takes; the config's is "
             f"{batch_of_config} (--set batch_size={batch_of_config})"
         )
-    planner = Planner(config, mesh, target, inference=args.inference)
+    planner = Planner(config, mesh, target, inference=args.inference, timed=args.time)
     if args.seconds == "max":
         found, limits = planner.longest(args.tolerance / 100)
     else:
@@ -102,14 +111,37 @@ def run(args: argparse.Namespace) -> int:
         print_out(f"\nNot planned: the config's batch of {batch_of_config} (--set batch_size={batch_of_config})")
     if args.json:
         _write_json(args.json, found, limits)
+    if args.picture:
+        _draw(args.picture, found)
     return EXIT_OK
 
 
-def _check_json(path: Path) -> None:
+def _check_file(option: str, path: Path) -> None:
     """Refuses a file that cannot be written, before compiling takes minutes."""
     if path.is_dir() or not path.parent.is_dir():
         reason = f"{path} is a folder" if path.is_dir() else f"{path.parent} is not a folder"
-        raise InputError(f"--json {path} cannot be written: {reason}")
+        raise InputError(f"{option} {path} cannot be written: {reason}")
+
+
+def _check_time(args: argparse.Namespace) -> None:
+    """Refuses what --time and --picture cannot do, before anything is compiled."""
+    if args.time and not args.topology:
+        raise InputError("--time counts the machine code of TPUs: name a --topology")
+    if args.picture and not args.time:
+        raise InputError("--picture draws what --time counts: add --time")
+
+
+def _draw(path: Path, found: Plan) -> None:
+    from wroformer_jax.planning.time_picture import save_times
+
+    assert found.time is not None, "--picture comes with --time"
+    what = "forward pass" if found.inference else "training step"
+    try:
+        save_times(
+            path, found.time, title=f"{what}, {found.config.batch_size} x {duration(found.seconds)}, {found.target}"
+        )
+    except OSError as error:
+        raise InputError(f"--picture {path} cannot be written: {error.strerror}") from error
 
 
 def _write_json(path: Path, found: Plan, limits: Limits | None) -> None:

@@ -27,6 +27,8 @@ def planned_settings(args: argparse.Namespace) -> tuple[TrainingConfig, int | No
     from wroformer_jax.planning.lengths import with_seconds
 
     fields = with_current_names(_read(config_file(args.config)))
+    if args.init:
+        fields["model"] = _model_of(args.init, fields.get("model") or {}, inference=args.inference)
     for assignment in args.set:
         _assign(fields, assignment)
     fields = with_current_names(fields)
@@ -46,6 +48,23 @@ def planned_settings(args: argparse.Namespace) -> tuple[TrainingConfig, int | No
     if isinstance(args.seconds, float):
         config = with_seconds(config, args.seconds)
     return config, batch_size
+
+
+def _model_of(source: str, settings: Any, *, inference: bool) -> dict[str, Any]:
+    """Returns the settings of a saved model, with those of a config that a run may choose: dtypes and memory.
+
+    As in `wroformer train`, a model with full attention gets the windowed sinks of a config that has them. The forward
+    pass is that of the model as it is saved.
+    """
+    from wroformer_jax.checkpoints import loading
+    from wroformer_jax.config.model import MEMORY_FIELDS, ModelConfig
+
+    saved, _, _ = loading.read(source)
+    wanted = ModelConfig.from_dict(settings)
+    kept = ["dtype", *MEMORY_FIELDS]
+    if not inference and saved.time_mixer != "windowed_sink" and wanted.time_mixer == "windowed_sink":
+        kept += ["time_mixer", "window", "num_sinks"]
+    return {**saved.to_dict(), **{name: getattr(wanted, name) for name in kept}}
 
 
 def _read(path: Path) -> dict[str, Any]:

@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from wroformer_jax.planning.plans import Memory, Plan
     from wroformer_jax.planning.roofline import Roofline
     from wroformer_jax.planning.search import Limits
+    from wroformer_jax.planning.time_parts import TimeCount
 
 GIB = 2**30
 _MIB = 2**20
@@ -45,6 +46,8 @@ def tables(found: Plan, limits: Limits | None, *, verbose: bool) -> str:
         _compute(found),
         _time(found.roofline, found.device_kind),
     ]
+    if found.time is not None:
+        sections.append(time_table(found.time, inference=found.inference, verbose=verbose))
     return "\n\n".join(sections)
 
 
@@ -188,6 +191,49 @@ def _time(estimate: Roofline | None, device_kind: str) -> str:
         f"not); the bottleneck is {estimate.bound}.\n"
         "An estimate from data sheets, not measured: a real step takes longer."
     )
+
+
+def time_table(count: TimeCount, *, inference: bool, verbose: bool) -> str:
+    """Returns where the time of a program goes, part by part, by both counts.
+
+    Args:
+      count: the times.
+      inference: of a forward pass.
+      verbose: list the operations that take longest.
+    """
+    from wroformer_jax.planning.parts import PARTS
+
+    what = "A FORWARD PASS" if inference else "A STEP"
+    heads = ("ESTIMATE ms", "OF PEAK", "SCHEDULE ms", "OF PEAK", "MOSTLY", "")
+    rows: list[Row] = [(f"TIME OF {what} BY PART", *heads)]
+    for name, part in (*count.parts.items(), ("all", count.whole)):
+        numbers: list[str] = []
+        for seconds in (part.estimated, part.scheduled):
+            share = count.share(part.flops, seconds)
+            numbers += [_ms(seconds), f"{share:.1%}" if share else "-"]
+        rows.append((name, *numbers, part.bound, PARTS.get(name, "")))
+    text = aligned(rows, last_left=True, rules=(len(rows) - 1,))
+    text += (
+        "\nTwo counts of the compiled program, not measured. ESTIMATE is the compiler's own; it is close for products "
+        "and too long\nfor most other work. SCHEDULE has the longest of instructions, matrix products and memory for "
+        "each operation, without\nstalls. OF PEAK counts the model's products only. The truth is likely between them."
+    )
+    if not inference:
+        whole = count.whole
+        text += (
+            f"\nOf it in the backward pass, with what is computed again: {_ms(whole.backward_estimated)} ms by the "
+            f"estimate, {_ms(whole.backward_scheduled)} ms by the schedule."
+        )
+    if not count.is_exact:
+        text += "\nSome loops turn a number of times that is not a constant: they are counted once."
+    if verbose:
+        named: list[Row] = [("LONGEST OPERATIONS", "TIMES", "ESTIMATE ms", "SCHEDULE ms", "MOSTLY", "PART: JAX'S NAME")]
+        for one in count.largest:
+            times = [_ms(one.executions * seconds) for seconds in (one.estimated, one.scheduled)]
+            where = f"{one.part}: {_where(one.source)}"
+            named.append((one.name, f"{one.executions:,}", *times, one.bound, where))
+        text += f"\n\n{aligned(named, last_left=True)}"
+    return text
 
 
 def gib(size: int) -> str:

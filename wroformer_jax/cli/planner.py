@@ -23,10 +23,15 @@ _ANY = 1.0  # tolerance of the length that is suggested in place of one that doe
 
 
 class Planner:
-    """Compiles a run at different lengths for a target, and keeps the plans that fit."""
+    """Compiles a run at different lengths for a target, and keeps the plans that fit.
 
-    def __init__(self, config: TrainingConfig, mesh: Mesh, target: Target, *, inference: bool) -> None:
-        self.config, self.mesh, self.target, self.inference = config, mesh, target, inference
+    With `timed` the plan that is asked for has the time of each part; those of a search for a length have not.
+    """
+
+    def __init__(
+        self, config: TrainingConfig, mesh: Mesh, target: Target, *, inference: bool, timed: bool = False
+    ) -> None:
+        self.config, self.mesh, self.target, self.inference, self.timed = config, mesh, target, inference, timed
         self.plans: dict[float, Plan] = {}  # by the length that was asked for, in seconds
 
     def at(self, seconds: float) -> Plan:
@@ -35,7 +40,7 @@ class Planner:
         Raises:
           InputError: it does not fit; the message says by how much, and which length does.
         """
-        attempt = self._attempt(seconds)
+        attempt = self._attempt(seconds, timed=self.timed)
         if not attempt.fits:
             raise InputError(self._refusal(attempt))
         return self.plans[seconds]
@@ -54,17 +59,21 @@ class Planner:
         limits = self._search(self.target.memory, self.config.seconds, tolerance)
         if limits.fits is None:
             raise InputError(self._nothing_fits(limits))
+        if self.timed:
+            self._attempt(limits.fits.seconds, timed=True)
         return self.plans[limits.fits.seconds], limits
 
-    def _attempt(self, seconds: float) -> Attempt:
+    def _attempt(self, seconds: float, *, timed: bool = False) -> Attempt:
         from wroformer_jax.planning import plans
         from wroformer_jax.planning.lengths import with_seconds
         from wroformer_jax.planning.search import Attempt
 
-        say(f"{duration(seconds)}: compiling ...")
+        say(f"{duration(seconds)}: compiling{' to the end, which takes minutes' if timed else ''} ...")
         start = time.perf_counter()
+        asked = {"progress": lambda text: say(f"{duration(seconds)}: {text}")} if timed else {}
         try:
-            found = plans.plan(with_seconds(self.config, seconds), self.mesh, self.target, inference=self.inference)
+            config = with_seconds(self.config, seconds)
+            found = plans.plan(config, self.mesh, self.target, inference=self.inference, **asked)
         except plans.DoesNotFit as refusal:
             attempt = Attempt(seconds, refusal.needed, fits=False)
             outcome = "does not fit"

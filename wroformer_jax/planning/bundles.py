@@ -126,6 +126,11 @@ def _products(line: str) -> Iterable[tuple[str, str]]:
             yield found[1], part
 
 
+def num_dumped(folder: Path) -> int:
+    """Returns the number of operations whose bundles a folder of dumps has so far."""
+    return sum("schedule-analysis" not in path.name for path in folder.glob("*-final_bundles.txt"))
+
+
 class Dumps:
     """The counts of the operations of a program, read from a folder of dumps when they are asked for."""
 

@@ -15,6 +15,7 @@ from pathlib import Path
 
 from wroformer_jax.config.training import TrainingConfig
 from wroformer_jax.parallel.mesh import make_mesh
+from wroformer_jax.planning.compiler_memory import COMPILED
 from wroformer_jax.planning.plans import program_of
 from wroformer_jax.planning.topology import find_topology
 
@@ -25,7 +26,9 @@ def main() -> None:
     config = TrainingConfig.from_dict(asked["config"])
     mesh = make_mesh(config.mesh, find_topology(asked["topology"]).devices)
     program = program_of(config, mesh, inference=asked["inference"])
-    program.function.lower(*program.arguments).compile()
+    compiled = program.function.lower(*program.arguments).compile()
+    if asked["to_the_end"]:
+        (Path(asked["folder"]) / COMPILED).write_text(compiled.as_text(), encoding="utf-8")
 
 
 def end_with(parent: int, folder: Path) -> None:

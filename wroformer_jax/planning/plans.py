@@ -7,9 +7,11 @@ roofline.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
@@ -27,10 +29,13 @@ from wroformer_jax.parallel.context_parallel import padded_samples
 from wroformer_jax.parallel.hardware import known_hardware
 from wroformer_jax.parallel.mesh import check_batch, make_mesh, num_example_shards, num_time_parts
 from wroformer_jax.parallel.sharding import batch_shardings, bytes_per_device, replicated
-from wroformer_jax.planning.compiler_memory import CompilationError, layout
+from wroformer_jax.planning.bundles import Dumps
+from wroformer_jax.planning.compiler_memory import COMPILED, CompilationError, layout, layout_and_code
 from wroformer_jax.planning.hlo import Collective, collectives
 from wroformer_jax.planning.roofline import Roofline, Work, estimate_times, forward_work, training_passes
+from wroformer_jax.planning.time_parts import TimeCount, time_count, useful_flops
 from wroformer_jax.planning.topology import Target, out_of_memory
+from wroformer_jax.planning.tpu_time import Operation, operations, speed_of
 from wroformer_jax.separation.forward import in_pieces
 from wroformer_jax.separation.over_devices import spread_forward
 from wroformer_jax.training.state import abstract_batch, abstract_state, model_shardings, state_shardings
@@ -73,6 +78,7 @@ class Plan:
     attention_flops: int  # the part of them in scores of the time attention and in sums weighted by scores
     roofline: Roofline | None  # None if the devices' peak rates are not known
     compile_seconds: float
+    time: TimeCount | None = None  # None if it was not asked for
 
     @property
     def num_devices(self) -> int:
@@ -121,6 +127,7 @@ class Plan:
             "score_entries": scores(model, self.frames)._asdict(),
             "published_score_entries": published_scores()._asdict(),
             "roofline": self.roofline and _with_bracket(self.roofline),
+            "time": self.time and self.time.to_dict(),
             "compile_seconds": self.compile_seconds,
             "config": self.config.to_dict(),
             "teacher": self.teacher and self.teacher.to_dict(),
@@ -185,7 +192,14 @@ def teacher_of(config: TrainingConfig) -> ModelConfig | None:
     return forward_only(teacher, config.model.places_at_once)  # as initialisation.py has it
 
 
-def plan(config: TrainingConfig, mesh: Mesh, target: Target, *, inference: bool = False) -> Plan:
+def plan(
+    config: TrainingConfig,
+    mesh: Mesh,
+    target: Target,
+    *,
+    inference: bool = False,
+    progress: Callable[[str], None] | None = None,
+) -> Plan:
     """Compiles a training step or a forward pass and returns its plan.
 
     The forward pass is that of `separate`, with its settings, for the whole mixtures of a step in one pass.
@@ -195,6 +209,8 @@ def plan(config: TrainingConfig, mesh: Mesh, target: Target, *, inference: bool 
       mesh: see `settle`.
       target: the devices of the mesh.
       inference: plan the forward pass.
+      progress: count the time, too, which takes minutes, and tell this function how far the compiler is; None to leave
+        it out. The target must be a TPU slice.
 
     Raises:
       DoesNotFit: the devices have too little memory.
@@ -207,7 +223,7 @@ def plan(config: TrainingConfig, mesh: Mesh, target: Target, *, inference: bool 
     samples = program.samples
     start = time.perf_counter()
     try:
-        memory, text = _compiled(config, program, target, inference=inference)
+        memory, text, counted = _compiled(config, program, target, inference=inference, progress=progress)
     except (jax.errors.JaxRuntimeError, CompilationError) as error:
         raise refusal(error, target) from error
     seconds = time.perf_counter() - start
@@ -216,6 +232,11 @@ def plan(config: TrainingConfig, mesh: Mesh, target: Target, *, inference: bool 
     found = tuple(collectives(text))
     device_kind = mesh.devices.flat[0].device_kind
     figures = known_hardware(device_kind)
+    estimate = None
+    if figures is not None and counted is not None:
+        useful = useful_flops(config, teacher, inference=inference)
+        of_device = {name: flops / mesh.size for name, flops in useful.items()}
+        estimate = time_count(counted, sent_bytes(found) / figures.links, of_device, figures.bfloat16)
     work = _forward_work(config, samples) if inference else _training_work(config, teacher, memory.state, samples)
     forward = forward_flops(config.model, num_frames(config.model, config.crop_samples))
     passes = 1 if inference else 3
@@ -233,6 +254,7 @@ def plan(config: TrainingConfig, mesh: Mesh, target: Target, *, inference: bool 
         attention_flops=passes * config.batch_size * forward["time_scores"],
         roofline=figures and estimate_times(work, sent_bytes(found), figures, mesh.size),
         compile_seconds=seconds,
+        time=estimate,
     )
 
 
@@ -300,14 +322,27 @@ def _abstract_params(model: RoFormer, mesh: Mesh) -> Params:
     )
 
 
-def _compiled(config: TrainingConfig, program: Program, target: Target, *, inference: bool) -> tuple[Memory, str]:
-    """Returns the memory of a compiled program by purpose, and the program's text."""
+def _compiled(
+    config: TrainingConfig,
+    program: Program,
+    target: Target,
+    *,
+    inference: bool,
+    progress: Callable[[str], None] | None,
+) -> tuple[Memory, str, list[Operation] | None]:
+    """Returns the memory of a compiled program by purpose, the program's text, and its operations if asked for."""
     state, teacher = bytes_per_device(program.state), bytes_per_device(program.teacher)
     arguments = bytes_per_device(program.arguments)
     if target.is_topology:
-        found = layout(config, target.name, inference=inference)
+        counted = None
+        if progress is None:
+            found = layout(config, target.name, inference=inference)
+        else:
+            read = functools.partial(_operations, device_kind=target.devices[0].device_kind)
+            found, counted = layout_and_code(config, target.name, inference=inference, read=read, progress=progress)
         inputs = arguments - state - teacher
-        return Memory(state, teacher, inputs, found.total - arguments, 0, found.host, target.memory), found.text
+        memory = Memory(state, teacher, inputs, found.total - arguments, 0, found.host, target.memory)
+        return memory, found.text, counted
     compiled = program.function.lower(*program.arguments).compile()
     analysis = compiled.memory_analysis()
     host = ("host_argument_size_in_bytes", "host_output_size_in_bytes", "host_temp_size_in_bytes")
@@ -320,7 +355,15 @@ def _compiled(config: TrainingConfig, program: Program, target: Target, *, infer
         host=sum(getattr(analysis, name, 0) for name in host),
         available=target.memory,
     )
-    return memory, compiled.as_text()
+    return memory, compiled.as_text(), None
+
+
+def _operations(folder: Path, device_kind: str) -> list[Operation]:
+    """Returns the operations of the program in a folder of dumps, see `compiler_memory.layout_and_code`."""
+    figures = known_hardware(device_kind)
+    speed = figures and speed_of(device_kind, figures)
+    assert speed, f"there are TPU slices of {device_kind}, but its rates are not known"
+    return operations((folder / COMPILED).read_text(encoding="utf-8"), Dumps(folder).of, speed)
 
 
 def _training_work(config: TrainingConfig, teacher: ModelConfig | None, state_bytes: int, samples: int) -> Work:
