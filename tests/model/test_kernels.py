@@ -11,9 +11,10 @@ from support.helpers import relative_error
 from support.tpus import libtpu_environment, needs_libtpu  # noqa: F401
 
 from wroformer_jax.model.attention import full_attention, windowed_sink_attention
-from wroformer_jax.model.kernels import windowed
+from wroformer_jax.model.kernels import windows
 from wroformer_jax.model.kernels.dense import MAX_TOKENS, dense_lanes, serves_dense
-from wroformer_jax.model.kernels.windowed import MAX_REACH, aligned_tokens, serves_windowed, windowed_lanes
+from wroformer_jax.model.kernels.windowed import aligned_tokens, serves_windowed, windowed_lanes
+from wroformer_jax.model.kernels.windows import MAX_REACH
 from wroformer_jax.planning.topology import find_topology
 
 slow = functools.partial(pytest.param, marks=pytest.mark.slow)
@@ -22,7 +23,7 @@ slow = functools.partial(pytest.param, marks=pytest.mark.slow)
 @pytest.fixture
 def short_tiles(monkeypatch):
     """Tiles of 128 tokens, so that short rows have several."""
-    monkeypatch.setattr(windowed, "TILE", 128)
+    monkeypatch.setattr(windows, "TILE", 128)
     jax.clear_caches()
     yield
     jax.clear_caches()

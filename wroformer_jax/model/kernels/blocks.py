@@ -11,72 +11,20 @@ transposition.
 
 from __future__ import annotations
 
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax.experimental.pallas import tpu as pltpu
 from jaxtyping import Array, Float, Int
 
-LANES = 128  # numbers in a row of a register
-ROW_MULTIPLE = 16  # rows of bfloat16 in a register
-MAX_LANES = 512  # the most lanes that a grid step works on
-VMEM_LIMIT = 64 * 2**20  # bytes that a kernel may use
+from wroformer_jax.model.kernels.sizes import Heads
 
 # Added to the scores of keys that a query may not see.
 HIDDEN = -1e30
 # The least maximum of scores: a hidden key gets the weight 0 also where all are hidden, and the output is then 0.
 LEAST_MAXIMUM = -1e28
 LEAST_SUM = 1e-30
-
-
-class Heads(NamedTuple):
-    """How heads lie in the lanes."""
-
-    head_dim: int
-    widen: bool  # True if products of bfloat16 are to be computed as float32, since XLA for CPUs has no others
-
-    @property
-    def group(self) -> int:
-        """Lanes that are worked on together: those of one head, or of all heads that share 128 lanes."""
-        return max(self.head_dim, LANES)
-
-    @property
-    def at_once(self) -> int:
-        """Heads whose scores lie side by side."""
-        return 1 if self.head_dim >= LANES else 2
-
-    @property
-    def block(self) -> int:
-        """Queries in a block: the scores of a key fill 128 lanes."""
-        return LANES // self.at_once
-
-    @property
-    def rounds(self) -> range:
-        """The first head of each round over a group."""
-        return range(0, self.group // self.head_dim, self.at_once)
-
-
-def fits_lanes(num_lanes: int, head_dim: int) -> bool:
-    """Says whether heads of that size fill groups of lanes."""
-    divides = head_dim % 8 == 0 and (LANES % head_dim == 0 or head_dim % LANES == 0)
-    return divides and num_lanes % max(LANES, head_dim) == 0
-
-
-def lanes_at_once(num_lanes: int, heads: Heads, most: int = MAX_LANES) -> int:
-    """Returns the lanes of whole groups that a grid step works on: at most `most` of them, but one group at least."""
-    groups = num_lanes // heads.group
-    return heads.group * max(n for n in range(1, groups + 1) if groups % n == 0 and (n == 1 or n * heads.group <= most))
-
-
-def round_up(number: int, multiple: int) -> int:
-    """Returns the least multiple that is not below the number."""
-    return -(-number // multiple) * multiple
-
-
-def compiler_params(*semantics: Literal["parallel", "arbitrary"]) -> pltpu.CompilerParams:
-    """Returns what the compiler has to know of each axis of the grid: whether the order of its steps matters."""
-    return pltpu.CompilerParams(dimension_semantics=semantics, vmem_limit_bytes=VMEM_LIMIT)
 
 
 def clear_rows(x: Float[Array, "row group"], count: Array | int) -> Float[Array, "row group"]:

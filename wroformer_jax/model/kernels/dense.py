@@ -16,15 +16,12 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 from jaxtyping import Array, Float, Int
 
-from wroformer_jax.model.kernels.blocks import (
-    HIDDEN,
+from wroformer_jax.model.kernels.blocks import HIDDEN, attend, attend_backward, clear_rows
+from wroformer_jax.model.kernels.sizes import (
     LANES,
-    MAX_LANES,
+    MAX_LANE_BYTES,
     ROW_MULTIPLE,
     Heads,
-    attend,
-    attend_backward,
-    clear_rows,
     compiler_params,
     fits_lanes,
     lanes_at_once,
@@ -33,6 +30,8 @@ from wroformer_jax.model.kernels.blocks import (
 
 MAX_TOKENS = 2048  # of a row: its keys, and the scores of one block of queries with all of them, lie in VMEM
 TOKENS_AT_ONCE = 1024  # of all rows in a grid step, if rows are short
+
+_ORDER = "parallel", "parallel"  # rows and groups of lanes come in any order
 
 
 class _Plan(NamedTuple):
@@ -57,6 +56,11 @@ class _Plan(NamedTuple):
     def keys(self) -> int:
         """Tokens of a row, filled up to whole registers."""
         return round_up(self.num_tokens, ROW_MULTIPLE)
+
+    @property
+    def scores(self) -> int:
+        """Scores of a block for the heads that are worked on at once."""
+        return self.keys * self.rows_at_once * self.lanes
 
 
 def serves_dense(*, num_tokens: int, num_lanes: int, head_dim: int) -> bool:
@@ -97,7 +101,7 @@ def dense_lanes(
         num_lanes=num_lanes,
         rows=rows,
         rows_at_once=2 if rows % 2 == 0 and num_tokens <= heads.block else 1,
-        lanes=lanes_at_once(num_lanes, heads, MAX_LANES if num_tokens <= 512 else LANES),
+        lanes=lanes_at_once(num_lanes, heads, MAX_LANE_BYTES // q.dtype.itemsize if num_tokens <= 512 else LANES),
         all_keys=num_keys is None,
         interpret=interpret,
     )
@@ -119,7 +123,7 @@ def _forward(plan: _Plan, *inputs: Array) -> tuple[Array, tuple[Array, ...]]:
         grid=_grid(plan),
         in_specs=[pl.BlockSpec(memory_space=pltpu.SMEM), queries, keys, keys],
         out_specs=queries,
-        compiler_params=compiler_params("parallel", "parallel"),
+        compiler_params=compiler_params(_ORDER, [queries] * 2 + [keys] * 2, [], q.dtype, plan.scores),
         interpret=plan.interpret,
     )(num_keys, q, k, v)
     return out, inputs
@@ -128,15 +132,15 @@ def _forward(plan: _Plan, *inputs: Array) -> tuple[Array, tuple[Array, ...]]:
 def _backward(plan: _Plan, inputs: tuple[Array, ...], out_gradient: Array) -> tuple[Array | None, ...]:
     q, k, v, num_keys = inputs
     queries, keys = _specs(plan)
-    sums = pltpu.VMEM((plan.keys, plan.lanes), jnp.float32)
+    scratch = [] if plan.queries == plan.heads.block else [pltpu.VMEM((plan.keys, plan.lanes), jnp.float32)] * 2
     gradients = pl.pallas_call(
         functools.partial(_backward_kernel, plan),
         out_shape=[jax.ShapeDtypeStruct(q.shape, q.dtype)] * 3,
         grid=_grid(plan),
         in_specs=[pl.BlockSpec(memory_space=pltpu.SMEM), queries, keys, keys, queries],
         out_specs=[queries, keys, keys],
-        scratch_shapes=[] if plan.queries == plan.heads.block else [sums, sums],
-        compiler_params=compiler_params("parallel", "parallel"),
+        scratch_shapes=scratch,
+        compiler_params=compiler_params(_ORDER, [queries] * 3 + [keys] * 4, scratch, q.dtype, plan.scores),
         interpret=plan.interpret,
     )(num_keys, q, k, v, out_gradient)
     return *gradients, None

@@ -21,76 +21,28 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 from jaxtyping import Array, Float, Int
 
-from wroformer_jax.model.kernels.blocks import (
-    HIDDEN,
-    LANES,
-    ROW_MULTIPLE,
-    Heads,
-    attend,
-    attend_backward,
-    compiler_params,
-    fits_lanes,
-    join_rows,
-    lanes_at_once,
-    round_up,
+from wroformer_jax.model.kernels.blocks import attend, attend_backward
+from wroformer_jax.model.kernels.sizes import LANES, Heads, compiler_params, fits_lanes
+from wroformer_jax.model.kernels.windows import (
+    MAX_REACH,
+    Windows,
+    block_bias,
+    fill_biases,
+    groups_of,
+    join_sinks,
+    split_sinks,
+    tiles_of,
+    widen,
+    windows_of,
 )
 
-MAX_REACH = 32  # tokens
-TILE = 1216  # tokens: the most that a grid step works on
-
-
-class _Plan(NamedTuple):
-    """Sizes of a kernel."""
-
-    heads: Heads
-    reach: int
-    num_rows: int
-    num_tokens: int  # padded to whole tiles
-    num_lanes: int
-    num_sinks: int
-    halo: int
-    rows: int  # rows of a grid step
-    tile: int  # tokens of a grid step
-    lanes: int  # lanes of a grid step
-    interpret: bool
-
-    @property
-    def tiles(self) -> int:
-        return self.num_tokens // self.tile
-
-    @property
-    def blocks(self) -> int:
-        return self.tile // self.heads.block
-
-    @property
-    def sinks_in_halo(self) -> bool:
-        """True if the sinks fit into the first rows of the halo, which no query sees."""
-        return self.num_sinks <= self.halo - self.reach
-
-    @property
-    def sinks(self) -> int:
-        """Sinks, filled up to whole registers."""
-        return self.halo if self.sinks_in_halo else round_up(self.num_sinks, ROW_MULTIPLE)
-
-    @property
-    def wide(self) -> int:
-        """Tokens of a block and its halos."""
-        return self.heads.block + 2 * self.halo
-
-    @property
-    def before(self) -> int:
-        """Rows of keys before the first token of the halo."""
-        return 0 if self.sinks_in_halo else self.sinks
-
-    @property
-    def seen(self) -> int:
-        """Rows of keys from the first one to the last one that any query sees."""
-        return self.before + round_up(self.halo + self.heads.block + self.reach, 8)
+# The tiles of a row come one after the other; rows and groups of lanes in any order.
+_ORDER = "parallel", "parallel", "arbitrary"
 
 
 def aligned_tokens(num_tokens: int, head_dim: int) -> int:
     """Returns the least number of tokens, from num_tokens on, that the kernel takes without a padded copy."""
-    tile, tiles = _tiles(num_tokens, Heads(head_dim, False).block)
+    tile, tiles = tiles_of(num_tokens, Heads(head_dim, False).block)
     return tile * tiles
 
 
@@ -132,7 +84,7 @@ def windowed_lanes(
       Weighted sums of values, of q's dtype. Those outside the bounds are finite.
     """
     num_tokens = q.shape[1]
-    plan = _plan(q.shape, k_sinks.shape[1], reach, head_dim, interpret)
+    plan = windows_of(q, k_sinks.shape[1], reach, head_dim, interpret)
     bounds = jnp.clip(bounds, 0, num_tokens).astype(jnp.int32)
     q, k, v = (_pad_rows(x, plan.num_tokens) for x in (q, k, v))
     k_sinks, v_sinks = (_pad_rows(x, plan.sinks) for x in (k_sinks, v_sinks))
@@ -140,74 +92,51 @@ def windowed_lanes(
     return out[:, :num_tokens]
 
 
-def _plan(shape: tuple[int, ...], num_sinks: int, reach: int, head_dim: int, interpret: bool) -> _Plan:
-    num_rows, num_tokens, num_lanes = shape
-    heads = Heads(head_dim, interpret)
-    tile, tiles = _tiles(num_tokens, heads.block)
-    rows = min(num_rows, max(1, 512 // tile)) if tiles == 1 else 1
-    return _Plan(
-        heads=heads,
-        reach=reach,
-        num_rows=num_rows,
-        num_tokens=tile * tiles,
-        num_lanes=num_lanes,
-        num_sinks=num_sinks,
-        halo=round_up(max(reach, 1), ROW_MULTIPLE),
-        rows=rows,
-        tile=tile,
-        lanes=lanes_at_once(num_lanes, heads),
-        interpret=interpret,
-    )
-
-
-def _tiles(num_tokens: int, block: int) -> tuple[int, int]:
-    """Returns the number of tokens in a tile and the number of tiles."""
-    blocks = -(-num_tokens // block)
-    tiles = -(-blocks // (TILE // block))
-    return -(-blocks // tiles) * block, tiles
-
-
 def _pad_rows(x: Float[Array, "row token lane"], size: int) -> Float[Array, "row size lane"]:
     return x if x.shape[1] == size else jnp.pad(x, ((0, 0), (0, size - x.shape[1]), (0, 0)))
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _attention(plan: _Plan, q: Array, k: Array, v: Array, k_sinks: Array, v_sinks: Array, bounds: Array) -> Array:
+def _attention(plan: Windows, q: Array, k: Array, v: Array, k_sinks: Array, v_sinks: Array, bounds: Array) -> Array:
     return _forward(plan, q, k, v, k_sinks, v_sinks, bounds)[0]
 
 
-def _forward(plan: _Plan, *inputs: Array) -> tuple[Array, tuple[Array, ...]]:
+def _forward(plan: Windows, *inputs: Array) -> tuple[Array, tuple[Array, ...]]:
     q, k, v, k_sinks, v_sinks, bounds = inputs
-    specs = _specs(plan)
+    specs, scratch = _specs(plan), _scratch(plan, q.dtype)
+    blocks = [specs.tile, *specs.keys, *specs.keys, specs.sinks, specs.sinks]
     out = pl.pallas_call(
         functools.partial(_forward_kernel, plan),
         out_shape=jax.ShapeDtypeStruct(q.shape, q.dtype),
         grid=specs.grid,
-        in_specs=[specs.bounds, specs.tile, *specs.keys, *specs.keys, specs.sinks, specs.sinks],
+        in_specs=[specs.bounds, *blocks],
         out_specs=specs.tile,
-        scratch_shapes=_scratch(plan, q.dtype),
-        compiler_params=compiler_params("parallel", "parallel", "arbitrary"),
+        scratch_shapes=scratch,
+        compiler_params=compiler_params(_ORDER, [*blocks, specs.tile], scratch, q.dtype, plan.scores),
         interpret=plan.interpret,
     )(bounds, q, *[k] * len(specs.keys), *[v] * len(specs.keys), k_sinks, v_sinks)
     return out, inputs
 
 
-def _backward(plan: _Plan, inputs: tuple[Array, ...], out_gradient: Array) -> tuple[Array | None, ...]:
+def _backward(plan: Windows, inputs: tuple[Array, ...], out_gradient: Array) -> tuple[Array | None, ...]:
     q, k, v, k_sinks, v_sinks, bounds = inputs
     specs = _specs(plan, delay=int(plan.tiles > 1))
+    blocks = [specs.tile, *specs.keys, *specs.keys, specs.sinks, specs.sinks, specs.tile]
+    out_blocks = [specs.tile, specs.delayed, specs.delayed, specs.sinks, specs.sinks]
+    scratch = [
+        *_scratch(plan, q.dtype),
+        *[pltpu.VMEM((plan.tile, plan.lanes), q.dtype)] * 2,
+        *[pltpu.VMEM((2 * plan.halo, plan.lanes), jnp.float32)] * 2,
+    ]
     sums = jax.ShapeDtypeStruct(k_sinks.shape, jnp.float32)
     dq, dk, dv, dk_sinks, dv_sinks = pl.pallas_call(
         functools.partial(_backward_kernel, plan),
         out_shape=[*[jax.ShapeDtypeStruct(q.shape, q.dtype)] * 3, sums, sums],
         grid=specs.grid,
-        in_specs=[specs.bounds, specs.tile, *specs.keys, *specs.keys, specs.sinks, specs.sinks, specs.tile],
-        out_specs=[specs.tile, specs.delayed, specs.delayed, specs.sinks, specs.sinks],
-        scratch_shapes=[
-            *_scratch(plan, q.dtype),
-            *[pltpu.VMEM((plan.tile, plan.lanes), q.dtype)] * 2,
-            *[pltpu.VMEM((2 * plan.halo, plan.lanes), jnp.float32)] * 2,
-        ],
-        compiler_params=compiler_params("parallel", "parallel", "arbitrary"),
+        in_specs=[specs.bounds, *blocks],
+        out_specs=out_blocks,
+        scratch_shapes=scratch,
+        compiler_params=compiler_params(_ORDER, [*blocks, *out_blocks], scratch, q.dtype, plan.scores),
         interpret=plan.interpret,
     )(bounds, q, *[k] * len(specs.keys), *[v] * len(specs.keys), k_sinks, v_sinks, out_gradient)
     return dq, dk, dv, dk_sinks.astype(q.dtype), dv_sinks.astype(q.dtype), None
@@ -227,7 +156,7 @@ class _Specs(NamedTuple):
     sinks: pl.BlockSpec
 
 
-def _specs(plan: _Plan, delay: int = 0) -> _Specs:
+def _specs(plan: Windows, delay: int = 0) -> _Specs:
     last, halos = plan.tiles - 1, plan.tile // plan.halo
     tile, halo = (plan.rows, plan.tile, plan.lanes), (plan.rows, plan.halo, plan.lanes)
     this = pl.BlockSpec(tile, lambda row, lane, step: (row, jnp.minimum(step, last), lane))
@@ -245,29 +174,33 @@ def _specs(plan: _Plan, delay: int = 0) -> _Specs:
     )
 
 
-def _scratch(plan: _Plan, dtype: jnp.dtype) -> list:
+def _scratch(plan: Windows, dtype: jnp.dtype) -> list:
     """Returns keys and values of a tile with halos, and what is added to scores: by distance, and by bounds."""
     wide = plan.tile + 2 * plan.halo
     keys = pltpu.VMEM((wide, plan.lanes), dtype)
     return [keys, keys, pltpu.VMEM((plan.seen, LANES), jnp.float32), pltpu.VMEM((wide, LANES), jnp.float32)]
 
 
-def _forward_kernel(plan: _Plan, *refs) -> None:
+def _forward_kernel(plan: Windows, *refs) -> None:
     bounds_ref, q_ref, *key_refs, k_sinks_ref, v_sinks_ref, out_ref, k_wide, v_wide, near_ref, bounded_ref = refs
     half, block = len(key_refs) // 2, plan.heads.block
-    _fill_biases(plan, bounds_ref, near_ref, bounded_ref)
+    fill_biases(plan, bounds_ref, near_ref, bounded_ref)
 
     def over_rows(row, _):
-        _widen(plan, row, key_refs[:half], k_wide)
-        _widen(plan, row, key_refs[half:], v_wide)
+        widen(plan, row, key_refs[:half], k_wide)
+        widen(plan, row, key_refs[half:], v_wide)
 
         def over_blocks(number, _):
             start = pl.multiple_of(number * block, block)
-            groups = _groups(plan)
-            k = [_keys(plan, k_sinks_ref[row, :, lanes], k_wide[pl.ds(start, plan.wide), lanes]) for lanes in groups]
-            v = [_keys(plan, v_sinks_ref[row, :, lanes], v_wide[pl.ds(start, plan.wide), lanes]) for lanes in groups]
+            groups = groups_of(plan)
+            k = [
+                join_sinks(plan, k_sinks_ref[row, :, lanes], k_wide[pl.ds(start, plan.wide), lanes]) for lanes in groups
+            ]
+            v = [
+                join_sinks(plan, v_sinks_ref[row, :, lanes], v_wide[pl.ds(start, plan.wide), lanes]) for lanes in groups
+            ]
             q = [q_ref[row, pl.ds(start, block), lanes] for lanes in groups]
-            bias = _bias(plan, near_ref, bounded_ref, start)
+            bias = block_bias(plan, near_ref, bounded_ref, start)
             for lanes, out in zip(groups, attend(q, k, v, bias, plan.heads), strict=True):
                 out_ref[row, pl.ds(start, block), lanes] = out.astype(out_ref.dtype)
 
@@ -276,7 +209,7 @@ def _forward_kernel(plan: _Plan, *refs) -> None:
     jax.lax.fori_loop(0, plan.rows, over_rows, None)
 
 
-def _backward_kernel(plan: _Plan, *refs) -> None:
+def _backward_kernel(plan: Windows, *refs) -> None:
     inputs, outputs, scratch = refs[:-13], refs[-13:-8], refs[-8:]
     bounds_ref, q_ref, *key_refs, k_sinks_ref, v_sinks_ref, out_gradient_ref = inputs
     dq_ref, dk_ref, dv_ref, dk_sinks_ref, dv_sinks_ref = outputs
@@ -288,23 +221,23 @@ def _backward_kernel(plan: _Plan, *refs) -> None:
         for ref in (dk_sinks_ref, dv_sinks_ref, dk_open, dv_open):
             ref[...] = jnp.zeros_like(ref)
 
-    _fill_biases(plan, bounds_ref, near_ref, bounded_ref)
+    fill_biases(plan, bounds_ref, near_ref, bounded_ref)
 
     def over_blocks(row, number, _):
         start = pl.multiple_of(number * block, block)
-        here, wide, groups = pl.ds(start, block), pl.ds(start, plan.wide), _groups(plan)
-        k = [_keys(plan, k_sinks_ref[row, :, lanes], k_wide[wide, lanes]) for lanes in groups]
-        v = [_keys(plan, v_sinks_ref[row, :, lanes], v_wide[wide, lanes]) for lanes in groups]
+        here, wide, groups = pl.ds(start, block), pl.ds(start, plan.wide), groups_of(plan)
+        k = [join_sinks(plan, k_sinks_ref[row, :, lanes], k_wide[wide, lanes]) for lanes in groups]
+        v = [join_sinks(plan, v_sinks_ref[row, :, lanes], v_wide[wide, lanes]) for lanes in groups]
         q = [q_ref[row, here, lanes] for lanes in groups]
         out_gradient = [out_gradient_ref[row, here, lanes] for lanes in groups]
-        bias = _bias(plan, near_ref, bounded_ref, start)
+        bias = block_bias(plan, near_ref, bounded_ref, start)
         for lanes, (dq, dk, dv) in zip(groups, attend_backward(q, k, v, bias, out_gradient, plan.heads), strict=True):
             dq_ref[row, here, lanes] = dq.astype(dq_ref.dtype)
             for gradient, sinks_ref, open_ref, done_ref in (
                 (dk, dk_sinks_ref, dk_open, dk_done),
                 (dv, dv_sinks_ref, dv_open, dv_done),
             ):
-                of_sinks, of_tokens = _split(plan, gradient)
+                of_sinks, of_tokens = split_sinks(plan, gradient)
                 sinks_ref[row, :, lanes] += of_sinks
                 done = of_tokens[: 2 * halo] + open_ref[:, lanes]
                 if 2 * halo < block:
@@ -320,8 +253,8 @@ def _backward_kernel(plan: _Plan, *refs) -> None:
 
         @pl.when(step < plan.tiles)
         def _():
-            _widen(plan, row, key_refs[:half], k_wide)
-            _widen(plan, row, key_refs[half:], v_wide)
+            widen(plan, row, key_refs[:half], k_wide)
+            widen(plan, row, key_refs[half:], v_wide)
             jax.lax.fori_loop(0, plan.blocks, functools.partial(over_blocks, row), None)
 
         for ref, done, still_open in pairs:
@@ -334,60 +267,3 @@ def _backward_kernel(plan: _Plan, *refs) -> None:
                 ref[row, plan.tile - halo :] = complete.astype(ref.dtype)
 
     jax.lax.fori_loop(0, plan.rows, over_rows, None)
-
-
-def _groups(plan: _Plan) -> list[slice]:
-    """Lanes of each group of heads."""
-    size = plan.heads.group
-    return [slice(first, first + size) for first in range(0, plan.lanes, size)]
-
-
-def _widen(plan: _Plan, row: Array, refs: list, wide) -> None:
-    """Copies a tile and the halos around it. At the ends of the row the halos are zero."""
-    tile, halo = plan.tile, plan.halo
-    wide[halo : halo + tile] = refs[0][row]
-    if plan.tiles == 1:
-        wide[:halo] = wide[halo + tile :] = jnp.zeros((halo, plan.lanes), wide.dtype)
-    else:
-        wide[:halo], wide[halo + tile :] = refs[1][row], refs[2][row]
-
-
-def _keys(
-    plan: _Plan, sinks: Float[Array, "sink group"], tokens: Float[Array, "wide group"]
-) -> Float[Array, "key group"]:
-    """Returns the keys of a block: the sinks before the tokens, or in place of the first ones, which nobody sees."""
-    if plan.sinks_in_halo:
-        sinks, tokens = join_rows(sinks, tokens[: plan.halo], plan.num_sinks), tokens[plan.halo :]
-    return jnp.concatenate([sinks, tokens])
-
-
-def _split(plan: _Plan, gradient: Float[Array, "key group"]) -> tuple[Array, Array]:
-    """Returns the gradients of sinks and of tokens from those of a block's keys."""
-    if not plan.sinks_in_halo:
-        return gradient[: plan.sinks], gradient[plan.sinks :]
-    both, zero = gradient[: plan.halo], jnp.zeros((plan.halo, gradient.shape[1]), jnp.float32)
-    tokens = jnp.concatenate([join_rows(zero, both, plan.num_sinks), gradient[plan.halo :]])
-    return join_rows(both, zero, plan.num_sinks), tokens
-
-
-def _fill_biases(plan: _Plan, bounds_ref, near_ref, bounded_ref) -> None:
-    """Writes 0 for keys that are seen and HIDDEN for others: by their distance in a block, and by bounds in a tile."""
-    key = jax.lax.broadcasted_iota(jnp.int32, near_ref.shape, 0)
-    query = jax.lax.broadcasted_iota(jnp.int32, near_ref.shape, 1) & (plan.heads.block - 1)
-    token = key - plan.before - plan.halo  # counted from the block's first query
-    near = (jnp.abs(token - query) <= plan.reach) & (key >= plan.before)
-    near_ref[...] = jnp.where(near | (key < plan.num_sinks), 0.0, HIDDEN)
-    token = jax.lax.broadcasted_iota(jnp.int32, bounded_ref.shape, 0) + pl.program_id(2) * plan.tile - plan.halo
-    bounded_ref[...] = jnp.where((token >= bounds_ref[0]) & (token < bounds_ref[1]), 0.0, HIDDEN)
-
-
-def _bias(plan: _Plan, near_ref, bounded_ref, start: Array) -> Float[Array, "seen columns"]:
-    """Returns what is added to the scores of a block."""
-    bounded = bounded_ref[pl.ds(start, plan.seen - plan.before), :]
-    if not plan.sinks_in_halo:
-        bounded = jnp.concatenate([jnp.zeros((plan.before, LANES), jnp.float32), bounded])
-    elif plan.num_sinks:
-        row = jax.lax.broadcasted_iota(jnp.int32, (plan.halo, LANES), 0)
-        first = jnp.where(row < plan.num_sinks, 0.0, bounded[: plan.halo])
-        bounded = jnp.concatenate([first, bounded[plan.halo :]])
-    return near_ref[...] + bounded
