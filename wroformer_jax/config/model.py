@@ -14,8 +14,10 @@ from wroformer_jax.errors import InputError
 BAND_SCHEMES = ("mel", "band_split")
 TIME_MIXERS = ("windowed_sink", "full", "naive")
 DTYPES = ("float32", "bfloat16")
+# Forms in which attention is computed (model/implementations.py chooses).
+ATTENTION_IMPLS = ("auto", "scan", "pallas", "cudnn", "interpret")
 # Fields that say how a model is computed, not what it is. All but the last change numbers by rounding only.
-MEMORY_FIELDS = ("remat", "blocks_per_save", "places_at_once", "stream_dtype")
+MEMORY_FIELDS = ("remat", "blocks_per_save", "places_at_once", "attention_impl", "stream_dtype")
 REMATS = ("none", "block", "dots", "offload")
 # Names that fields had when earlier models and runs were saved.
 FORMER_NAMES = {"blocks_a_save": "blocks_per_save"}
@@ -59,15 +61,19 @@ class ModelConfig:
     skip_connection: bool = False  # add the outputs of all earlier blocks before each block
     zero_dc: bool = True  # zero bin 0 of the result
     dtype: str = "float32"  # of matrix products; parameters, norms, softmax and STFT are float32 always
-    # Memory (MEMORY_FIELDS).
+    # Memory and speed (MEMORY_FIELDS).
     # What is kept for the backward pass: "none" keeps everything and recomputes nothing, "block" keeps only the
     # residual stream between blocks, "dots" the results of matrix products, too, and "offload" the residual stream in
     # the host's memory.
     remat: str = "block"
     blocks_per_save: int = 1  # the residual stream is kept after every so many blocks; divides `depth`
     # Frames x bands of an example that are worked on at a time, which bounds all memory but that of the residual
-    # stream; 0 for all of them. The tokens of a band are not cut, so one band is the least.
-    places_at_once: int = 0
+    # stream; 0 for all of them, None for as many as suit the device. The tokens of a band are not cut, so one band is
+    # the least.
+    places_at_once: int | None = None
+    # How attention is computed: "scan" (jax.lax.scan, on every device), "pallas" (kernels for TPUs), "cudnn" (NVIDIA
+    # GPUs), "interpret" (the TPU's kernels on any device, slowly, for tests), or "auto": what suits the device.
+    attention_impl: str = "auto"
     stream_dtype: str = "float32"  # of the residual stream; "bfloat16" halves its memory, and rounds
 
     def __post_init__(self) -> None:
@@ -91,7 +97,7 @@ class ModelConfig:
             check_choice(name, getattr(self, name), allowed)
         for name in _POSITIVE:
             check_whole_number(name, getattr(self, name), minimum=1)
-        for name in ("window", "num_sinks", "places_at_once"):
+        for name in ("window", "num_sinks", *(["places_at_once"] if self.places_at_once is not None else [])):
             check_whole_number(name, getattr(self, name), minimum=0)
         for name in ("skip_connection", "zero_dc"):
             check_flag(name, getattr(self, name))
@@ -177,6 +183,7 @@ _CHOICES = {
     "time_mixer": TIME_MIXERS,
     "dtype": DTYPES,
     "remat": REMATS,
+    "attention_impl": ATTENTION_IMPLS,
     "stream_dtype": DTYPES,
     "channels": (1, 2),
 }
@@ -208,11 +215,11 @@ def _invertible(hop: int, win: int) -> bool:
     return hop <= win and all(overlapped(sample) > 1e-11 for sample in range(hop))
 
 
-def forward_only(config: ModelConfig, places_at_once: int) -> ModelConfig:
+def forward_only(config: ModelConfig, places_at_once: int | None) -> ModelConfig:
     """Returns the settings of the same model for a forward pass only, without what is kept for gradients.
 
     Args:
       config: the settings with which the model was trained.
-      places_at_once: frames x bands to work on at a time, 0 for all.
+      places_at_once: frames x bands to work on at a time, 0 for all, None for as many as suit the device.
     """
     return dataclasses.replace(config, places_at_once=places_at_once, remat="none", blocks_per_save=1)

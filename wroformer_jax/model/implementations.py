@@ -1,0 +1,72 @@
+"""Which form of attention, and how much work at a time, suits a device.
+
+The forms compute the same numbers. The scan form (attention.py) is the reference: it runs everywhere, and tests hold
+all others to it. The TPU's form (lanes.py) keeps heads side by side on the last axis and uses Pallas kernels.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+
+import jax
+
+from wroformer_jax.config.model import ModelConfig
+from wroformer_jax.errors import InputError
+from wroformer_jax.model.lanes import kernels_serve
+
+# Frames x bands that are worked on at a time on a TPU. The largest arrays of a piece, queries, keys and values and the
+# hidden layer of the feed-forward, then stay in VMEM (128 MiB on v5e, and on v6e).
+TPU_PLACES = 4992
+
+_LANES = ("pallas", "interpret")
+
+_log = logging.getLogger("wroformer")
+
+
+def settled(config: ModelConfig, platform: str | None = None) -> ModelConfig:
+    """Returns the settings with everything decided that depends on the device.
+
+    Args:
+      config: the settings. An `attention_impl` of "auto" and a `places_at_once` of None are replaced.
+      platform: "cpu", "gpu" or "tpu", as `jax.Device.platform` has it; that of JAX's default device if None.
+
+    Raises:
+      InputError: an `attention_impl` was asked for that the device does not have, or that does not serve the model.
+    """
+    platform = _known(platform or jax.default_backend())
+    impl = _implementation(config, platform)
+    places = config.places_at_once
+    if places is None:
+        places = TPU_PLACES if platform == "tpu" and impl == "pallas" and config.remat != "dots" else 0
+    return dataclasses.replace(config, attention_impl=impl, places_at_once=places)
+
+
+def in_lanes(config: ModelConfig) -> bool:
+    """Whether the settings, once settled, name the form that keeps heads side by side (lanes.py)."""
+    return config.attention_impl in _LANES
+
+
+def _implementation(config: ModelConfig, platform: str) -> str:
+    impl = config.attention_impl
+    if impl == "auto":
+        if platform != "tpu":
+            return "scan"
+        if (reason := kernels_serve(config)) is None:
+            return "pallas"
+        _log.info("attention is computed by jax.lax.scan, since the kernels do not serve %s", reason)
+        return "scan"
+    needed = {"pallas": "tpu", "cudnn": "gpu"}.get(impl, platform)
+    if platform != needed:
+        raise InputError(
+            f"attention_impl is {impl!r}, which needs a {needed.upper()}, but the device is a {platform.upper()}: "
+            "use 'auto', which takes what suits the device"
+        )
+    if impl in _LANES and (reason := kernels_serve(config)) is not None:
+        raise InputError(f"attention_impl is {impl!r}, but the kernels do not serve {reason}: use 'auto' or 'scan'")
+    return impl
+
+
+def _known(platform: str) -> str:
+    """JAX names the platform of GPUs after their makers where it must tell them apart."""
+    return "gpu" if platform in ("cuda", "rocm") else platform
