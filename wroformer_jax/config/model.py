@@ -17,7 +17,7 @@ DTYPES = ("float32", "bfloat16")
 # Forms in which attention is computed (model/implementations.py chooses).
 ATTENTION_IMPLS = ("auto", "scan", "pallas", "cudnn", "interpret")
 # Fields that say how a model is computed, not what it is. All but the last change numbers by rounding only.
-MEMORY_FIELDS = ("remat", "blocks_per_save", "places_at_once", "attention_impl", "stream_dtype")
+MEMORY_FIELDS = ("remat", "blocks_per_save", "places_at_once", "frames_at_once", "attention_impl", "stream_dtype")
 REMATS = ("none", "block", "dots", "offload")
 # Names that fields had when earlier models and runs were saved.
 FORMER_NAMES = {"blocks_a_save": "blocks_per_save"}
@@ -71,6 +71,9 @@ class ModelConfig:
     # stream; 0 for all of them, None for as many as suit the device. The tokens of a band are not cut, so one band is
     # the least.
     places_at_once: int | None = None
+    # STFT frames that are worked on at a time where features are made from samples, and samples from features; 0 for
+    # places_at_once // num_bands, None for as many as suit the device.
+    frames_at_once: int | None = None
     # How attention is computed: "scan" (jax.lax.scan, on every device), "pallas" (kernels for TPUs), "cudnn" (NVIDIA
     # GPUs), "interpret" (the TPU's kernels on any device, slowly, for tests), or "auto": what suits the device.
     attention_impl: str = "auto"
@@ -97,8 +100,11 @@ class ModelConfig:
             check_choice(name, getattr(self, name), allowed)
         for name in _POSITIVE:
             check_whole_number(name, getattr(self, name), minimum=1)
-        for name in ("window", "num_sinks", *(["places_at_once"] if self.places_at_once is not None else [])):
+        for name in ("window", "num_sinks"):
             check_whole_number(name, getattr(self, name), minimum=0)
+        for name in ("places_at_once", "frames_at_once"):
+            if getattr(self, name) is not None:
+                check_whole_number(name, getattr(self, name), minimum=0)
         for name in ("skip_connection", "zero_dc"):
             check_flag(name, getattr(self, name))
         if self.dim_head % 2:

@@ -15,6 +15,7 @@ from jaxtyping import Array, Float
 
 from wroformer_jax.config.model import ModelConfig
 from wroformer_jax.model.attention import full_attention, naive_attention, windowed_sink_attention
+from wroformer_jax.model.lanes import LaneAttention, attend_in_window, attend_to_all, in_lanes
 from wroformer_jax.model.layers import Attention, FeedForward, RMSNorm, Tables
 from wroformer_jax.parallel.time_axis import WHOLE, TimeAxis
 
@@ -37,10 +38,8 @@ class Block(nn.Module):
     def setup(self) -> None:
         config = self.config
         make_time_mixer = time_mixer(config, self.num_hops, self.time_axis)
-        attend = jax.named_scope("freq_scores")(full_attention)
-        make_freq_mixer = functools.partial(Attention, config=config, attend=attend)
         self.time = Transformer(config, config.time_transformer_depth, make_time_mixer, "time")
-        self.freq = Transformer(config, config.freq_transformer_depth, make_freq_mixer, "freq")
+        self.freq = Transformer(config, config.freq_transformer_depth, freq_mixer(config), "freq")
 
     def __call__(
         self, x: Float[Array, "batch token band dim"], time_tables: Tables, freq_tables: Tables
@@ -94,6 +93,13 @@ def time_mixer(config: ModelConfig, num_hops: int | None = None, time: TimeAxis 
       time: the time axis.
     """
     num_keys = None if num_hops is None else config.num_sinks + num_hops + 1
+    if in_lanes(config):
+        attend = (
+            attend_in_window(config, num_hops, time)
+            if config.time_mixer == "windowed_sink"
+            else attend_to_all(config, num_keys=num_keys)
+        )
+        return functools.partial(LaneAttention, config=config, attend=jax.named_scope("time_scores")(attend))
     attend = {
         "windowed_sink": functools.partial(
             windowed_sink_attention, window=config.window, num_sinks=config.num_sinks, num_hops=num_hops, time=time
@@ -102,3 +108,9 @@ def time_mixer(config: ModelConfig, num_hops: int | None = None, time: TimeAxis 
         "naive": functools.partial(naive_attention, num_keys=num_keys),
     }[config.time_mixer]
     return functools.partial(Attention, config=config, attend=jax.named_scope("time_scores")(attend))
+
+
+def freq_mixer(config: ModelConfig) -> MakeMixer:
+    """The module that mixes along the bands: attention of every band to every band."""
+    make, attend = (LaneAttention, attend_to_all(config)) if in_lanes(config) else (Attention, full_attention)
+    return functools.partial(make, config=config, attend=jax.named_scope("freq_scores")(attend))

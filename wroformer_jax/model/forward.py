@@ -25,6 +25,7 @@ from wroformer_jax.config.model import ModelConfig
 from wroformer_jax.errors import InputError
 from wroformer_jax.model.band_layers import BandSplit, MaskEstimator
 from wroformer_jax.model.blocks import Block
+from wroformer_jax.model.lanes import folded, in_lanes, lane_tables
 from wroformer_jax.model.layers import Params, RMSNorm, Rotary, Tables
 from wroformer_jax.model.pieces import Cut, Sizes, walk
 from wroformer_jax.model.stft import (
@@ -101,7 +102,7 @@ def separate(
         return part, _stems_of_piece(config, params, part, piece, counts, with_masks)
 
     head = {name: params[name] for name in ("mask_estimator", "final_norm") if name in params}
-    row = sizes.frames * jnp.arange(sizes.count)[:, None] + jnp.arange(sizes.frames)
+    row = sizes.frames * jnp.arange(sizes.frame_runs)[:, None] + jnp.arange(sizes.frames)
     counts = (row < time.owned_end_frame(sizes.num_hops)).astype(jnp.float32)
     _, (signals, masks) = walk(work, sizes.frame_cut(sizes.num_sinks), head, x, (pieces, counts))
     if with_masks:  # (piece, batch, stem, channel, frame, bin)
@@ -139,11 +140,11 @@ def features(
 def split(config: ModelConfig, time: TimeAxis, params: Params, audio: Array | np.ndarray) -> Split:
     """Turns samples into the input of the first block, piece by piece."""
     check_audio(config, audio)
-    sizes = Sizes.of(config, audio.shape[-1] // config.stft_hop_length)
+    sizes = Sizes.of(config, audio.shape[-1] // config.stft_hop_length, aligned=in_lanes(config))
     hop, n_fft = config.stft_hop_length, config.stft_n_fft
     with jax.named_scope("stft"):
         padded = time.pad_audio(jnp.asarray(audio), n_fft // 2)
-        pieces = jnp.moveaxis(pieces_of_frames(padded, sizes.count, sizes.frames, n_fft, hop), -2, 0)
+        pieces = jnp.moveaxis(pieces_of_frames(padded, sizes.frame_runs, sizes.frames, n_fft, hop), -2, 0)
 
     def work(params: Params, part: Array, piece: Array) -> tuple[Array, None]:
         module = BandSplit(config, parent=None)
@@ -173,6 +174,8 @@ def transform(config: ModelConfig, time: TimeAxis, params: Params, x: Stream, si
     time_tables: Tables = tables
     tables = rotary.apply(variables["freq_rotary"], x.shape[1])
     freq_tables: Tables = tables
+    if in_lanes(config):
+        time_tables, freq_tables = lane_tables(config, time_tables), lane_tables(config, freq_tables)
     run_block = functools.partial(_run_block, config, sizes, time)
 
     def block(x: Stream, earlier: Stream | None, params: Params) -> tuple[Stream, Stream | None]:
@@ -209,6 +212,8 @@ def _run_block(
     freq_tables: Tables,
 ) -> Stream:
     """Runs one block: up to its last time mixer on groups of bands, and the rest of it on runs of tokens."""
+    if in_lanes(config):  # once for all pieces
+        params = folded(config, params)
     module = Block(config, sizes.num_hops, time, parent=None)
 
     def half(method: Any) -> Any:
@@ -220,7 +225,7 @@ def _run_block(
         return work
 
     x, _ = walk(half(_until_last_time_mixer), Cut(1, sizes.groups, sizes.bands), (params, time_tables), x)
-    x, _ = walk(half(_after_last_time_mixer), Cut(2, sizes.count, sizes.tokens), (params, freq_tables), x)
+    x, _ = walk(half(_after_last_time_mixer), Cut(2, sizes.token_runs, sizes.tokens), (params, freq_tables), x)
     return x
 
 

@@ -13,13 +13,13 @@ import jax
 
 from wroformer_jax.config.model import ModelConfig
 from wroformer_jax.errors import InputError
-from wroformer_jax.model.lanes import kernels_serve
+from wroformer_jax.model.lanes import LANE_IMPLS, kernels_serve
 
 # Frames x bands that are worked on at a time on a TPU. The largest arrays of a piece, queries, keys and values and the
 # hidden layer of the feed-forward, then stay in VMEM (128 MiB on v5e, and on v6e).
 TPU_PLACES = 4992
-
-_LANES = ("pallas", "interpret")
+# STFT frames at a time in the mask estimator, which has most of a model's weights: it reads them once for each piece.
+TPU_FRAMES = 512
 
 _log = logging.getLogger("wroformer")
 
@@ -28,7 +28,8 @@ def settled(config: ModelConfig, platform: str | None = None) -> ModelConfig:
     """Returns the settings with everything decided that depends on the device.
 
     Args:
-      config: the settings. An `attention_impl` of "auto" and a `places_at_once` of None are replaced.
+      config: the settings. An `attention_impl` of "auto" is replaced, and None for `places_at_once` and
+        `frames_at_once`.
       platform: "cpu", "gpu" or "tpu", as `jax.Device.platform` has it; that of JAX's default device if None.
 
     Raises:
@@ -36,15 +37,13 @@ def settled(config: ModelConfig, platform: str | None = None) -> ModelConfig:
     """
     platform = _known(platform or jax.default_backend())
     impl = _implementation(config, platform)
-    places = config.places_at_once
+    places, frames = config.places_at_once, config.frames_at_once
+    in_vmem = places is None and platform == "tpu" and impl == "pallas" and config.remat != "dots"
     if places is None:
-        places = TPU_PLACES if platform == "tpu" and impl == "pallas" and config.remat != "dots" else 0
-    return dataclasses.replace(config, attention_impl=impl, places_at_once=places)
-
-
-def in_lanes(config: ModelConfig) -> bool:
-    """Whether the settings, once settled, name the form that keeps heads side by side (lanes.py)."""
-    return config.attention_impl in _LANES
+        places = TPU_PLACES if in_vmem else 0
+    if frames is None:
+        frames = TPU_FRAMES if in_vmem else 0
+    return dataclasses.replace(config, attention_impl=impl, places_at_once=places, frames_at_once=frames)
 
 
 def _implementation(config: ModelConfig, platform: str) -> str:
@@ -62,7 +61,7 @@ def _implementation(config: ModelConfig, platform: str) -> str:
             f"attention_impl is {impl!r}, which needs a {needed.upper()}, but the device is a {platform.upper()}: "
             "use 'auto', which takes what suits the device"
         )
-    if impl in _LANES and (reason := kernels_serve(config)) is not None:
+    if impl in LANE_IMPLS and (reason := kernels_serve(config)) is not None:
         raise InputError(f"attention_impl is {impl!r}, but the kernels do not serve {reason}: use 'auto' or 'scan'")
     return impl
 

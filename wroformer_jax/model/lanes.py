@@ -14,7 +14,6 @@ Heads whose size does not fit 128 lanes are padded with zeros in the weights.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
 
 import flax.linen as nn
 import jax
@@ -23,7 +22,7 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from wroformer_jax.config.model import ModelConfig
-from wroformer_jax.model.attention import HIDDEN
+from wroformer_jax.model.attention import HIDDEN, full_attention
 from wroformer_jax.model.kernels.dense import dense_lanes, serves_dense
 from wroformer_jax.model.kernels.windowed import TOKEN_MULTIPLE, serves_windowed, windowed_lanes
 from wroformer_jax.model.layers import Params, Tables, matmul, unit_norm
@@ -31,9 +30,15 @@ from wroformer_jax.model.precision import product
 from wroformer_jax.parallel.time_axis import Count, TimeAxis
 
 LANES = 128
+LANE_IMPLS = ("pallas", "interpret")  # values of `config.attention_impl` that mean this form
 
 Attend = Callable[[Array, Array, Array], Array]
 LaneTables = tuple[Float[Array, "token lane"], Float[Array, "token lane"]]
+
+
+def in_lanes(config: ModelConfig) -> bool:
+    """Whether the settings, once settled, name the form that keeps heads side by side."""
+    return config.attention_impl in LANE_IMPLS
 
 
 def kernels_serve(config: ModelConfig) -> str | None:
@@ -162,9 +167,17 @@ def attend_to_all(config: ModelConfig, *, num_keys: int | None = None) -> Attend
     head_dim = padded_head_dim(config.dim_head)
 
     def attend(q: Array, k: Array, v: Array) -> Array:
+        if not serves_dense(k.shape[1], head_dim=head_dim):  # too many keys for VMEM
+            return _by_scan(q, k, v, head_dim, num_keys)
         return dense_lanes(q, k, v, head_dim=head_dim, num_keys=num_keys, interpret=interpret)
 
     return attend
+
+
+def _by_scan(q: Array, k: Array, v: Array, head_dim: int, num_keys: int | None) -> Float[Array, "row token lane"]:
+    q = q * np.asarray(head_dim**0.5, q.dtype)  # `full_attention` scales queries itself
+    q, k, v = (x.reshape(*x.shape[:2], -1, head_dim) for x in (q, k, v))
+    return full_attention(q, k, v, num_keys).reshape(*q.shape[:2], -1)
 
 
 def attend_in_window(config: ModelConfig, num_hops: int | None, time: TimeAxis) -> Attend:
@@ -247,5 +260,3 @@ def _sink_rows(
     total = time.sum(weights.sum(-1, keepdims=True))
     mixed = time.sum(product("rqt,rtl->rql", weights.astype(v.dtype), v)) / total
     return (mixed.reshape(rows, heads, num_sinks, lanes) * own[:, None]).sum(1).astype(q.dtype)
-
-

@@ -15,6 +15,7 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from wroformer_jax.config.model import ModelConfig
+from wroformer_jax.model.activations import gelu
 from wroformer_jax.model.precision import product
 from wroformer_jax.model.rotary import rotary_frequencies, rotary_tables, rotate
 from wroformer_jax.parallel.time_axis import Count
@@ -73,7 +74,7 @@ class FeedForward(nn.Module):
         config = self.config
         x = RMSNorm(name="norm")(x)
         x = Linear(config, config.dim_feed_forward, ("embed", "mlp"), name="up")(x)
-        x = nn.gelu(x, approximate=False)
+        x = gelu(x, config.dtype)
         return Linear(config, config.dim, ("mlp", "embed"), name="down")(x)
 
 

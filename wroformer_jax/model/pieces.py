@@ -23,6 +23,12 @@ Pieces = Any  # a tree of arrays with the pieces on their first axis
 Work = Callable[[Any, Array, Pieces], tuple[Array, Pieces]]
 
 
+# An alignment that suits the TPU kernels: the stream has whole blocks of queries, and runs begin where a tile of 8 rows
+# does.
+TOKEN_MULTIPLE = 64
+ROW_MULTIPLE = 8
+
+
 class Cut(NamedTuple):
     """`count` pieces of `size` entries each along `axis`, one after the other, from entry `first` on."""
 
@@ -35,29 +41,44 @@ class Cut(NamedTuple):
 class Sizes(NamedTuple):
     """How the residual stream of a model is cut: into runs of frames, runs of tokens, and groups of bands.
 
-    Frames and tokens have the same number of runs. Tokens are the sinks and the frames, so that their runs are longer.
+    Runs of frames are for the ends of the model, between samples and features. Tokens are the sinks and the frames.
     """
 
     num_hops: int  # hops of the audio, which has num_hops + 1 frames
     num_sinks: int
-    count: int  # number of runs
-    frames: int  # frames per run of frames; at the end of the last run they may be padding
-    tokens: int  # tokens per run of tokens
+    frame_runs: int  # number of runs of frames
+    frames: int  # frames per run; at the end of the last run they may be padding
+    token_runs: int  # number of runs of tokens
+    tokens: int  # tokens per run
     bands: int  # bands per group
     groups: int
 
     @classmethod
-    def of(cls, config: ModelConfig, num_hops: int) -> Sizes:
-        """The sizes for audio of `num_hops` hops: pieces of about config.places_at_once places, one piece for 0."""
-        at_once = config.places_at_once or (num_hops + 1 + config.num_sinks) * config.num_bands
+    def of(cls, config: ModelConfig, num_hops: int, *, aligned: bool = False) -> Sizes:
+        """The sizes for audio of `num_hops` hops.
+
+        Args:
+          config: the settings: pieces have about config.places_at_once places, one piece for 0.
+          num_hops: hops of the audio.
+          aligned: make the number of tokens a multiple of TOKEN_MULTIPLE, and runs begin at multiples of ROW_MULTIPLE.
+        """
+        num_frames, num_tokens = num_hops + 1, num_hops + 1 + config.num_sinks
+        at_once = config.places_at_once or num_tokens * config.num_bands
+        frames_at_once = config.frames_at_once or at_once // config.num_bands
         # A piece of fewer frames than overlap would be mostly overlap.
         least = -(-config.stft_n_fft // config.stft_hop_length)
-        count = -(-(num_hops + 1) // max(least, at_once // config.num_bands))
-        frames = -(-(num_hops + 1) // count)
-        tokens = frames + -(-config.num_sinks // count)
-        fitting = max(1, at_once // (count * tokens))
+        frame_runs = -(-num_frames // max(least, frames_at_once))
+        frames = -(-num_frames // frame_runs)
+        token_runs = -(-num_tokens // max(least, at_once // config.num_bands))
+        # Runs of frames, which follow the sinks, may not end behind the last token.
+        tokens = -(-(config.num_sinks + frame_runs * frames) // token_runs)
+        if aligned:
+            token_runs, tokens = _aligned(num_tokens, token_runs, TOKEN_MULTIPLE, None)
+            room = token_runs * tokens - config.num_sinks
+            frame_runs, frames = _aligned(num_frames, frame_runs, ROW_MULTIPLE, room)
+        fitting = max(1, at_once // (token_runs * tokens))
         bands = max(size for size in range(1, config.num_bands + 1) if config.num_bands % size == 0 and size <= fitting)
-        return cls(num_hops, config.num_sinks, count, frames, tokens, bands, config.num_bands // bands)
+        return cls(num_hops, config.num_sinks, frame_runs, frames, token_runs, tokens, bands, config.num_bands // bands)
 
     @property
     def num_tokens(self) -> int:
@@ -66,12 +87,36 @@ class Sizes(NamedTuple):
 
     @property
     def padded_tokens(self) -> int:
-        """Number of tokens of the stream, a multiple of the number of runs."""
-        return self.count * self.tokens
+        """Number of tokens of the stream, padding included."""
+        return self.token_runs * self.tokens
 
     def frame_cut(self, first: int) -> Cut:
         """Runs of frames; `first` tokens stand before them."""
-        return Cut(2, self.count, self.frames, first)
+        return Cut(2, self.frame_runs, self.frames, first)
+
+
+def _aligned(entries: int, fewest_runs: int, multiple: int, room: int | None) -> tuple[int, int]:
+    """Returns a number of runs and their size, a multiple of ROW_MULTIPLE, with the least padding.
+
+    Args:
+      entries: number of entries that the runs must hold.
+      fewest_runs: least number of runs; up to twice as many are tried.
+      multiple: runs x size must be a multiple of this.
+      room: greatest runs x size, None for any. If nothing fits, the size is not aligned.
+    """
+
+    def size_of(runs: int) -> int:
+        size = -(-entries // (runs * ROW_MULTIPLE)) * ROW_MULTIPLE
+        while runs * size % multiple:
+            size += ROW_MULTIPLE
+        return size
+
+    tried = [(runs * size_of(runs), runs) for runs in range(fewest_runs, 2 * fewest_runs + 1)]
+    fitting = [found for found in tried if room is None or found[0] <= room]
+    if not fitting:
+        return fewest_runs, -(-entries // fewest_runs)
+    total, runs = min(fitting)
+    return runs, total // runs
 
 
 def walk(

@@ -7,6 +7,8 @@ The layers are in band_layers.py (bins to bands and back), blocks.py (transforme
 
 from __future__ import annotations
 
+import dataclasses
+
 import flax.linen as nn
 import jax.numpy as jnp
 import numpy as np
@@ -16,6 +18,7 @@ from wroformer_jax.config.model import ModelConfig
 from wroformer_jax.model import forward
 from wroformer_jax.model.band_layers import BandSplit, MaskEstimator
 from wroformer_jax.model.blocks import Block
+from wroformer_jax.model.implementations import settled
 from wroformer_jax.model.layers import Params, RMSNorm, Rotary, Tables, named
 from wroformer_jax.model.stft import inverse_stft, stack_planes, stft, stft_sizes
 from wroformer_jax.parallel.time_axis import WHOLE, TimeAxis
@@ -47,7 +50,8 @@ class RoFormer(nn.Module):
                 named(nn.initializers.normal(SINK_STD), "sink", "band", "embed"),
                 (config.num_sinks, config.num_bands, config.dim),
             )
-        self.blocks = Block(config)  # one module; its parameters have a leading axis of config.depth
+        # One module; its parameters have a leading axis of config.depth. `plain` is the reference for all forms.
+        self.blocks = Block(dataclasses.replace(config, attention_impl="scan"))
         if config.band_scheme == "band_split":
             self.final_norm = RMSNorm()
         self.mask_estimator = MaskEstimator(config)
@@ -115,7 +119,7 @@ class RoFormer(nn.Module):
         if self.is_initializing():
             forward.check_audio(self.config, audio)
             return self.plain(jnp.asarray(audio))
-        stems, _ = forward.separate(self.config, self.time_axis, self._params(), audio)
+        stems, _ = forward.separate(self._settled, self.time_axis, self._params(), audio)
         return stems
 
     def stems_and_masks(
@@ -126,7 +130,7 @@ class RoFormer(nn.Module):
         Float[Array, "batch stem channel frame bin"],
     ]:
         """Returns the stems, as `__call__`, and the real and imaginary part of the masks, as `masks`."""
-        stems, masks = forward.separate(self.config, self.time_axis, self._params(), audio, with_masks=True)
+        stems, masks = forward.separate(self._settled, self.time_axis, self._params(), audio, with_masks=True)
         return stems, *masks
 
     def masks(
@@ -143,13 +147,17 @@ class RoFormer(nn.Module):
         self, audio: Float[Array | np.ndarray, "batch channel sample"]
     ) -> Float[Array, "batch frame band dim"]:
         """Returns the input of the first block, without the sinks."""
-        return forward.band_features(self.config, self.time_axis, self._params(), audio)
+        return forward.band_features(self._settled, self.time_axis, self._params(), audio)
 
     def features(
         self, audio: Float[Array | np.ndarray, "batch channel sample"], *, keep_sinks: bool = False
     ) -> Float[Array, "batch token band dim"]:
         """Returns the input of the mask estimators; with the sinks in front of the frames if `keep_sinks`."""
-        return forward.features(self.config, self.time_axis, self._params(), audio, keep_sinks=keep_sinks)
+        return forward.features(self._settled, self.time_axis, self._params(), audio, keep_sinks=keep_sinks)
+
+    @property
+    def _settled(self) -> ModelConfig:
+        return settled(self.config)
 
     def _params(self) -> Params:
         return dict(self.variables["params"])

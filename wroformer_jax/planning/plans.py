@@ -22,6 +22,7 @@ from wroformer_jax.config.model import ModelConfig, forward_only
 from wroformer_jax.config.training import TrainingConfig
 from wroformer_jax.errors import InputError
 from wroformer_jax.model.flops import forward_flops, num_frames, published_score_entries
+from wroformer_jax.model.implementations import settled
 from wroformer_jax.model.layers import Params
 from wroformer_jax.model.params import abstract_params
 from wroformer_jax.model.roformer import RoFormer
@@ -181,7 +182,8 @@ def settle(config: TrainingConfig, target: Target, *, batch_size: int | None = N
     if batch_size is None:
         batch_size = num_example_shards(mesh) * config.optimizer.accumulate
     check_batch(batch_size, mesh, accumulate=config.optimizer.accumulate)
-    return dataclasses.replace(config, batch_size=batch_size), mesh
+    model = settled(config.model, target.devices[0].platform)
+    return dataclasses.replace(config, batch_size=batch_size, model=model), mesh
 
 
 def teacher_of(config: TrainingConfig) -> ModelConfig | None:

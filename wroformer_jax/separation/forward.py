@@ -13,6 +13,7 @@ from jaxtyping import Float, Float32
 
 from wroformer_jax.config.model import ModelConfig, forward_only
 from wroformer_jax.errors import InputError
+from wroformer_jax.model.implementations import settled
 from wroformer_jax.model.roformer import RoFormer
 from wroformer_jax.parallel.context_parallel import can_cut_time
 from wroformer_jax.separation.over_devices import separate_over_devices
@@ -27,7 +28,7 @@ def in_pieces(config: ModelConfig) -> ModelConfig:
     """Returns the settings for separating a recording in one pass: the model's, in pieces and without remat.
 
     Args:
-      config: the model's settings. Their `places_at_once` is kept if it is set.
+      config: the model's settings, settled. Their `places_at_once` is kept if it is set.
     """
     return forward_only(config, config.places_at_once or WHOLE_PLACES)
 
@@ -92,7 +93,7 @@ def apply_model_to_whole(
     sinks attend to the whole recording in any case.
     """
     if isinstance(model, RoFormer):
-        model = RoFormer(in_pieces(model.config))
+        model = RoFormer(in_pieces(settled(model.config)))
         if can_cut_time(model.config, audio.shape[-1], len(jax.local_devices())):
             return separate_over_devices(model, params, audio)
     return apply_model(model, params, audio)

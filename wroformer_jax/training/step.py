@@ -6,6 +6,7 @@ model's masks and the teacher's.
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 from collections.abc import Callable
 from typing import Any
@@ -18,6 +19,7 @@ from jaxtyping import Array, Float, Int
 
 from wroformer_jax.config.model import ModelConfig
 from wroformer_jax.config.training import TrainingConfig
+from wroformer_jax.model.implementations import settled
 from wroformer_jax.model.layers import Params
 from wroformer_jax.model.params import abstract_params
 from wroformer_jax.model.roformer import RoFormer
@@ -133,6 +135,9 @@ def loss_and_gradients(config: TrainingConfig, mesh: Mesh, teacher: RoFormer | N
     It is not jitted. It works on `config.optimizer.accumulate` parts of the batch, one after the other, and returns the
     means over them.
     """
+    platform = mesh.devices.flat[0].platform
+    config = dataclasses.replace(config, model=settled(config.model, platform))
+    teacher = teacher and teacher.clone(config=settled(teacher.config, platform))
     value_and_grad = jax.value_and_grad(_loss(config, mesh, teacher), has_aux=True)
     if config.optimizer.accumulate == 1:
         return value_and_grad
