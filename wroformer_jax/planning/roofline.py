@@ -119,13 +119,16 @@ def training_passes(config: ModelConfig, samples: int) -> dict[str, int]:
       samples: length of an example.
     """
     places = (num_frames(config, samples) + config.num_sinks) * config.num_bands
-    in_pieces = 0 < config.places_at_once < places
+    at_once = config.places_at_once or places  # None, where nobody has chosen for a device: all
+    in_pieces, ends_in_pieces = at_once < places, at_once < places
+    if config.frames_at_once:
+        ends_in_pieces = config.frames_at_once < num_frames(config, samples)
     by_blocks = config.remat in ("block", "offload")
     kept_rarely = config.blocks_per_save > 1
     attention = ("time_projections", "time_scores")
     passes = dict.fromkeys(forward_flops(config, 1), 3 + (by_blocks or in_pieces) + kept_rarely)
     passes |= dict.fromkeys(attention, 3 + by_blocks + in_pieces + kept_rarely)
-    return passes | dict.fromkeys(("band_split", "masks"), 3 + in_pieces)
+    return passes | dict.fromkeys(("band_split", "masks"), 3 + ends_in_pieces)
 
 
 def activation_bytes(config: ModelConfig, frames: int) -> int:
