@@ -27,6 +27,7 @@ EVERYTHING = {  # at the same time
     "optimizer": {"accumulate": 2},
     "batch_size": 4,
 }
+LANES = {"attention_impl": "interpret"}
 ROUNDED = {"model": {"stream_dtype": "bfloat16"}}
 # Fields that replace those of SETTINGS. The lengths do not divide, so that last parts are shorter. With a teacher, a
 # part has four of its windows, and the last of the five parts is empty.
@@ -40,6 +41,8 @@ CASES = {
     "4 parts, fsdp, everything": {**EVERYTHING, "mesh": {"fsdp": 2, "seq": 4}},
     "whole, rounded": ROUNDED,
     "4 parts, rounded": {**ROUNDED, "mesh": {"seq": 4}},
+    "4 parts, lanes": {"mesh": {"seq": 4}, "model": LANES},
+    "2 examples, lanes": {"mesh": {"fsdp": 2}, "model": LANES},
 }
 # The case that each must agree with, and the tolerance relative to the largest value. A stream in bfloat16 is rounded,
 # and sums in another order may round the other way.
@@ -49,6 +52,8 @@ REFERENCES = {
     "5 parts, teacher": ("whole, teacher", 1e-5),
     "4 parts, fsdp, everything": ("whole, everything", 1e-5),
     "4 parts, rounded": ("whole, rounded", 2**-8),
+    "4 parts, lanes": ("whole", 1e-5),
+    "2 examples, lanes": ("whole", 1e-5),
 }
 # 61 hops of 128 samples, and a teacher of 4 hops. With a single head the gradient of the gate's bias would be a single
 # number, whose terms may all but cancel.

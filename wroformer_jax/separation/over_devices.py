@@ -12,6 +12,8 @@ from jax.sharding import Mesh, PartitionSpec
 from jaxtyping import Array, Float
 
 from wroformer_jax.config.model import ModelConfig
+from wroformer_jax.model.implementations import settled
+from wroformer_jax.model.lanes import in_lanes
 from wroformer_jax.model.roformer import RoFormer
 from wroformer_jax.parallel.context_parallel import cut_time, padded_samples
 from wroformer_jax.parallel.mesh import devices_mesh, num_time_parts
@@ -40,6 +42,7 @@ def spread_forward(config: ModelConfig, mesh: Mesh, samples: int) -> OverDevices
     Raises:
       InputError: time cannot be cut into that many parts.
     """
+    config = settled(config, mesh.devices.flat[0].platform)
     time = cut_time(config, samples, num_time_parts(mesh))
     model = RoFormer(config, time)
 
@@ -47,7 +50,7 @@ def spread_forward(config: ModelConfig, mesh: Mesh, samples: int) -> OverDevices
         return model.apply({"params": params}, audio)
 
     specs = {name: sharding.spec for name, sharding in batch_shardings(mesh).items()}
-    if not time.is_whole:
+    if not time.is_whole or (in_lanes(config) and mesh.size > 1):  # XLA cannot spread a kernel over devices by itself
         given = PartitionSpec(), specs["mixture"]
         apply = jax.shard_map(apply, mesh=mesh, in_specs=given, out_specs=specs["targets"], check_vma=False)
     out = batch_shardings(mesh)["targets"]
