@@ -25,7 +25,7 @@ from wroformer_jax.config.model import ModelConfig
 from wroformer_jax.errors import InputError
 from wroformer_jax.model.band_layers import BandSplit, MaskEstimator
 from wroformer_jax.model.blocks import Block
-from wroformer_jax.model.lanes import folded, in_lanes, lane_tables
+from wroformer_jax.model.lanes import aligned_length, folded, in_lanes, lane_tables
 from wroformer_jax.model.layers import Params, RMSNorm, Rotary, Tables
 from wroformer_jax.model.pieces import Cut, Sizes, walk
 from wroformer_jax.model.stft import (
@@ -140,7 +140,9 @@ def features(
 def split(config: ModelConfig, time: TimeAxis, params: Params, audio: Array | np.ndarray) -> Split:
     """Turns samples into the input of the first block, piece by piece."""
     check_audio(config, audio)
-    sizes = Sizes.of(config, audio.shape[-1] // config.stft_hop_length, aligned=in_lanes(config))
+    num_hops = audio.shape[-1] // config.stft_hop_length
+    length = aligned_length(config, num_hops + 1 + config.num_sinks) if in_lanes(config) else None
+    sizes = Sizes.of(config, num_hops, length=length)
     hop, n_fft = config.stft_hop_length, config.stft_n_fft
     with jax.named_scope("stft"):
         padded = time.pad_audio(jnp.asarray(audio), n_fft // 2)

@@ -24,7 +24,7 @@ from jaxtyping import Array, Float
 from wroformer_jax.config.model import ModelConfig
 from wroformer_jax.model.attention import HIDDEN, full_attention
 from wroformer_jax.model.kernels.dense import dense_lanes, serves_dense
-from wroformer_jax.model.kernels.windowed import TOKEN_MULTIPLE, serves_windowed, windowed_lanes
+from wroformer_jax.model.kernels.windowed import aligned_tokens, serves_windowed, windowed_lanes
 from wroformer_jax.model.layers import Params, Tables, matmul, unit_norm
 from wroformer_jax.model.precision import product
 from wroformer_jax.parallel.time_axis import Count, TimeAxis
@@ -43,14 +43,12 @@ def in_lanes(config: ModelConfig) -> bool:
 
 def kernels_serve(config: ModelConfig) -> str | None:
     """Returns None if the kernels serve a model, else what they do not serve."""
-    head_dim = padded_head_dim(config.dim_head)
+    sizes = {"num_lanes": num_lanes(config), "head_dim": padded_head_dim(config.dim_head)}
     if config.time_mixer == "naive":
         return "time_mixer 'naive'"
-    if config.time_mixer == "windowed_sink" and not serves_windowed(
-        reach=config.window // 2, num_sinks=config.num_sinks, head_dim=head_dim
-    ):
-        return f"window {config.window} with {config.num_sinks} sinks and dim_head {config.dim_head}"
-    if not serves_dense(config.num_bands, head_dim=head_dim):
+    if config.time_mixer == "windowed_sink" and not serves_windowed(reach=config.window // 2, **sizes):
+        return f"a window of {config.window} frames with dim_head {config.dim_head}"
+    if not serves_dense(num_tokens=config.num_bands, **sizes):
         return f"{config.num_bands} bands with dim_head {config.dim_head}"
     return None
 
@@ -161,13 +159,18 @@ def lane_tables(config: ModelConfig, tables: Tables) -> LaneTables:
     return repeated(tables[0]), repeated(tables[1])
 
 
+def aligned_length(config: ModelConfig, num_tokens: int) -> int:
+    """Returns the least number of tokens, from num_tokens on, that the kernels take without a padded copy."""
+    return aligned_tokens(num_tokens, padded_head_dim(config.dim_head))
+
+
 def attend_to_all(config: ModelConfig, *, num_keys: int | None = None) -> Attend:
     """Returns the attention of every token to the first `num_keys`, all of them if None."""
     interpret = config.attention_impl == "interpret"
     head_dim = padded_head_dim(config.dim_head)
 
     def attend(q: Array, k: Array, v: Array) -> Array:
-        if not serves_dense(k.shape[1], head_dim=head_dim):  # too many keys for VMEM
+        if not serves_dense(num_tokens=k.shape[1], num_lanes=k.shape[2], head_dim=head_dim):  # too many keys for VMEM
             return _by_scan(q, k, v, head_dim, num_keys)
         return dense_lanes(q, k, v, head_dim=head_dim, num_keys=num_keys, interpret=interpret)
 
@@ -200,7 +203,7 @@ def attend_in_window(config: ModelConfig, num_hops: int | None, time: TimeAxis) 
             bounds = jnp.array([num_sinks, num_sinks + hops + 1], jnp.int32)
             out = windowed_lanes(q, k, v, k_sinks, v_sinks, bounds, **sizes, interpret=interpret)
         else:
-            frames = _between_neighbours(q, k, v, num_sinks, reach, hops, time)
+            frames = _between_neighbours(q, k, v, num_sinks, reach, hops, time, sizes["head_dim"])
             bounds = reach + jnp.stack([time.first_frame(hops), time.end_frame(hops)]).astype(jnp.int32)
             bounds = jnp.clip(bounds, 0, frames[0].shape[1])
             out = windowed_lanes(*frames, k_sinks, v_sinks, bounds, **sizes, interpret=interpret)
@@ -215,11 +218,11 @@ def attend_in_window(config: ModelConfig, num_hops: int | None, time: TimeAxis) 
 
 
 def _between_neighbours(
-    q: Array, k: Array, v: Array, num_sinks: int, reach: int, num_hops: int, time: TimeAxis
+    q: Array, k: Array, v: Array, num_sinks: int, reach: int, num_hops: int, time: TimeAxis, head_dim: int
 ) -> tuple[Array, Array, Array]:
     """Returns this device's frames between `reach` frames of each neighbour, in a length that suits the kernel."""
     k, v = (time.pad_with_neighbours(x[:, num_sinks:], reach, num_hops) for x in (k, v))
-    missing = -k.shape[1] % TOKEN_MULTIPLE
+    missing = aligned_tokens(k.shape[1], head_dim) - k.shape[1]
     k, v = (jnp.pad(x, ((0, 0), (0, missing), (0, 0))) for x in (k, v))
     return jnp.pad(q[:, num_sinks:], ((0, 0), (reach, reach + missing), (0, 0))), k, v
 

@@ -23,9 +23,7 @@ Pieces = Any  # a tree of arrays with the pieces on their first axis
 Work = Callable[[Any, Array, Pieces], tuple[Array, Pieces]]
 
 
-# An alignment that suits the TPU kernels: the stream has whole blocks of queries, and runs begin where a tile of 8 rows
-# does.
-TOKEN_MULTIPLE = 64
+# Where runs begin, if they can: an array of a TPU has tiles of 8 rows.
 ROW_MULTIPLE = 8
 
 
@@ -54,13 +52,13 @@ class Sizes(NamedTuple):
     groups: int
 
     @classmethod
-    def of(cls, config: ModelConfig, num_hops: int, *, aligned: bool = False) -> Sizes:
+    def of(cls, config: ModelConfig, num_hops: int, *, length: int | None = None) -> Sizes:
         """The sizes for audio of `num_hops` hops.
 
         Args:
           config: the settings: pieces have about config.places_at_once places, one piece for 0.
           num_hops: hops of the audio.
-          aligned: make the number of tokens a multiple of TOKEN_MULTIPLE, and runs begin at multiples of ROW_MULTIPLE.
+          length: number of tokens with padding; runs then begin at multiples of ROW_MULTIPLE. None: as it comes.
         """
         num_frames, num_tokens = num_hops + 1, num_hops + 1 + config.num_sinks
         at_once = config.places_at_once or num_tokens * config.num_bands
@@ -72,10 +70,9 @@ class Sizes(NamedTuple):
         token_runs = -(-num_tokens // max(least, at_once // config.num_bands))
         # Runs of frames, which follow the sinks, may not end behind the last token.
         tokens = -(-(config.num_sinks + frame_runs * frames) // token_runs)
-        if aligned:
-            token_runs, tokens = _aligned(num_tokens, token_runs, TOKEN_MULTIPLE, None)
-            room = token_runs * tokens - config.num_sinks
-            frame_runs, frames = _aligned(num_frames, frame_runs, ROW_MULTIPLE, room)
+        if length:
+            token_runs, tokens = _runs_of_tokens(length, token_runs)
+            frame_runs, frames = _runs_of_frames(num_frames, frame_runs, length - config.num_sinks)
         fitting = max(1, at_once // (token_runs * tokens))
         bands = max(size for size in range(1, config.num_bands + 1) if config.num_bands % size == 0 and size <= fitting)
         return cls(num_hops, config.num_sinks, frame_runs, frames, token_runs, tokens, bands, config.num_bands // bands)
@@ -95,28 +92,27 @@ class Sizes(NamedTuple):
         return Cut(2, self.frame_runs, self.frames, first)
 
 
-def _aligned(entries: int, fewest_runs: int, multiple: int, room: int | None) -> tuple[int, int]:
-    """Returns a number of runs and their size, a multiple of ROW_MULTIPLE, with the least padding.
+def _runs_of_frames(num_frames: int, fewest: int, room: int) -> tuple[int, int]:
+    """Returns a number of runs of frames and their size: a multiple of ROW_MULTIPLE if that leaves them in `room`.
 
     Args:
-      entries: number of entries that the runs must hold.
-      fewest_runs: least number of runs; up to twice as many are tried.
-      multiple: runs x size must be a multiple of this.
-      room: greatest runs x size, None for any. If nothing fits, the size is not aligned.
+      num_frames: number of frames that the runs must hold.
+      fewest: least number of runs; up to twice as many are tried.
+      room: greatest runs x size.
     """
-
-    def size_of(runs: int) -> int:
-        size = -(-entries // (runs * ROW_MULTIPLE)) * ROW_MULTIPLE
-        while runs * size % multiple:
-            size += ROW_MULTIPLE
-        return size
-
-    tried = [(runs * size_of(runs), runs) for runs in range(fewest_runs, 2 * fewest_runs + 1)]
-    fitting = [found for found in tried if room is None or found[0] <= room]
+    tried = ((runs, -(-num_frames // (runs * ROW_MULTIPLE)) * ROW_MULTIPLE) for runs in range(fewest, 2 * fewest + 1))
+    fitting = [(runs * size, runs) for runs, size in tried if runs * size <= room]
     if not fitting:
-        return fewest_runs, -(-entries // fewest_runs)
+        return fewest, -(-num_frames // fewest)
     total, runs = min(fitting)
     return runs, total // runs
+
+
+def _runs_of_tokens(num_tokens: int, fewest: int) -> tuple[int, int]:
+    """Cuts tokens into equal runs, of a multiple of ROW_MULTIPLE tokens if that is possible."""
+    fitting = (runs for runs in range(fewest, num_tokens + 1) if num_tokens % (runs * ROW_MULTIPLE) == 0)
+    runs = next(fitting, 1)
+    return runs, num_tokens // runs
 
 
 def walk(
