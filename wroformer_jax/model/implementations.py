@@ -35,7 +35,11 @@ def settled(config: ModelConfig, platform: str | None = None) -> ModelConfig:
     Raises:
       InputError: an `attention_impl` was asked for that the device does not have, or that does not serve the model.
     """
-    platform = _known(platform or jax.default_backend())
+    if platform is None:
+        if config.attention_impl != "auto" and None not in (config.places_at_once, config.frames_at_once):
+            return config  # settled already, maybe for devices that JAX does not have
+        platform = jax.default_backend()
+    platform = _known(platform)
     impl = _implementation(config, platform)
     places, frames = config.places_at_once, config.frames_at_once
     in_vmem = places is None and platform == "tpu" and impl == "pallas" and config.remat != "dots"
