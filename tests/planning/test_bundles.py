@@ -33,12 +33,20 @@ def test_the_number_of_windows_can_be_told():
 
 ROWS = """
      0   :  { %s1 = smov 0 }
-   0x1 LB: > { %s2 = sphi %s1, %s3  ;;  %10 = vmatmul.bf16.gmra.mxu0 %v1  ;;  %11 = vmatmul.bf16.gmra.mxu1 %v1 }
+   0x1 LB: > { %10 = vmatmul.bf16.gmra.mxu0 %v1  ;;  %11 = vmatmul.bf16.gmra.mxu1 %v1 } /* Start region 1 */
    0x2   : > { %12 = vmatmul.f32.gmra.mxu0 %v1  ;;  %s3 = sadd.s32 1, %s2 }
    0x3   : > { %p1 = scmp.ge.s32.totalorder %s3, 5 /* loop exit test */ }
    0x4   :  { %13 = sbr.rel (!%p1) target = $region1 }
    0x5   :  { %14 = vmatmul.mubr.bf16.gmra.mrb[0].mxu1 %v1 } /* exit bundle: %fusion = fusion(%a) */
 """
+
+
+def test_bundles_with_the_mark_of_the_outer_loop_in_the_midst_of_an_inner_one():
+    """They hold an instruction that the scheduler has moved there."""
+    moved = KERNEL.replace("0x10   : >> {", "0x10   : > {").replace("0x1a   : >> {", "0x1a   : > {")
+    assert moved != KERNEL
+    most = count(KERNEL.splitlines()).bundles
+    assert count(moved.splitlines()) == Count(most - 8 * 15, 0, True)  # only what follows the branch back is outside
 
 
 def test_rows_through_the_busiest_matrix_unit():

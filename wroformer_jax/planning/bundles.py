@@ -6,9 +6,12 @@ included, after the last pass of its scheduler (`*-final_bundles.txt`):
     0xd LB: >> { %s277 = sphi %s275, %s130  ;; ...
 
 `LB` begins a loop, the number of `>` is the depth of loops, and the end of a loop compares its counter with a constant
-(`/* loop exit test */`). The loop over an operation's windows, which `iteration index` marks, is a pipeline (fetch,
-compute, write back), so that it turns a few more times than there are windows: two more in a kernel's grid. The
-program's text has the number of windows of XLA's own operations.
+(`/* loop exit test */`) and branches back to the region that the loop starts. The scheduler moves instructions of an
+outer loop into an inner one, so that single bundles in the midst of it carry the mark of the outer.
+
+The loop over an operation's windows, which `iteration index` marks, is a pipeline (fetch, compute, write back), so that
+it turns a few more times than there are windows: two more in a kernel's grid. The program's text has the number of
+windows of XLA's own operations.
 """
 
 from __future__ import annotations
@@ -27,9 +30,9 @@ DUMP_FLAGS = (
 )
 
 _BUNDLE = re.compile(r"^ *(?:0x)?[0-9a-f]+ (?:([A-Z]{2,3}))? *: (>*) *\{")
-# The branch back to a loop's beginning, and empty bundles, belong to the loop, but carry no mark of its depth.
-_UNMARKED = re.compile(r"\}| *%\d+ = sbr\.rel [^;]*\}")
-_EXIT = re.compile(r"scmp\.ge\.s32\.totalorder (%s\d+)(?:_s\d+)?, (\d+) /\* loop exit test")
+_REGION = re.compile(r"Start region (\d+)")
+_BRANCH = re.compile(r"sbr\.rel \((?:!?)(%p\d+)\S*\) target = \$region(\d+)")
+_EXIT = re.compile(r"(%p\d+)\S* = scmp\.ge\.s32\.totalorder (%s\d+)\S*, (\d+) /\* loop exit test")
 _ADDED = re.compile(r"(%s\d+)\S* = sadd\.s32 (\d+), ")
 _PRODUCT = re.compile(r"= vmatmul\.(\S+)")
 _UNIT = re.compile(r"mxu(\d+)")
@@ -48,29 +51,69 @@ class Count(NamedTuple):
 class _Loop:
     """A loop while its bundles are read; the outermost "loop" is the operation itself."""
 
-    def __init__(self) -> None:
+    def __init__(self, first: str = "") -> None:
+        self.regions = set(_REGION.findall(first))  # that begin with it
+        self.is_pipeline = "iteration index" in first
+        self.exit: str | None = None  # the predicate of the branch back to its beginning, once that has come
         self.bundles = 0
         self.rows: collections.Counter[str] = collections.Counter()
-        self.added: dict[str, int] = {}
-        self.limit: tuple[str, int] | None = None
-        self.is_pipeline = False
         self.is_exact = True
 
-    def turns(self, windows: int | None) -> int | None:
-        if self.is_pipeline and windows is not None:
-            return windows
-        if self.limit is None:
-            return None
-        counter, limit = self.limit
-        return max(1, (-(-limit // self.added.get(counter, 1))) - (_EXTRA_TURNS if self.is_pipeline else 0))
-
-    def add(self, inner: _Loop, windows: int | None) -> None:
-        turns = inner.turns(windows)
+    def add(self, inner: _Loop, turns: int | None) -> None:
+        """Adds a loop inside it, which turns so many times; None if that is not known."""
         self.is_exact &= inner.is_exact and turns is not None
         times = 1 if turns is None else turns
         self.bundles += times * inner.bundles
         for unit, rows in inner.rows.items():
             self.rows[unit] += times * rows
+
+
+class _Reader:
+    """Reads the bundles of an operation one after the other."""
+
+    def __init__(self, windows: int | None) -> None:
+        self.windows = windows
+        self.loops = [_Loop()]  # from the outermost to the innermost
+        self.limits: dict[str, tuple[str, int]] = {}  # counter and constant by the predicate that compares them
+        self.steps: dict[str, int] = {}  # of counters
+
+    def read(self, line: str) -> None:
+        """Reads a line, which may be no bundle."""
+        found = _BUNDLE.match(line)
+        if not found:
+            return
+        label, depth = found[1], len(found[2])
+        is_empty = line.startswith("}", found.end())
+        if label == "LB":
+            self.end(depth - 1)
+            self.loops.append(_Loop(line))
+        elif "/* exit bundle" in line:
+            self.end(0)
+        elif self.loops[-1].exit and not is_empty:
+            self.end(depth)
+        loop = self.loops[-1]
+        loop.bundles += 1
+        self.steps |= {name: int(step) for name, step in _ADDED.findall(line)}
+        self.limits |= {predicate: (counter, int(limit)) for predicate, counter, limit in _EXIT.findall(line)}
+        for predicate, region in _BRANCH.findall(line):
+            if region in loop.regions:
+                loop.exit = predicate
+        if "vmatmul" in line:
+            loop.rows.update(_rows(line))
+
+    def end(self, depth: int) -> None:
+        """Ends the loops that are deeper."""
+        while len(self.loops) - 1 > depth:
+            inner = self.loops.pop()
+            self.loops[-1].add(inner, self._turns(inner))
+
+    def _turns(self, loop: _Loop) -> int | None:
+        if loop.is_pipeline and self.windows is not None:
+            return self.windows
+        if loop.exit not in self.limits:
+            return None
+        counter, limit = self.limits[loop.exit]
+        return max(1, -(-limit // self.steps.get(counter, 1)) - (_EXTRA_TURNS if loop.is_pipeline else 0))
 
 
 def count(lines: Iterable[str], windows: int | None = None) -> Count:
@@ -82,48 +125,23 @@ def count(lines: Iterable[str], windows: int | None = None) -> Count:
       lines: of its final bundles.
       windows: how many of them a core works on; None for a kernel, whose loops tell.
     """
-    stack = [_Loop()]
+    reader = _Reader(windows)
     for line in lines:
-        found = _BUNDLE.match(line)
-        if not found:
-            continue
-        label, depth = found[1], len(found[2])
-        if _UNMARKED.match(line, found.end()) and "exit bundle" not in line:
-            depth = len(stack) - 1
-        while len(stack) - 1 > depth or (label == "LB" and len(stack) - 1 == depth):
-            inner = stack.pop()
-            stack[-1].add(inner, windows)
-        while len(stack) - 1 < depth:
-            stack.append(_Loop())
-        _read(line, stack[-1])
-    while len(stack) > 1:
-        inner = stack.pop()
-        stack[-1].add(inner, windows)
-    whole = stack[0]
+        reader.read(line)
+    reader.end(0)
+    [whole] = reader.loops
     return Count(whole.bundles, max(whole.rows.values(), default=0), whole.is_exact)
 
 
-def _read(line: str, loop: _Loop) -> None:
-    """Adds a bundle to the loop that it is in."""
-    loop.bundles += 1
-    if "sadd.s32" in line:
-        for name, step in _ADDED.findall(line):
-            loop.added[name] = int(step)
-    if "iteration index" in line:
-        loop.is_pipeline = True
-    if limit := _EXIT.search(line):
-        loop.limit = limit[1], int(limit[2])
-    if "vmatmul" in line:
-        for kind, rest in _products(line):
-            unit = _UNIT.search(rest)
-            # A register has 8 rows of 32 bits or 16 of 16 bits.
-            loop.rows[unit[1] if unit else ""] += 16 if "bf16" in kind else 8
-
-
-def _products(line: str) -> Iterable[tuple[str, str]]:
+def _rows(line: str) -> dict[str, int]:
+    """Returns the rows that a bundle sends through each matrix unit: 8 of 32 bits in a register, or 16 of 16 bits."""
+    found: dict[str, int] = {}
     for part in line.split(";;"):
-        if found := _PRODUCT.search(part):
-            yield found[1], part
+        if product := _PRODUCT.search(part):
+            unit = _UNIT.search(part)
+            name = unit[1] if unit else ""
+            found[name] = found.get(name, 0) + (16 if "bf16" in product[1] else 8)
+    return found
 
 
 def num_dumped(folder: Path) -> int:
