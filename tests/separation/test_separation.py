@@ -8,10 +8,13 @@ import sys
 import jax
 import numpy as np
 import pytest
-from support.separation_models import GainModel, TracedModel, noise, tiny_real_model, tone
+from support.separation_models import SMALL_STFT, GainModel, TracedModel, noise, tiny_real_model, tone
 
 from wroformer_jax.config.model import ModelConfig
 from wroformer_jax.errors import InputError
+from wroformer_jax.model import trial
+from wroformer_jax.model.roformer import RoFormer
+from wroformer_jax.separation import stream
 from wroformer_jax.separation.arrays import separate
 from wroformer_jax.separation.forward import WHOLE_PLACES, in_pieces
 from wroformer_jax.separation.progress import real_time_factor, with_progress
@@ -367,3 +370,19 @@ def test_other_errors_of_the_model_are_not_hidden():
     model = Broken()
     with pytest.raises(jax.errors.JaxRuntimeError, match="no such kernel"):
         separate(model, model.params(), noise(2, 1000), sample_rate=RATE)
+
+
+def test_a_form_of_attention_is_tried_before_it_separates(monkeypatch, caplog):
+    """The kernels' form fails on this device: the scan form separates, and a line says why."""
+
+    def fail(config):
+        raise RuntimeError("no such instruction")
+
+    kernels = RoFormer(dataclasses.replace(SMALL_STFT, attention_impl="interpret"))
+    monkeypatch.setattr(trial, "form_of", fail)
+    monkeypatch.setattr(stream, "apply_model", lambda model, params, audio: used.append(model.config) or audio[:, None])
+    used = []
+    separate(kernels, {}, noise(2, RATE), sample_rate=RATE)
+    assert {config.attention_impl for config in used} == {"scan"}
+    [line] = [record.getMessage() for record in caplog.records if record.name == "wroformer"]
+    assert line.endswith("it fails with RuntimeError: no such instruction")

@@ -14,12 +14,13 @@ import jax
 from jaxtyping import Array, Float
 
 from wroformer_jax.config.model import ModelConfig
-from wroformer_jax.model.attention import full_attention, naive_attention, windowed_sink_attention
+from wroformer_jax.model import attention, gpu
 from wroformer_jax.model.lanes import LaneAttention, attend_in_window, attend_to_all, in_lanes
 from wroformer_jax.model.layers import Attention, FeedForward, RMSNorm, Tables
 from wroformer_jax.parallel.time_axis import WHOLE, TimeAxis
 
 MakeMixer = Callable[[], nn.Module]
+Attend = Callable[[Array, Array, Array], Array]  # queries, keys and values to outputs
 
 
 class Block(nn.Module):
@@ -85,32 +86,46 @@ def time_mixer(config: ModelConfig, num_hops: int | None = None, time: TimeAxis 
     """The module that mixes along time, chosen by `config.time_mixer`.
 
     A mixer is called with (batch, token, dim) and rotary tables and returns what is added to the residual stream.
-    Only this function knows the mixers by name.
 
     Args:
       config: the settings of the model.
       num_hops: hops of the audio; tokens after the sinks and num_hops + 1 frames are padding. None: no padding.
       time: the time axis.
     """
-    num_keys = None if num_hops is None else config.num_sinks + num_hops + 1
-    if in_lanes(config):
-        attend = (
-            attend_in_window(config, num_hops, time)
-            if config.time_mixer == "windowed_sink"
-            else attend_to_all(config, num_keys=num_keys)
-        )
-        return functools.partial(LaneAttention, config=config, attend=jax.named_scope("time_scores")(attend))
-    attend = {
-        "windowed_sink": functools.partial(
-            windowed_sink_attention, window=config.window, num_sinks=config.num_sinks, num_hops=num_hops, time=time
-        ),
-        "full": functools.partial(full_attention, num_keys=num_keys),
-        "naive": functools.partial(naive_attention, num_keys=num_keys),
-    }[config.time_mixer]
-    return functools.partial(Attention, config=config, attend=jax.named_scope("time_scores")(attend))
+    make = LaneAttention if in_lanes(config) else Attention
+    attend = time_attention(config, num_hops, time)
+    return functools.partial(make, config=config, attend=jax.named_scope("time_scores")(attend))
 
 
 def freq_mixer(config: ModelConfig) -> MakeMixer:
     """The module that mixes along the bands: attention of every band to every band."""
-    make, attend = (LaneAttention, attend_to_all(config)) if in_lanes(config) else (Attention, full_attention)
-    return functools.partial(make, config=config, attend=jax.named_scope("freq_scores")(attend))
+    make = LaneAttention if in_lanes(config) else Attention
+    return functools.partial(make, config=config, attend=jax.named_scope("freq_scores")(freq_attention(config)))
+
+
+def time_attention(config: ModelConfig, num_hops: int | None = None, time: TimeAxis = WHOLE) -> Attend:
+    """Returns the attention along time, in the form that the settings name, from queries, keys and values to outputs.
+
+    Only this function knows the mixers by name. Arguments are those of `time_mixer`. In lanes (`in_lanes`) arrays are
+    (batch, token, lane) and queries are scaled; in all other forms they are (batch, token, head, head_dim), not scaled.
+    """
+    num_keys = None if num_hops is None else config.num_sinks + num_hops + 1
+    if in_lanes(config):
+        if config.time_mixer == "windowed_sink":
+            return attend_in_window(config, num_hops, time)
+        return attend_to_all(config, num_keys=num_keys)
+    form = gpu if config.attention_impl == "cudnn" else attention
+    return {
+        "windowed_sink": functools.partial(
+            form.windowed_sink_attention, window=config.window, num_sinks=config.num_sinks, num_hops=num_hops, time=time
+        ),
+        "full": functools.partial(form.full_attention, num_keys=num_keys),
+        "naive": functools.partial(attention.naive_attention, num_keys=num_keys),
+    }[config.time_mixer]
+
+
+def freq_attention(config: ModelConfig) -> Attend:
+    """Returns the attention of every band to every band, on arrays as in `time_attention`."""
+    if in_lanes(config):
+        return attend_to_all(config)
+    return gpu.full_attention if config.attention_impl == "cudnn" else attention.full_attention

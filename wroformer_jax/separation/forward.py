@@ -15,6 +15,7 @@ from wroformer_jax.config.model import ModelConfig, forward_only
 from wroformer_jax.errors import InputError
 from wroformer_jax.model.implementations import settled
 from wroformer_jax.model.roformer import RoFormer
+from wroformer_jax.model.trial import checked
 from wroformer_jax.parallel.context_parallel import can_cut_time
 from wroformer_jax.separation.over_devices import separate_over_devices
 from wroformer_jax.separation.overlap_add import Run, pad_end
@@ -22,6 +23,16 @@ from wroformer_jax.separation.overlap_add import Run, pad_end
 Params = Mapping[str, Any]
 
 WHOLE_PLACES = 65536  # frames x bands that are computed at a time when a recording is separated in one pass
+
+
+def on_this_device(model: Any) -> Any:
+    """Returns a RoFormer with its settings settled for this process's devices; any other model as it is.
+
+    The form of attention is tried on the first of them, see `model.trial.checked`.
+    """
+    if isinstance(model, RoFormer):
+        return model.clone(config=checked(model.config, jax.local_devices()[0]))
+    return model
 
 
 def in_pieces(config: ModelConfig) -> ModelConfig:

@@ -12,8 +12,7 @@ from jax.sharding import Mesh, PartitionSpec
 from jaxtyping import Array, Float
 
 from wroformer_jax.config.model import ModelConfig
-from wroformer_jax.model.implementations import settled
-from wroformer_jax.model.lanes import in_lanes
+from wroformer_jax.model.implementations import has_kernels, settled
 from wroformer_jax.model.roformer import RoFormer
 from wroformer_jax.parallel.context_parallel import cut_time, padded_samples
 from wroformer_jax.parallel.mesh import devices_mesh, num_time_parts
@@ -50,7 +49,9 @@ def spread_forward(config: ModelConfig, mesh: Mesh, samples: int) -> OverDevices
         return model.apply({"params": params}, audio)
 
     specs = {name: sharding.spec for name, sharding in batch_shardings(mesh).items()}
-    if not time.is_whole or (in_lanes(config) and mesh.size > 1):  # XLA cannot spread a kernel over devices by itself
+    if not time.is_whole or (
+        has_kernels(config) and mesh.size > 1
+    ):  # XLA cannot spread a kernel over devices by itself
         given = PartitionSpec(), specs["mixture"]
         apply = jax.shard_map(apply, mesh=mesh, in_specs=given, out_specs=specs["targets"], check_vma=False)
     out = batch_shardings(mesh)["targets"]

@@ -29,6 +29,7 @@ from wroformer_jax.separation.forward import (
     in_one_pass,
     memory_errors_named,
     model_runner,
+    on_this_device,
     whole_hops,
 )
 from wroformer_jax.separation.overlap_add import gather, in_chunks
@@ -89,6 +90,7 @@ def separate_blocks(
     if sample_rate != config.sample_rate:
         passing = resample_blocks(_with_silence(passing, sample_rate, config), sample_rate, config.sample_rate)
     apply = apply_model if chunk else apply_model_to_whole
+    model = on_this_device(model)
     run = model_runner(functools.partial(apply, model, jax.device_put(params)), config, channels=channels, tta=tta)
     if chunk is None:
         estimates = in_one_pass(passing, run, config)

@@ -19,8 +19,7 @@ from jaxtyping import Array, Float, Int
 
 from wroformer_jax.config.model import ModelConfig
 from wroformer_jax.config.training import TrainingConfig
-from wroformer_jax.model.implementations import settled
-from wroformer_jax.model.lanes import in_lanes
+from wroformer_jax.model.implementations import has_kernels, settled
 from wroformer_jax.model.layers import Params
 from wroformer_jax.model.params import abstract_params
 from wroformer_jax.model.roformer import RoFormer
@@ -167,7 +166,7 @@ def _loss(config: TrainingConfig, mesh: Mesh, teacher: RoFormer | None) -> Calla
     time = time_of(config, mesh)
     local = functools.partial(_local_loss, config, teacher, time)
     # XLA cannot spread a kernel over devices by itself.
-    if not time.is_whole or (in_lanes(config.model) and mesh.size > 1):
+    if not time.is_whole or (has_kernels(config.model, teacher and teacher.config) and mesh.size > 1):
         local = over_examples_and_time(local, mesh)
 
     def loss_of(params: Params, batch: Batch, teacher_params: Params | None) -> tuple[Array, Metrics]:

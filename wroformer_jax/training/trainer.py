@@ -33,6 +33,7 @@ from wroformer_jax.model.roformer import RoFormer
 from wroformer_jax.parallel.mesh import check_batch, make_mesh
 from wroformer_jax.parallel.processes import Preemption, check_same, gather, in_first, is_first, together, whole_here
 from wroformer_jax.parallel.sharding import local_part
+from wroformer_jax.training.attention import with_checked_attention
 from wroformer_jax.training.data import TRAIN, loading_of, open_songs, synthesised_songs
 from wroformer_jax.training.initialisation import frozen_teacher, starting_params
 from wroformer_jax.training.loop import Loop
@@ -144,7 +145,7 @@ def _run(config: TrainingConfig, inputs: _Inputs, make_step: MakeStep, stack: co
     _say(log, _greeting(config, int(state.step), mesh, workdir))
     if not validation:
         _say(log, "there are no songs to validate on, so no SDR: prepare some as validation or test, see docs/data.md")
-    state = loop.run(state, make_step(config, mesh, teacher))
+    state = loop.run(state, make_step(*with_checked_attention(config, mesh, teacher)))
     params = whole_here(params_to_use(state), mesh)
     in_first(lambda: _write_report(config, folder, params, validation, log))
     [scores, *_] = gather(log.last_validation() if log else None)
