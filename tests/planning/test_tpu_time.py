@@ -93,6 +93,53 @@ def test_memory_is_not_idle_for_two_copies_at_once(found):
     assert sum(waits) == pytest.approx(1024 * 512 * 4 / 819e9)
 
 
+EXCHANGE = """HloModule exchange
+
+%wrapped (p: f32[8,128]) -> f32[8,128] {
+  %p = f32[8,128]{1,0:T(8,128)} parameter(0)
+  ROOT %swap = f32[8,128]{1,0:T(8,128)} all-to-all(%p), replica_groups={{0,1}}, dimensions={0}
+}
+
+ENTRY %main (a: f32[8,128]) -> f32[8,128] {
+  %a = f32[8,128]{1,0:T(8,128)} parameter(0)
+  %sum = f32[8,128]{1,0:T(8,128)} all-reduce-start(%a), replica_groups={{0,1}}
+  %summed = f32[8,128]{1,0:T(8,128)} all-reduce-done(%sum)
+  %begun = ((f32[8,128]{1,0:T(8,128)}), f32[8,128]{1,0:T(8,128)}, u32[]{:S(2)}) async-start(%summed), calls=%wrapped
+  %ended = f32[8,128]{1,0:T(8,128)} async-done(%begun), calls=%wrapped
+  ROOT %result = f32[8,128]{1,0:T(8,128)} negate(%ended)
+}
+"""
+
+
+def test_collectives_are_counted_by_what_they_send_not_here():
+    assert [one.name for one in operations(EXCHANGE, count_of, V5E)] == ["result"]
+
+
+BRANCHES = """HloModule branches
+
+%short (p: f32[8,128]) -> f32[8,128] {
+  %p = f32[8,128]{1,0:T(8,128)} parameter(0)
+  ROOT %once = f32[8,128]{1,0:T(8,128)} negate(%p)
+}
+
+%long (q: f32[8,128]) -> f32[8,128] {
+  %q = f32[8,128]{1,0:T(8,128)} parameter(0)
+  %first = f32[8,128]{1,0:T(8,128)} negate(%q)
+  ROOT %second = f32[8,128]{1,0:T(8,128)} negate(%first)
+}
+
+ENTRY %main (a: f32[8,128], which: pred[]) -> f32[8,128] {
+  %a = f32[8,128]{1,0:T(8,128)} parameter(0)
+  %which = pred[]{:T(512)} parameter(1)
+  ROOT %taken = f32[8,128]{1,0:T(8,128)} conditional(%which, %a, %a), true_computation=%short, false_computation=%long
+}
+"""
+
+
+def test_the_longer_branch_counts():
+    assert [one.name for one in operations(BRANCHES, count_of, V5E)] == ["first", "second"]
+
+
 @pytest.mark.slow
 @needs_libtpu
 def test_libtpu_compiles_a_product_a_loop_and_a_kernel(tmp_path):

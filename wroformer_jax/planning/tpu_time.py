@@ -164,7 +164,7 @@ class _Walk:
                 here = self._loop(name, one, enclosing)
             elif one.opcode in ("conditional", "call"):
                 here = self._called(name, one, enclosing)
-            elif one.opcode.removesuffix("-start") in KINDS or one.opcode.removesuffix("-done") in KINDS:
+            elif self._is_collective(one):
                 continue
             elif one.opcode.endswith("-start"):
                 begun[one.name] = _Transfer(transferred(one) / self.speed.hbm_bandwidth, len(idle))
@@ -175,6 +175,13 @@ class _Walk:
             found += here
             idle.append(sum((op.executions * op.idle for op in here), 0.0))
         return found
+
+    def _is_collective(self, one: Instruction) -> bool:
+        """Whether an operation, or the one that it wraps to run beside others, is a collective."""
+        if one.opcode in ("async-start", "async-update", "async-done"):
+            wrapped = [inner for name in called_names(CALLS, one.rest) for inner in self.module.get(name, {}).values()]
+            return any(inner.opcode in KINDS for inner in wrapped)
+        return one.opcode.removesuffix("-start").removesuffix("-done") in KINDS
 
     def _is_free(self, call: Instruction) -> bool:
         """Whether a custom call only names memory, as AllocateBuffer and ConcatBitcast do."""
