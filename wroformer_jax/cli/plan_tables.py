@@ -214,9 +214,10 @@ def time_table(count: TimeCount, *, inference: bool, verbose: bool) -> str:
         rows.append((name, *numbers, part.bound, PARTS.get(name, "")))
     text = aligned(rows, last_left=True, rules=(len(rows) - 1,))
     text += (
-        "\nTwo counts of the compiled program, not measured. ESTIMATE is the compiler's own; it is close for products "
-        "and too long\nfor most other work. SCHEDULE has the longest of instructions, matrix products and memory for "
-        "each operation, without\nstalls. OF PEAK counts the model's products only. The truth is likely between them."
+        "\nTwo counts of the compiled program, not measured. ESTIMATE is the compiler's own; it is close for large "
+        "products and\ntoo long for most other work. SCHEDULE has the longest of instructions, matrix products and "
+        "memory for each\noperation, without stalls. OF PEAK counts the model's products only. The truth is likely "
+        "between them."
     )
     if not inference:
         whole = count.whole
