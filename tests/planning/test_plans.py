@@ -17,6 +17,7 @@ from wroformer_jax.model.roformer import RoFormer
 from wroformer_jax.parallel.mesh import make_mesh
 from wroformer_jax.parallel.sharding import bytes_per_device
 from wroformer_jax.planning.hlo import Collective
+from wroformer_jax.planning.parts import PARTS
 from wroformer_jax.planning.plans import DoesNotFit, plan, published_scores, scores, sent_bytes, settle, teacher_of
 from wroformer_jax.planning.topology import find_topology, local_devices
 from wroformer_jax.separation.forward import WHOLE_PLACES
@@ -141,3 +142,18 @@ def test_a_step_on_a_tpu_slice():
     gathered = sum(one.size * one.executions for one in found.collectives if one.kind == "all-gather")
     assert 0.5 * param_bytes(config.model) < gathered < 2 * param_bytes(config.model)
     assert 0 < found.roofline.overlapped <= found.roofline.serial < 1
+
+
+@pytest.mark.slow
+@needs_libtpu
+@pytest.mark.usefixtures("libtpu_environment")
+def test_the_time_of_a_step_on_a_tpu_slice():
+    target = find_topology("v5e:2x2")
+    config, mesh = settle(WITH_TEACHER.with_changes(mesh={"data": 1, "fsdp": -1}), target)
+    found = plan(config, mesh, target, progress=lambda text: None)
+    count = found.time
+    assert set(PARTS) - {"stft", "inverse_stft", "other"} <= set(count.parts)
+    assert count.parts["collectives"].estimated == found.roofline.network_seconds
+    assert count.whole.flops == pytest.approx(found.flops / 4)
+    for one in (count.parts["time_attention"], count.parts["masks"]):
+        assert 0 < one.backward_scheduled < one.scheduled < one.estimated
