@@ -11,6 +11,7 @@ transposition.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
@@ -48,20 +49,29 @@ def attend(
     q: list[Float[Array, "block group"]],
     k: list[Float[Array, "key group"]],
     v: list[Float[Array, "key group"]],
-    bias: Float[Array, "seen columns"] | None,
+    bias: list[Float[Array, "seen columns"] | None],
     heads: Heads,
 ) -> list[Float[Array, "block group"]]:
-    """Returns the weighted sums of values of one block of queries, for each group of heads.
+    """Returns the weighted sums of values, for each of several blocks of queries and groups of heads.
 
-    What is added to the scores has a row for each key that any query may see; keys after these are hidden.
+    They go through each step together, so that the compiler has other work to do while one of them waits. What is added
+    to the scores (the bias) has a row for each key that any query may see; keys after these are hidden.
     """
     out: list = [None] * len(q)
     for first in heads.rounds:
         scores = [_product(k, _spread(q, first, heads), "nt", heads) for q, k in zip(q, k, strict=True)]
-        weights = [_for_all_keys(_softmax(x, bias), y) for x, y in zip(scores, k, strict=True)]
+        weights = [_for_all_keys(_softmax(x, y), z) for x, y, z in zip(scores, bias, k, strict=True)]
         sums = [_product(w, v, "tn", heads) for w, v in zip(weights, v, strict=True)]
         out = [_gather(total, x, first, heads) for total, x in zip(out, sums, strict=True)]
     return out
+
+
+def in_pairs(count: int, work: Callable[[list], None]) -> None:
+    """Calls work(numbers) for the numbers below count, two at a time. See `attend` for why."""
+    if count > 1:
+        jax.lax.fori_loop(0, count // 2, lambda pair, _: work([2 * pair, 2 * pair + 1]), None)
+    if count % 2:
+        work([count - 1])
 
 
 class Gradients(NamedTuple):
@@ -76,7 +86,7 @@ def attend_backward(
     q: list[Float[Array, "block group"]],
     k: list[Float[Array, "key group"]],
     v: list[Float[Array, "key group"]],
-    bias: Float[Array, "seen columns"] | None,
+    bias: list[Float[Array, "seen columns"] | None],
     out_gradient: list[Float[Array, "block group"]],
     heads: Heads,
 ) -> list[Gradients]:
@@ -89,7 +99,7 @@ def attend_backward(
         outs = [_spread(x, first, heads) for x in out_gradient]
         scores = [_product(x, y, "nt", heads) for x, y in zip(k, queries, strict=True)]
         d_weights = [_product(x, y, "nt", heads) for x, y in zip(v, outs, strict=True)]
-        weights = [_softmax(x, bias) for x in scores]
+        weights = [_softmax(x, y) for x, y in zip(scores, bias, strict=True)]
         d_scores = [_softmax_backward(x, y[: len(x)]) for x, y in zip(weights, d_weights, strict=True)]
         weights, d_scores = ([_for_all_keys(x, k[0]) for x in both] for both in (weights, d_scores))
         dv = [_plus(x, _product(y, z, "nn", heads)) for x, y, z in zip(dv, weights, outs, strict=True)]

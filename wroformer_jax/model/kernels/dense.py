@@ -8,7 +8,8 @@ blocks.
 from __future__ import annotations
 
 import functools
-from typing import NamedTuple
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -16,7 +17,7 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 from jaxtyping import Array, Float, Int
 
-from wroformer_jax.model.kernels.blocks import HIDDEN, attend, attend_backward, clear_rows
+from wroformer_jax.model.kernels.blocks import HIDDEN, attend, attend_backward, clear_rows, in_pairs
 from wroformer_jax.model.kernels.sizes import (
     LANES,
     MAX_LANE_BYTES,
@@ -42,7 +43,6 @@ class _Plan(NamedTuple):
     num_tokens: int
     num_lanes: int
     rows: int  # rows of a grid step
-    rows_at_once: int  # rows whose computations are interleaved
     lanes: int  # lanes of a grid step
     all_keys: bool  # True if every token is a key
     interpret: bool
@@ -53,14 +53,19 @@ class _Plan(NamedTuple):
         return round_up(self.num_tokens, self.heads.block)
 
     @property
+    def blocks(self) -> int:
+        """Blocks of queries in a row."""
+        return self.queries // self.heads.block
+
+    @property
     def keys(self) -> int:
         """Tokens of a row, filled up to whole registers."""
         return round_up(self.num_tokens, ROW_MULTIPLE)
 
     @property
     def scores(self) -> int:
-        """Scores of a block for the heads that are worked on at once."""
-        return self.keys * self.rows_at_once * self.lanes
+        """Scores of two blocks for the heads that are worked on at once."""
+        return 2 * self.keys * self.lanes
 
 
 def serves_dense(*, num_tokens: int, num_lanes: int, head_dim: int) -> bool:
@@ -100,7 +105,6 @@ def dense_lanes(
         num_tokens=num_tokens,
         num_lanes=num_lanes,
         rows=rows,
-        rows_at_once=2 if rows % 2 == 0 and num_tokens <= heads.block else 1,
         lanes=lanes_at_once(num_lanes, heads, MAX_LANE_BYTES // q.dtype.itemsize if num_tokens <= 512 else LANES),
         all_keys=num_keys is None,
         interpret=interpret,
@@ -132,7 +136,7 @@ def _forward(plan: _Plan, *inputs: Array) -> tuple[Array, tuple[Array, ...]]:
 def _backward(plan: _Plan, inputs: tuple[Array, ...], out_gradient: Array) -> tuple[Array | None, ...]:
     q, k, v, num_keys = inputs
     queries, keys = _specs(plan)
-    scratch = [] if plan.queries == plan.heads.block else [pltpu.VMEM((plan.keys, plan.lanes), jnp.float32)] * 2
+    scratch = [] if plan.blocks == 1 else [pltpu.VMEM((plan.keys, plan.lanes), jnp.float32)] * 2
     gradients = pl.pallas_call(
         functools.partial(_backward_kernel, plan),
         out_shape=[jax.ShapeDtypeStruct(q.shape, q.dtype)] * 3,
@@ -160,79 +164,87 @@ def _specs(plan: _Plan) -> tuple[pl.BlockSpec, pl.BlockSpec]:
 
 
 def _forward_kernel(plan: _Plan, num_keys_ref, q_ref, k_ref, v_ref, out_ref) -> None:
-    bias, block = _bias(plan, num_keys_ref), plan.heads.block
+    bias = _bias(plan, num_keys_ref)
 
-    def over_rows(number, _):
-        parts = _parts(plan, number)
+    def over_rows(rows):
+        parts = _parts(plan, rows)
         k, v = ([clear_rows(ref[row, :, lanes], plan.num_tokens) for row, lanes in parts] for ref in (k_ref, v_ref))
 
-        def over_blocks(number, _):
-            here = _here(number, block)
-            q = [_queries(plan, q_ref, row, number, lanes) for row, lanes in parts]
-            for (row, lanes), out in zip(parts, attend(q, k, v, bias, plan.heads), strict=True):
-                out_ref[row, here, lanes] = out.astype(out_ref.dtype)
+        def over_blocks(numbers):
+            places, times = _places(plan, parts, numbers), len(numbers)
+            q = [_queries(plan, q_ref, place) for place in places]
+            outs = attend(q, k * times, v * times, [bias] * len(places), plan.heads)
+            for place, out in zip(places, outs, strict=True):
+                out_ref[place.row, place.block, place.lanes] = out.astype(out_ref.dtype)
 
-        _loop(plan.queries // block, over_blocks)
+        in_pairs(plan.blocks, over_blocks)
 
-    _loop(plan.rows // plan.rows_at_once, over_rows)
+    _loop_over_rows(plan, over_rows)
 
 
 def _backward_kernel(plan: _Plan, num_keys_ref, q_ref, k_ref, v_ref, out_gradient_ref, *outputs) -> None:
     dq_ref, dk_ref, dv_ref, *sums = outputs
-    bias, block = _bias(plan, num_keys_ref), plan.heads.block
+    bias = _bias(plan, num_keys_ref)
 
-    def over_rows(number, _):
-        parts = _parts(plan, number)
+    def over_rows(rows):
+        parts = _parts(plan, rows)
         k, v = ([clear_rows(ref[row, :, lanes], plan.num_tokens) for row, lanes in parts] for ref in (k_ref, v_ref))
         for ref in sums:
             ref[...] = jnp.zeros_like(ref)
 
-        def over_blocks(number, _):
-            here = _here(number, block)
-            q, out_gradient = (
-                [_queries(plan, ref, row, number, lanes) for row, lanes in parts] for ref in (q_ref, out_gradient_ref)
-            )
-            gradients = attend_backward(q, k, v, bias, out_gradient, plan.heads)
-            for (row, lanes), (dq, dk, dv) in zip(parts, gradients, strict=True):
-                dq_ref[row, here, lanes] = dq.astype(dq_ref.dtype)
+        def over_blocks(numbers):
+            places, times = _places(plan, parts, numbers), len(numbers)
+            q, out_gradient = ([_queries(plan, ref, place) for place in places] for ref in (q_ref, out_gradient_ref))
+            biases = [bias] * len(places)
+            gradients = attend_backward(q, k * times, v * times, biases, out_gradient, plan.heads)
+            for (row, lanes, _, block), (dq, dk, dv) in zip(places, gradients, strict=True):
+                dq_ref[row, block, lanes] = dq.astype(dq_ref.dtype)
                 if sums:
                     sums[0][:, lanes] += dk
                     sums[1][:, lanes] += dv
                 else:
                     dk_ref[row, :, lanes], dv_ref[row, :, lanes] = dk.astype(dk_ref.dtype), dv.astype(dv_ref.dtype)
 
-        _loop(plan.queries // block, over_blocks)
+        in_pairs(plan.blocks, over_blocks)
         if sums:
-            row = parts[0][0]
-            dk_ref[row], dv_ref[row] = sums[0][...].astype(dk_ref.dtype), sums[1][...].astype(dv_ref.dtype)
+            dk_ref[rows[0]], dv_ref[rows[0]] = (ref[...].astype(dk_ref.dtype) for ref in sums)
 
-    _loop(plan.rows // plan.rows_at_once, over_rows)
+    _loop_over_rows(plan, over_rows)
 
 
-def _loop(count: int, body) -> None:
-    """Calls body(number, None) for each number below count."""
-    if count == 1:
-        body(0, None)
+def _loop_over_rows(plan: _Plan, work: Callable[[list], None]) -> None:
+    """Calls work(rows) for all rows of a grid step: two at a time if they have one block of queries each."""
+    if plan.blocks == 1:
+        in_pairs(plan.rows, work)
     else:
-        jax.lax.fori_loop(0, count, body, None)
+        jax.lax.fori_loop(0, plan.rows, lambda row, _: work([row]), None)
 
 
-def _parts(plan: _Plan, number: Array | int) -> list[tuple[Array | int, slice]]:
-    """Returns the rows that are worked on at once with the lanes of each group of heads in them."""
+class _Place(NamedTuple):
+    """One block of queries of one row, and one group of heads."""
+
+    row: Array | int
+    lanes: slice
+    start: Array | int  # the block's first token
+    block: Any  # the block's tokens
+
+
+def _parts(plan: _Plan, rows: list) -> list[tuple[Array | int, slice]]:
+    """Returns rows with the lanes of each group of heads in them."""
     group = plan.heads.group
-    rows = [number * plan.rows_at_once + i for i in range(plan.rows_at_once)]
     return [(row, slice(first, first + group)) for row in rows for first in range(0, plan.lanes, group)]
 
 
-def _here(number: Array | int, block: int) -> slice | pl.Slice:
-    """Returns the tokens of a block."""
-    return pl.ds(number * block if isinstance(number, int) else pl.multiple_of(number * block, block), block)
+def _places(plan: _Plan, parts: list[tuple[Array | int, slice]], numbers: list) -> list[_Place]:
+    """Returns the places of blocks, block by block."""
+    size = plan.heads.block
+    starts = [n * size if isinstance(n, int) else pl.multiple_of(n * size, size) for n in numbers]
+    return [_Place(row, lanes, start, pl.ds(start, size)) for start in starts for row, lanes in parts]
 
 
-def _queries(plan: _Plan, ref, row: Array | int, number: Array | int, lanes: slice) -> Array:
-    """Returns one block of queries, those after the last token as zeros."""
-    block = plan.heads.block
-    return clear_rows(ref[row, _here(number, block), lanes], plan.num_tokens - number * block)
+def _queries(plan: _Plan, ref, place: _Place) -> Array:
+    """Returns one block of queries (or of their gradients), with zeros after the last token."""
+    return clear_rows(ref[place.row, place.block, place.lanes], plan.num_tokens - place.start)
 
 
 def _bias(plan: _Plan, num_keys_ref) -> Float[Array, "key columns"] | None:

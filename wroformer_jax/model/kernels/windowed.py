@@ -21,15 +21,15 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 from jaxtyping import Array, Float, Int
 
-from wroformer_jax.model.kernels.blocks import attend, attend_backward
+from wroformer_jax.model.kernels.blocks import attend, attend_backward, in_pairs
 from wroformer_jax.model.kernels.sizes import LANES, Heads, compiler_params, fits_lanes
 from wroformer_jax.model.kernels.windows import (
     MAX_REACH,
     Windows,
-    block_bias,
+    block_biases,
     fill_biases,
-    groups_of,
     join_sinks,
+    places_of,
     split_sinks,
     tiles_of,
     widen,
@@ -183,28 +183,27 @@ def _scratch(plan: Windows, dtype: jnp.dtype) -> list:
 
 def _forward_kernel(plan: Windows, *refs) -> None:
     bounds_ref, q_ref, *key_refs, k_sinks_ref, v_sinks_ref, out_ref, k_wide, v_wide, near_ref, bounded_ref = refs
-    half, block = len(key_refs) // 2, plan.heads.block
+    half = len(key_refs) // 2
     fill_biases(plan, bounds_ref, near_ref, bounded_ref)
 
     def over_rows(row, _):
         widen(plan, row, key_refs[:half], k_wide)
         widen(plan, row, key_refs[half:], v_wide)
 
-        def over_blocks(number, _):
-            start = pl.multiple_of(number * block, block)
-            groups = groups_of(plan)
+        def over_blocks(numbers):
+            places = places_of(plan, numbers)
             k = [
-                join_sinks(plan, k_sinks_ref[row, :, lanes], k_wide[pl.ds(start, plan.wide), lanes]) for lanes in groups
+                join_sinks(plan, k_sinks_ref[row, :, place.lanes], k_wide[place.wide, place.lanes]) for place in places
             ]
             v = [
-                join_sinks(plan, v_sinks_ref[row, :, lanes], v_wide[pl.ds(start, plan.wide), lanes]) for lanes in groups
+                join_sinks(plan, v_sinks_ref[row, :, place.lanes], v_wide[place.wide, place.lanes]) for place in places
             ]
-            q = [q_ref[row, pl.ds(start, block), lanes] for lanes in groups]
-            bias = block_bias(plan, near_ref, bounded_ref, start)
-            for lanes, out in zip(groups, attend(q, k, v, bias, plan.heads), strict=True):
-                out_ref[row, pl.ds(start, block), lanes] = out.astype(out_ref.dtype)
+            q = [q_ref[row, place.block, place.lanes] for place in places]
+            bias = block_biases(plan, near_ref, bounded_ref, places)
+            for place, out in zip(places, attend(q, k, v, bias, plan.heads), strict=True):
+                out_ref[row, place.block, place.lanes] = out.astype(out_ref.dtype)
 
-        jax.lax.fori_loop(0, plan.blocks, over_blocks, None)
+        in_pairs(plan.blocks, over_blocks)
 
     jax.lax.fori_loop(0, plan.rows, over_rows, None)
 
@@ -223,15 +222,16 @@ def _backward_kernel(plan: Windows, *refs) -> None:
 
     fill_biases(plan, bounds_ref, near_ref, bounded_ref)
 
-    def over_blocks(row, number, _):
-        start = pl.multiple_of(number * block, block)
-        here, wide, groups = pl.ds(start, block), pl.ds(start, plan.wide), groups_of(plan)
-        k = [join_sinks(plan, k_sinks_ref[row, :, lanes], k_wide[wide, lanes]) for lanes in groups]
-        v = [join_sinks(plan, v_sinks_ref[row, :, lanes], v_wide[wide, lanes]) for lanes in groups]
-        q = [q_ref[row, here, lanes] for lanes in groups]
-        out_gradient = [out_gradient_ref[row, here, lanes] for lanes in groups]
-        bias = block_bias(plan, near_ref, bounded_ref, start)
-        for lanes, (dq, dk, dv) in zip(groups, attend_backward(q, k, v, bias, out_gradient, plan.heads), strict=True):
+    def over_blocks(row, numbers):
+        places = places_of(plan, numbers)
+        k = [join_sinks(plan, k_sinks_ref[row, :, place.lanes], k_wide[place.wide, place.lanes]) for place in places]
+        v = [join_sinks(plan, v_sinks_ref[row, :, place.lanes], v_wide[place.wide, place.lanes]) for place in places]
+        q, out_gradient = (
+            [ref[row, place.block, place.lanes] for place in places] for ref in (q_ref, out_gradient_ref)
+        )
+        bias = block_biases(plan, near_ref, bounded_ref, places)
+        for place, (dq, dk, dv) in zip(places, attend_backward(q, k, v, bias, out_gradient, plan.heads), strict=True):
+            here, lanes = place.block, place.lanes
             dq_ref[row, here, lanes] = dq.astype(dq_ref.dtype)
             for gradient, sinks_ref, open_ref, done_ref in (
                 (dk, dk_sinks_ref, dk_open, dk_done),
@@ -255,7 +255,7 @@ def _backward_kernel(plan: Windows, *refs) -> None:
         def _():
             widen(plan, row, key_refs[:half], k_wide)
             widen(plan, row, key_refs[half:], v_wide)
-            jax.lax.fori_loop(0, plan.blocks, functools.partial(over_blocks, row), None)
+            in_pairs(plan.blocks, functools.partial(over_blocks, row))
 
         for ref, done, still_open in pairs:
             if plan.tiles == 1:

@@ -8,7 +8,7 @@ first halo that no query reaches, they lie there.
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -63,8 +63,8 @@ class Windows(NamedTuple):
 
     @property
     def scores(self) -> int:
-        """Scores of a block for the heads that are worked on at once."""
-        return (self.before + self.wide) * self.lanes
+        """Scores of two blocks for the heads that are worked on at once."""
+        return 2 * (self.before + self.wide) * self.lanes
 
     @property
     def before(self) -> int:
@@ -105,10 +105,24 @@ def tiles_of(num_tokens: int, block: int) -> tuple[int, int]:
     return -(-blocks // tiles) * block, tiles
 
 
-def groups_of(plan: Windows) -> list[slice]:
-    """Lanes of each group of heads."""
-    size = plan.heads.group
-    return [slice(first, first + size) for first in range(0, plan.lanes, size)]
+class Place(NamedTuple):
+    """One block of queries and one group of heads."""
+
+    lanes: slice
+    start: Array | int  # the block's first token, counted from the tile's
+    block: Any  # the block's tokens in the tile
+    wide: Any  # those of the block and its halos in a tile with halos
+
+
+def places_of(plan: Windows, numbers: list) -> list[Place]:
+    """Returns the places of blocks, block by block."""
+    size, group = plan.heads.block, plan.heads.group
+    starts = [n * size if isinstance(n, int) else pl.multiple_of(n * size, size) for n in numbers]
+    return [
+        Place(slice(lane, lane + group), start, pl.ds(start, size), pl.ds(start, plan.wide))
+        for start in starts
+        for lane in range(0, plan.lanes, group)
+    ]
 
 
 def widen(plan: Windows, row: Array, refs: list, wide) -> None:
@@ -150,7 +164,16 @@ def fill_biases(plan: Windows, bounds_ref, near_ref, bounded_ref) -> None:
     bounded_ref[...] = jnp.where((token >= bounds_ref[0]) & (token < bounds_ref[1]), 0.0, HIDDEN)
 
 
-def block_bias(plan: Windows, near_ref, bounded_ref, start: Array) -> Float[Array, "seen columns"]:
+def block_biases(
+    plan: Windows, near_ref, bounded_ref, places: list[Place]
+) -> list[Float[Array, "seen columns"] | None]:
+    """Returns what is added to the scores of each place."""
+    groups = plan.lanes // plan.heads.group
+    blocks = [_block_bias(plan, near_ref, bounded_ref, place.start) for place in places[::groups]]
+    return [bias for bias in blocks for _ in range(groups)]
+
+
+def _block_bias(plan: Windows, near_ref, bounded_ref, start: Array | int) -> Float[Array, "seen columns"]:
     """Returns what is added to the scores of a block."""
     bounded = bounded_ref[pl.ds(start, plan.seen - plan.before), :]
     if not plan.sinks_in_halo:
