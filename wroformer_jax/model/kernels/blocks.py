@@ -66,11 +66,11 @@ def attend(
     return out
 
 
-def in_pairs(count: int, work: Callable[[list], None]) -> None:
-    """Calls work(numbers) for the numbers below count, two at a time. See `attend` for why."""
-    if count > 1:
-        jax.lax.fori_loop(0, count // 2, lambda pair, _: work([2 * pair, 2 * pair + 1]), None)
-    if count % 2:
+def over_blocks(count: int, at_once: int, work: Callable[[list], None]) -> None:
+    """Calls work(numbers) for the numbers below count, one or two at a time. See `attend` for why."""
+    if count >= at_once and count > 1:
+        jax.lax.fori_loop(0, count // at_once, lambda step, _: work([at_once * step + i for i in range(at_once)]), None)
+    if count == 1 or count % at_once:
         work([count - 1])
 
 

@@ -17,7 +17,7 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 from jaxtyping import Array, Float, Int
 
-from wroformer_jax.model.kernels.blocks import HIDDEN, attend, attend_backward, clear_rows, in_pairs
+from wroformer_jax.model.kernels.blocks import HIDDEN, attend, attend_backward, clear_rows, over_blocks
 from wroformer_jax.model.kernels.sizes import (
     LANES,
     MAX_LANE_BYTES,
@@ -64,8 +64,8 @@ class _Plan(NamedTuple):
 
     @property
     def scores(self) -> int:
-        """Scores of two blocks for the heads that are worked on at once."""
-        return 2 * self.keys * self.lanes
+        """Scores that are worked on at once."""
+        return self.heads.blocks_at_once * self.keys * self.lanes
 
 
 def serves_dense(*, num_tokens: int, num_lanes: int, head_dim: int) -> bool:
@@ -170,14 +170,14 @@ def _forward_kernel(plan: _Plan, num_keys_ref, q_ref, k_ref, v_ref, out_ref) -> 
         parts = _parts(plan, rows)
         k, v = ([clear_rows(ref[row, :, lanes], plan.num_tokens) for row, lanes in parts] for ref in (k_ref, v_ref))
 
-        def over_blocks(numbers):
+        def attend_blocks(numbers):
             places, times = _places(plan, parts, numbers), len(numbers)
             q = [_queries(plan, q_ref, place) for place in places]
             outs = attend(q, k * times, v * times, [bias] * len(places), plan.heads)
             for place, out in zip(places, outs, strict=True):
                 out_ref[place.row, place.block, place.lanes] = out.astype(out_ref.dtype)
 
-        in_pairs(plan.blocks, over_blocks)
+        over_blocks(plan.blocks, plan.heads.blocks_at_once, attend_blocks)
 
     _loop_over_rows(plan, over_rows)
 
@@ -192,7 +192,7 @@ def _backward_kernel(plan: _Plan, num_keys_ref, q_ref, k_ref, v_ref, out_gradien
         for ref in sums:
             ref[...] = jnp.zeros_like(ref)
 
-        def over_blocks(numbers):
+        def pull_blocks(numbers):
             places, times = _places(plan, parts, numbers), len(numbers)
             q, out_gradient = ([_queries(plan, ref, place) for place in places] for ref in (q_ref, out_gradient_ref))
             biases = [bias] * len(places)
@@ -205,7 +205,7 @@ def _backward_kernel(plan: _Plan, num_keys_ref, q_ref, k_ref, v_ref, out_gradien
                 else:
                     dk_ref[row, :, lanes], dv_ref[row, :, lanes] = dk.astype(dk_ref.dtype), dv.astype(dv_ref.dtype)
 
-        in_pairs(plan.blocks, over_blocks)
+        over_blocks(plan.blocks, plan.heads.blocks_at_once, pull_blocks)
         if sums:
             dk_ref[rows[0]], dv_ref[rows[0]] = (ref[...].astype(dk_ref.dtype) for ref in sums)
 
@@ -213,9 +213,9 @@ def _backward_kernel(plan: _Plan, num_keys_ref, q_ref, k_ref, v_ref, out_gradien
 
 
 def _loop_over_rows(plan: _Plan, work: Callable[[list], None]) -> None:
-    """Calls work(rows) for all rows of a grid step: two at a time if they have one block of queries each."""
+    """Calls work(rows) for all rows of a grid step. Rows of one block are worked on as blocks are."""
     if plan.blocks == 1:
-        in_pairs(plan.rows, work)
+        over_blocks(plan.rows, plan.heads.blocks_at_once, work)
     else:
         jax.lax.fori_loop(0, plan.rows, lambda row, _: work([row]), None)
 

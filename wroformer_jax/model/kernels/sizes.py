@@ -14,8 +14,8 @@ ROW_MULTIPLE = 16  # rows of bfloat16 in a register
 MAX_LANE_BYTES = 1024  # of a token: the most that a grid step works on
 
 # Float32 copies of the scores that a kernel keeps: more than compilers were seen to take for v5e, v5p and v6e (6, and
-# 36 where exact float32 products split each of their inputs into three).
-_COPIES = {jnp.dtype(jnp.bfloat16): 10, jnp.dtype(jnp.float32): 48}
+# 48 where exact float32 products split each of their inputs into three).
+_COPIES = {jnp.dtype(jnp.bfloat16): 10, jnp.dtype(jnp.float32): 64}
 _SPARE_VMEM = 2**20  # bytes
 
 
@@ -39,6 +39,11 @@ class Heads(NamedTuple):
     def block(self) -> int:
         """Queries in a block: the scores of a key fill 128 lanes."""
         return LANES // self.at_once
+
+    @property
+    def blocks_at_once(self) -> int:
+        """Blocks of queries that are worked on together. Several rounds are work enough."""
+        return 2 if len(self.rounds) == 1 else 1
 
     @property
     def rounds(self) -> range:

@@ -21,7 +21,7 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 from jaxtyping import Array, Float, Int
 
-from wroformer_jax.model.kernels.blocks import attend, attend_backward, in_pairs
+from wroformer_jax.model.kernels.blocks import attend, attend_backward, over_blocks
 from wroformer_jax.model.kernels.sizes import LANES, Heads, compiler_params, fits_lanes
 from wroformer_jax.model.kernels.windows import (
     MAX_REACH,
@@ -190,7 +190,7 @@ def _forward_kernel(plan: Windows, *refs) -> None:
         widen(plan, row, key_refs[:half], k_wide)
         widen(plan, row, key_refs[half:], v_wide)
 
-        def over_blocks(numbers):
+        def attend_blocks(numbers):
             places = places_of(plan, numbers)
             k = [
                 join_sinks(plan, k_sinks_ref[row, :, place.lanes], k_wide[place.wide, place.lanes]) for place in places
@@ -203,7 +203,7 @@ def _forward_kernel(plan: Windows, *refs) -> None:
             for place, out in zip(places, attend(q, k, v, bias, plan.heads), strict=True):
                 out_ref[row, place.block, place.lanes] = out.astype(out_ref.dtype)
 
-        in_pairs(plan.blocks, over_blocks)
+        over_blocks(plan.blocks, plan.heads.blocks_at_once, attend_blocks)
 
     jax.lax.fori_loop(0, plan.rows, over_rows, None)
 
@@ -222,7 +222,7 @@ def _backward_kernel(plan: Windows, *refs) -> None:
 
     fill_biases(plan, bounds_ref, near_ref, bounded_ref)
 
-    def over_blocks(row, numbers):
+    def pull_blocks(row, numbers):
         places = places_of(plan, numbers)
         k = [join_sinks(plan, k_sinks_ref[row, :, place.lanes], k_wide[place.wide, place.lanes]) for place in places]
         v = [join_sinks(plan, v_sinks_ref[row, :, place.lanes], v_wide[place.wide, place.lanes]) for place in places]
@@ -255,7 +255,7 @@ def _backward_kernel(plan: Windows, *refs) -> None:
         def _():
             widen(plan, row, key_refs[:half], k_wide)
             widen(plan, row, key_refs[half:], v_wide)
-            in_pairs(plan.blocks, functools.partial(over_blocks, row))
+            over_blocks(plan.blocks, plan.heads.blocks_at_once, functools.partial(pull_blocks, row))
 
         for ref, done, still_open in pairs:
             if plan.tiles == 1:

@@ -63,8 +63,8 @@ class Windows(NamedTuple):
 
     @property
     def scores(self) -> int:
-        """Scores of two blocks for the heads that are worked on at once."""
-        return 2 * (self.before + self.wide) * self.lanes
+        """Scores that are worked on at once."""
+        return self.heads.blocks_at_once * (self.before + self.wide) * self.lanes
 
     @property
     def before(self) -> int:
