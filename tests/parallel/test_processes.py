@@ -119,6 +119,17 @@ def test_a_run_goes_on_elsewhere(whole, tmp_path, processes, mesh):
 
 
 @pytest.mark.slow
+def test_a_form_of_attention_that_fails_in_one_process_is_used_by_none(whole, tmp_path):
+    workdir = tmp_path / "run"
+    settings = {"config": config(model={"attention_impl": "interpret"}).to_dict()}
+    (first, nothing), (second, said) = run(workdir, settings | {"form": "works"}, settings | {"form": "fails"})
+    assert (first, second, nothing) == (0, 0, [])
+    [line] = said
+    assert line.endswith("'interpret', which was tried on cpu: it fails with RuntimeError: no such instruction")
+    assert (workdir / "metrics.jsonl").read_bytes() == (whole / "metrics.jsonl").read_bytes()
+
+
+@pytest.mark.slow
 def test_batches_that_are_no_numbers_end_all_processes(tmp_path):
     workdir = tmp_path / "run"
     ended = run(workdir, {}, {"nan": [1, 8]})  # those of one of them alone

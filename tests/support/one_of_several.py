@@ -2,9 +2,11 @@
 
 `workdir` and `config` (fields of a TrainingConfig) describe the run; `devices`, `port`, `process` and `processes` this
 process. Events happen at steps counted from the start of the process: at the step `sigkill` or `sigterm` the process
-sends itself that signal; the batches from the first to the last of `nan` are NaN.
+sends itself that signal; the batches from the first to the last of `nan` are NaN. With `form` "fails", attention other
+than by scan fails in this process; with "works" it is that by scan.
 """
 
+import dataclasses
 import itertools
 import json
 import os
@@ -20,10 +22,13 @@ import numpy as np
 
 from wroformer_jax.config.training import TrainingConfig
 from wroformer_jax.errors import InputError
+from wroformer_jax.model import trial
 from wroformer_jax.parallel.processes import connect
 from wroformer_jax.training.loop import PreemptedError
 from wroformer_jax.training.step import make_train_step
 from wroformer_jax.training.trainer import train
+
+own_form_of = trial.form_of
 
 
 def make_eventful_step(*args):
@@ -43,7 +48,16 @@ def make_eventful_step(*args):
     return eventful
 
 
+def form_of(config):
+    """Stands in for `trial.form_of`."""
+    if SETTINGS["form"] == "fails" and config.attention_impl != "scan":
+        raise RuntimeError("no such instruction")
+    return own_form_of(dataclasses.replace(config, attention_impl="scan"))
+
+
 def main():
+    if "form" in SETTINGS:
+        trial.form_of = form_of
     if SETTINGS.get("processes"):
         connect(f"localhost:{SETTINGS['port']}", SETTINGS["processes"], SETTINGS["process"])
     try:

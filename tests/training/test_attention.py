@@ -21,9 +21,9 @@ def test_one_process_in_which_a_form_fails_is_enough(monkeypatch, others, chosen
     monkeypatch.setattr(attention, "checked", lambda config, device: implementations.settled(config, device.platform))
     monkeypatch.setattr(attention, "gather", lambda own: [own, *others])
     teacher = Teacher(RoFormer(dataclasses.replace(RUN.model, time_mixer="full")), {"sink_tokens": None})
-    config, mesh, agreed = attention.with_checked_attention(RUN, MESH, teacher)
+    config, agreed = attention.with_checked_attention(RUN, MESH, teacher)
     assert config.model.attention_impl == agreed.model.config.attention_impl == chosen
     assert agreed.model.config.time_mixer == "full"
-    assert (mesh, agreed.params) == (MESH, teacher.params)
+    assert agreed.params == teacher.params
     assert dataclasses.replace(config, model=RUN.model) == RUN
-    assert attention.with_checked_attention(RUN, MESH, None)[2] is None
+    assert attention.with_checked_attention(RUN, MESH, None) == (config, None)

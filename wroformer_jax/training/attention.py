@@ -15,8 +15,8 @@ from wroformer_jax.training.state import Teacher
 
 def with_checked_attention(
     config: TrainingConfig, mesh: Mesh, teacher: Teacher | None
-) -> tuple[TrainingConfig, Mesh, Teacher | None]:
-    """Returns the arguments of `step.make_train_step` with forms of attention that work on all devices of a run.
+) -> tuple[TrainingConfig, Teacher | None]:
+    """Returns settings and teacher with forms of attention that work on all devices of a run.
 
     Each process tries the forms on its first device, see `model.trial.checked`. If one fails anywhere, all processes
     take the scan form, since they run one program. All processes must call this.
@@ -24,7 +24,7 @@ def with_checked_attention(
     config = dataclasses.replace(config, model=_agreed(config.model, mesh))
     if teacher is not None:
         teacher = teacher._replace(model=teacher.model.clone(config=_agreed(teacher.model.config, mesh)))
-    return config, mesh, teacher
+    return config, teacher
 
 
 def _agreed(config: ModelConfig, mesh: Mesh) -> ModelConfig:

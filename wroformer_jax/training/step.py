@@ -190,6 +190,7 @@ def _local_loss(
     outputs: Any = model.apply({"params": params}, mixture, method="stems_and_masks")
     estimate, *masks = outputs
     target = batch["targets"][..., : estimate.shape[-1]]
+    places = config.model.places_at_once or 0
     with jax.named_scope("loss"):
         parts = {
             "l1": l1(estimate, target, time=time),
@@ -201,7 +202,7 @@ def _local_loss(
                 hop=config.loss.hop,
                 time=time,
                 # `places_at_once` counts places of the residual stream, which have `dim` values each.
-                values_at_once=config.model.places_at_once * config.model.dim // (target.shape[1] * target.shape[2]),
+                values_at_once=places * config.model.dim // (target.shape[1] * target.shape[2]),
             ),
         }
     if teacher is not None:

@@ -131,7 +131,8 @@ def _run(config: TrainingConfig, inputs: _Inputs, make_step: MakeStep, stack: co
     inputs.init = None  # the state has these weights: free the copy
     log = stack.enter_context(TrainingLog(folder, int(state.step), config.steps)) if is_first() else None
     work = work_of(config, mesh, teacher.model.config if teacher else None)
-    validation = Validation(config, songs, log)
+    computed, teacher = with_checked_attention(config, mesh, teacher)
+    validation = Validation(computed, songs, log)
     loop = Loop(
         config=config,
         mesh=mesh,
@@ -145,9 +146,9 @@ def _run(config: TrainingConfig, inputs: _Inputs, make_step: MakeStep, stack: co
     _say(log, _greeting(config, int(state.step), mesh, workdir))
     if not validation:
         _say(log, "there are no songs to validate on, so no SDR: prepare some as validation or test, see docs/data.md")
-    state = loop.run(state, make_step(*with_checked_attention(config, mesh, teacher)))
+    state = loop.run(state, make_step(computed, mesh, teacher))
     params = whole_here(params_to_use(state), mesh)
-    in_first(lambda: _write_report(config, folder, params, validation, log))
+    in_first(lambda: _write_report(computed, folder, params, validation, log))
     [scores, *_] = gather(log.last_validation() if log else None)
     _say(log, _farewell(workdir, scores or {}))
     return scores or {}
