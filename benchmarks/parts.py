@@ -21,6 +21,7 @@ from wroformer_jax.config.model import ModelConfig
 from wroformer_jax.model.band_layers import BandSplit, MaskEstimator
 from wroformer_jax.model.blocks import Block
 from wroformer_jax.model.flops import forward_flops, num_frames
+from wroformer_jax.model.implementations import settled
 from wroformer_jax.model.layers import Rotary
 from wroformer_jax.model.params import init_params
 from wroformer_jax.model.roformer import RoFormer
@@ -48,6 +49,7 @@ def share_rows(config: ModelConfig, lengths: tuple[float, float], rounds: int) -
 
     Attention is counted without its scores, which have a row of their own.
     """
+    config = settled(config, jax.default_backend())
     products = best_product(config.dtype)
     peak = max(products.values())
     params = init_params(RoFormer(config), 0)
