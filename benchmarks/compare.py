@@ -262,6 +262,7 @@ def main() -> None:
     _choose_device(args.device)
     dtype = "bfloat16" if args.device == "gpu" else "float32"
     if args.once:
+        os.environ["TORCHINDUCTOR_FORCE_DISABLE_CACHES"] = "1"  # so that PyTorch compiles, too
         kind, name, seconds, settings, path = args.once
         bench = Bench(ModelConfig.from_dict(json.loads(settings)), args.device, 1)
         Path(path).write_text(json.dumps(run_once(bench, kind, name, float(seconds))))
@@ -296,6 +297,7 @@ def _choose_device(device: str) -> None:
     os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")  # PyTorch needs its share of a GPU
     import jax
 
+    jax.config.update("jax_enable_compilation_cache", False)
     if device == "cpu":
         jax.config.update("jax_platforms", "cpu")
     else:

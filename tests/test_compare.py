@@ -82,3 +82,16 @@ def test_every_row_can_be_measured(tmp_path):
     page = (tmp_path / "performance.md").read_text()
     assert "| inference-1 | ours |" in page
     assert (tmp_path / "performance_cpu.png").stat().st_size > 10_000
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [(["--device", "gpu"], "JAX finds no GPU"), (["--quick", "--only", "inference-7"], "no row inference-7; rows: ")],
+)
+def test_what_cannot_be_measured_is_said_in_a_sentence(arguments, sentence):
+    command = [sys.executable, str(BENCHMARKS / "compare.py"), *arguments]
+    shown = subprocess.run(command, env=of_a_program(), capture_output=True, text=True)
+    assert shown.returncode == 1
+    assert shown.stderr.startswith(sentence)
+    assert shown.stderr.count("\n") == 1
