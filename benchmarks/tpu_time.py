@@ -15,6 +15,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+import textwrap
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -31,6 +32,7 @@ from wroformer_jax.planning.topology import find_topology
 
 DOCS = Path(__file__).parents[1] / "docs"
 NAME = "tpu_time"
+LINE = 118  # characters of a line of the page
 
 
 class Row(NamedTuple):
@@ -85,12 +87,12 @@ def line(row: Row, found: Plan, count: TimeCount) -> dict[str, Any]:
         "program": "forward" if row.inference else "training step",
         "audio s": row.seconds,
         "estimate ms": 1000 * whole.estimated,
-        "of peak": share(whole.estimated),
+        "of peak (e)": share(whole.estimated),
         "schedule ms": 1000 * whole.scheduled,
-        "of peak ": share(whole.scheduled),
-        "data sheet's floor ms": 1000 * found.roofline.overlapped if found.roofline else "-",
+        "of peak (s)": share(whole.scheduled),
+        "floor ms": 1000 * found.roofline.overlapped if found.roofline else "-",
         "peak GiB": found.memory.peak / 2**30,
-        "operations": count.num_operations,
+        "ops": count.num_operations,
         "compile s": found.compile_seconds,
     }
 
@@ -105,9 +107,9 @@ def parts(count: TimeCount) -> list[dict[str, Any]]:
             {
                 "part": name,
                 "estimate ms": 1000 * part.estimated,
-                "of peak": estimated,
+                "of peak (e)": estimated,
                 "schedule ms": 1000 * part.scheduled,
-                "of peak ": scheduled,
+                "of peak (s)": scheduled,
                 "mostly": part.bound,
             }
         )
@@ -118,13 +120,14 @@ def write_page(kept: dict[str, Any]) -> None:
     """Writes the TPU section of docs/performance.md from all rows that were counted."""
     ordered = {name: kept[name] for name in ROWS if name in kept}
     machines = sorted({one["machine"] for one in ordered.values()})
-    sections = [
+    about = (
         f"Command: `python benchmarks/{NAME}.py`. No TPU was run: the figures are counted in the compiled programs, by "
         "the compiler's own estimate and by the final schedule of its instructions, as `wroformer plan --time` does. "
         "The floor is the roofline of the data sheet's peak rates. One example a chip, published size, bfloat16. "
-        f"Compiled on {'; '.join(machines)}.",
-        markdown([one["line"] for one in ordered.values()]),
-    ]
+        f"Compiled on {'; '.join(machines)}."
+    )
+    lines = textwrap.wrap(about, LINE, break_long_words=False, break_on_hyphens=False)
+    sections = ["\n".join(lines), markdown([one["line"] for one in ordered.values()])]
     for name in ("forward-8-v5e", "step-8-v5e"):
         if name in ordered:
             picture = f"{NAME}_{name}.png"
