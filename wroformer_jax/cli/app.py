@@ -16,11 +16,14 @@ from wroformer_jax.cli import convert, evaluate, inspect, plan, prepare, separat
 from wroformer_jax.cli.arguments import add_verbose
 from wroformer_jax.cli.output import EXIT_OK, print_out, with_exit_status
 from wroformer_jax.cli.parser import ArgumentParser
+from wroformer_jax.cli.processor import prepare_process
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command and returns its exit status; wrong arguments raise SystemExit, as in argparse."""
     args = _parser().parse_args(argv)
+    if argv is None:  # the process is this command's own
+        prepare_process(sys.orig_argv)
     try:
         return with_exit_status(args, program="wroformer")
     except BrokenPipeError:  # as by `| head`; Python still flushes stdout at the end, so give it another file
