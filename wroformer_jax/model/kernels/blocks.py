@@ -19,7 +19,7 @@ import jax.numpy as jnp
 from jax.experimental.pallas import tpu as pltpu
 from jaxtyping import Array, Float, Int
 
-from wroformer_jax.model.kernels.sizes import Heads
+from wroformer_jax.model.kernels.sizes import ROW_MULTIPLE, Heads
 
 # Added to the scores of keys that a query may not see.
 HIDDEN = -1e30
@@ -30,7 +30,13 @@ LEAST_SUM = 1e-30
 
 def clear_rows(x: Float[Array, "row group"], count: Array | int) -> Float[Array, "row group"]:
     """Returns x with zeros from row `count` on, whatever is there. x may be longer than the array that it is from."""
-    return x if isinstance(count, int) and count >= x.shape[0] else join_rows(x, jnp.zeros_like(x), count)
+    whole = 0  # rows of the registers that stay as they are, if that is known when the kernel is compiled
+    if isinstance(count, int):
+        if count >= len(x):
+            return x
+        whole = count // ROW_MULTIPLE * ROW_MULTIPLE
+    last = join_rows(x[whole:], jnp.zeros_like(x[whole:]), count - whole)
+    return jnp.concatenate([x[:whole], last]) if whole else last
 
 
 def join_rows(
