@@ -189,9 +189,9 @@ def test_dense_with_heads_of_any_size(head_dim, lanes):
 @pytest.mark.slow
 def test_bfloat16_is_close_to_float32():
     rng = np.random.default_rng(0)
-    q, k, v, out_gradient = (normal(rng, 2, 90, 128) for _ in range(4))
-    k_sinks, v_sinks = (normal(rng, 2, 8, 128) for _ in range(2))
-    bounds = jnp.array([0, 90], jnp.int32)
+    q, k, v, out_gradient = (normal(rng, 2, 91, 128) for _ in range(4))  # odd numbers: two rows share a register
+    k_sinks, v_sinks = (normal(rng, 2, 3, 128) for _ in range(2))
+    bounds = jnp.array([1, 90], jnp.int32)
     for attend, inputs in (
         (functools.partial(windowed_lanes, bounds=bounds, reach=5), (q / 8, k, v, k_sinks, v_sinks)),
         (dense_lanes, (q / 8, k, v)),
