@@ -91,7 +91,7 @@ def line(row: Row, found: Plan, count: TimeCount) -> dict[str, Any]:
         "schedule ms": 1000 * whole.scheduled,
         "of peak (s)": share(whole.scheduled),
         "floor ms": 1000 * found.roofline.overlapped if found.roofline else "-",
-        "peak GiB": found.memory.peak / 2**30,
+        "GiB": found.memory.peak / 2**30,
         "ops": count.num_operations,
         "compile s": found.compile_seconds,
     }
