@@ -215,8 +215,10 @@ def _keys_of_blocks(
     def from_frame(first: int) -> Array:
         return wide[:, first : first + count * frames].reshape(batch, count, frames, *head)
 
+    # Through float32, in which the gradient then adds up over the blocks.
+    of_blocks = jnp.broadcast_to(sinks[:, None].astype(jnp.float32), (batch, count, *sinks.shape[1:]))
     parts = [
-        jnp.broadcast_to(sinks[:, None], (batch, count, *sinks.shape[1:])),
+        of_blocks.astype(wide.dtype),
         from_frame(0)[:, :, :reach],
         from_frame(reach),
         from_frame(2 * reach)[:, :, frames - reach :],
