@@ -41,13 +41,17 @@ class Windowed(nn.Module):
     """Windowed sink attention: flex_attention with a block mask, which must be set before the module is called."""
 
     mask: BlockMask
-    compiled: bool
 
-    # It is compiled by itself: on a CPU, PyTorch cannot fuse it with what follows, and refuses to compile both.
+    def forward(self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> Any:
+        return flex_attention(q.to(v.dtype), k.to(v.dtype), v, block_mask=self.mask)
+
+
+class WindowedAlone(Windowed):
+    """The same, compiled by itself: on a CPU, PyTorch cannot fuse it with what follows, and refuses to compile both."""
+
     @torch.compiler.disable(recursive=False)
-    def forward(self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
-        attend: Any = _compiled_flex if self.compiled else flex_attention
-        return attend(q.to(v.dtype), k.to(v.dtype), v, block_mask=self.mask)
+    def forward(self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> Any:
+        return _compiled_flex(q.to(v.dtype), k.to(v.dtype), v, block_mask=self.mask)
 
 
 _compiled_flex = torch.compile(flex_attention, dynamic=False)
@@ -87,16 +91,25 @@ class Recomputed(nn.Module):
         return checkpoint(self.inner, x, use_reentrant=False)
 
 
-def full(config: ModelConfig, device: str, *, compiled: bool = False) -> nn.Module:
-    """Returns the package's model with full attention and random weights."""
+def full(config: ModelConfig, device: str, *, compiled: bool = False, remat: bool = False) -> nn.Module:
+    """Returns the package's model with full attention and random weights.
+
+    Args:
+      config: the settings.
+      device: "cpu" or "cuda".
+      compiled: compile the transformers.
+      remat: keep only the transformers' inputs for the backward pass.
+    """
     model = make_reference(as_full(config))
     for time, freq in model.layers:
         _set_attention(time, Scaled)
         _set_attention(freq, Scaled)
-    return _finished(model, device, compiled)
+    return _finished(model, device, compiled, remat)
 
 
-def windowed(config: ModelConfig, device: str, seconds: float, *, compiled: bool = True) -> nn.Module:
+def windowed(
+    config: ModelConfig, device: str, seconds: float, *, compiled: bool = True, remat: bool = False
+) -> nn.Module:
     """Returns a windowed-sink model with random weights, for audio of one length.
 
     Without `compiled`, flex_attention lays out all scores: for tests of the numbers only.
@@ -104,11 +117,11 @@ def windowed(config: ModelConfig, device: str, seconds: float, *, compiled: bool
     model = make_reference(config)
     shared = block_mask(config, seconds, device)
     for time, freq in model.layers:
-        _set_attention(time, Windowed)
+        _set_attention(time, WindowedAlone if compiled and device == "cpu" else Windowed)
         _set_attention(freq, Scaled)
         for attention, _ in time.layers:
-            attention.attend.mask, attention.attend.compiled = shared, compiled
-    return _finished(model, device, compiled)
+            attention.attend.mask = shared
+    return _finished(model, device, compiled, remat)
 
 
 def block_mask(config: ModelConfig, seconds: float, device: str) -> BlockMask:
@@ -133,11 +146,8 @@ def inference(model: nn.Module, audio: Any, dtype: str) -> Callable[[], torch.Te
     return run
 
 
-def training(model: Any, audio: Any, targets: Any, dtype: str, *, remat: bool) -> Callable[[], torch.Tensor]:
-    """Returns a function that takes one step of AdamW on the package's own loss; `remat` keeps inputs only."""
-    if remat:
-        for pair in model.layers:
-            pair[0], pair[1] = Recomputed(pair[0]), Recomputed(pair[1])
+def training(model: nn.Module, audio: Any, targets: Any, dtype: str) -> Callable[[], torch.Tensor]:
+    """Returns a function that takes one step of AdamW on the package's own loss."""
     given, wanted = (torch.tensor(array, device=device_of(model)) for array in (audio, targets[:, 0]))
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, fused=True)
 
@@ -184,14 +194,15 @@ def _set_attention(transformer: Any, kind: type[nn.Module]) -> None:
         attention.attend = kind()
 
 
-def _finished(model: Any, device: str, compiled: bool) -> nn.Module:
+def _finished(model: Any, device: str, compiled: bool, remat: bool) -> nn.Module:
     sinks = model.config.num_sinks
     if sinks:
         model.band_split = WithSinks(model.band_split, model.sink_tokens)
     model.mask_estimators = nn.ModuleList(MaskOfFrames(estimator, sinks) for estimator in model.mask_estimators)
-    model.to(device)
-    if compiled:
-        for pair in model.layers:
-            for transformer in pair:
-                transformer.compile(dynamic=False)
-    return model
+    for pair in model.layers:
+        if remat:
+            pair[0], pair[1] = Recomputed(pair[0]), Recomputed(pair[1])
+        if compiled:  # with the recomputation inside, or PyTorch may recompute by another program
+            pair[0].compile(dynamic=False)
+            pair[1].compile(dynamic=False)
+    return model.to(device)
