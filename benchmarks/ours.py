@@ -16,7 +16,8 @@ from wroformer_jax.model.params import init_params
 from wroformer_jax.model.roformer import RoFormer
 from wroformer_jax.parallel.mesh import make_mesh
 from wroformer_jax.parallel.sharding import to_global
-from wroformer_jax.separation.forward import apply_model, apply_model_to_whole
+from wroformer_jax.separation.forward import apply_model, apply_model_to_whole, on_this_device
+from wroformer_jax.training.attention import with_checked_attention
 from wroformer_jax.training.state import batch_shapes, initial_state
 from wroformer_jax.training.step import make_train_step
 
@@ -38,7 +39,7 @@ def as_full(config: ModelConfig) -> ModelConfig:
 
 def inference(config: ModelConfig, seconds: float, params: Any = None) -> Callable[[], Any]:
     """Returns a function that separates `seconds` of audio once, as `wroformer separate` does it."""
-    model = RoFormer(dataclasses.replace(config, remat="none"))
+    model = on_this_device(RoFormer(dataclasses.replace(config, remat="none")))
     params = init_params(model, 0) if params is None else params
     audio, _ = noise(config, seconds)
     apply = apply_model if seconds <= LONGEST_CHUNK else apply_model_to_whole
@@ -50,6 +51,7 @@ def training(config: ModelConfig, seconds: float, *, remat: bool) -> Callable[[]
     config = dataclasses.replace(config, remat="block" if remat else "none")
     run = training_config(config, seconds)
     mesh = make_mesh(run.mesh)
+    run, _ = with_checked_attention(run, mesh, None)
     state, step = initial_state(run, mesh), make_train_step(run, mesh)
     mixture, targets = noise(config, seconds)
     batch = to_global({"mixture": mixture, "targets": targets}, mesh, batch_shapes(run, mesh))
