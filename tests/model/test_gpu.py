@@ -1,5 +1,6 @@
 """cuDNN's form of attention gives the scan form's numbers. XLA stands in for cuDNN, which needs a GPU."""
 
+import dataclasses
 import functools
 
 import jax
@@ -10,6 +11,7 @@ import pytest
 from wroformer_jax.config import ModelConfig
 from wroformer_jax.errors import InputError
 from wroformer_jax.model import attention, gpu
+from wroformer_jax.model.blocks import freq_attention, time_attention
 from wroformer_jax.model.implementations import settled
 
 HEADS, DIM_HEAD = 2, 8
@@ -89,6 +91,26 @@ def test_cudnn_gets_what_it_takes(monkeypatch, tokens, window, sinks):
     for q, k, mask in calls:
         assert q[1] % 2 == k[1] % 2 == 0
         assert mask in (None, (1, HEADS, q[1], k[1]))
+
+
+@pytest.mark.parametrize("mixer", ["windowed_sink", "full"])
+def test_settings_that_say_cudnn_get_it_along_time_and_over_bands(monkeypatch, mixer):
+    calls = []
+
+    def by_xla(*qkv, implementation, **options):
+        calls.append(implementation)
+        return own(*qkv, implementation="xla", **options)
+
+    own = jax.nn.dot_product_attention
+    monkeypatch.setattr(jax.nn, "dot_product_attention", by_xla)
+    scan = ModelConfig(attention_impl="scan", time_mixer=mixer, num_sinks=3)
+    cudnn = dataclasses.replace(scan, attention_impl="cudnn")
+    qkv = random_qkv(41)
+    for attention_of in (functools.partial(time_attention, num_hops=30), freq_attention):
+        done = len(calls)
+        found, expected = (jax.jit(attention_of(config))(*qkv)[:, :34] for config in (cudnn, scan))
+        np.testing.assert_allclose(found, expected, atol=1e-5, rtol=0)
+        assert set(calls[done:]) == {"cudnn"}
 
 
 def test_blocks_have_keys_for_whole_tiles():
