@@ -74,7 +74,7 @@ def draw(path: Path, measured: Mapping[str, Mapping[str, Any]]) -> Path | None:
     if not bars:
         return None
     peers = list(dict.fromkeys(peer for _, multiples in bars for peer, _ in multiples))
-    figure, axes = plt.subplots(figsize=(1.8 + 1.3 * len(bars), 4), layout="constrained")
+    figure, axes = plt.subplots(figsize=(max(5.0, 1.8 + 1.3 * len(bars)), 4), layout="constrained")
     for number, peer in enumerate(peers):
         places = [(i, dict(multiples)[peer]) for i, (_, multiples) in enumerate(bars) if peer in dict(multiples)]
         x = [i + 0.25 * (number - (len(peers) - 1) / 2) for i, _ in places]
@@ -84,7 +84,7 @@ def draw(path: Path, measured: Mapping[str, Mapping[str, Any]]) -> Path | None:
     axes.set_xticks(range(len(bars)), [name for name, _ in bars])
     axes.set_ylabel("times ours")
     axes.spines[["top", "right"]].set_visible(False)
-    axes.legend(frameon=False, fontsize=8)
+    figure.legend(loc="outside upper center", ncols=2, frameon=False, fontsize=8)
     figure.savefig(path, dpi=120)
     plt.close(figure)
     return path
