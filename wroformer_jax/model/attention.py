@@ -22,7 +22,7 @@ from wroformer_jax.errors import InputError
 from wroformer_jax.model.precision import product
 from wroformer_jax.parallel.time_axis import MAX_REACH, WHOLE, Count, TimeAxis
 
-QUERY_BLOCK = 64  # frames: queries of the windowed attention that share one slice of keys
+QUERY_BLOCK = 64  # frames: queries of the windowed attention that share one slice of keys, unless told otherwise
 FRAMES_PER_ROUND = 512  # frames: queries in one round of the windowed attention's scan
 FULL_BLOCK = 512  # tokens: queries, and keys, in one round of the full attention's scans
 
@@ -39,6 +39,7 @@ def windowed_sink_attention(
     num_sinks: int,
     num_hops: int | None = None,
     time: TimeAxis = WHOLE,
+    query_block: int = QUERY_BLOCK,
 ) -> Float[Array, "batch token head head_dim"]:
     """Attention within a window around each token, and from and to the sinks, which are the first tokens.
 
@@ -53,6 +54,7 @@ def windowed_sink_attention(
       num_sinks: number of first tokens that see all tokens and are seen by all. May exceed the number of tokens.
       num_hops: hops of the audio; tokens after the sinks and num_hops + 1 frames are padding. All tokens by default.
       time: the time axis. If it is cut into parts, window // 2 must be at most num_hops and MAX_REACH.
+      query_block: frames whose queries share one slice of keys.
 
     Raises:
       InputError: window or num_sinks is negative.
@@ -67,7 +69,15 @@ def windowed_sink_attention(
     q_frames, k_frames, v_frames = q[:, num_sinks:], k[:, num_sinks:], v[:, num_sinks:]
     if reach <= MAX_REACH:
         out = _frame_attention(
-            q_frames, k_frames, v_frames, k_sinks, v_sinks, reach=reach, num_hops=num_hops, time=time
+            q_frames,
+            k_frames,
+            v_frames,
+            k_sinks,
+            v_sinks,
+            reach=reach,
+            num_hops=num_hops,
+            time=time,
+            query_block=query_block,
         )
     else:
         out = _online_attention(q_frames, k, v, reach=reach, num_sinks=num_sinks, num_keys=num_sinks + num_hops + 1)
@@ -243,6 +253,7 @@ def _frame_attention(
     reach: int,
     num_hops: int,
     time: TimeAxis,
+    query_block: int,
 ) -> Float[Array, "batch frame head head_dim"]:
     """Frames see `reach` frames on each side and all sinks, in one softmax.
 
@@ -250,7 +261,7 @@ def _frame_attention(
     block before, and the first `reach` frames of the block after. A round of the scan takes several blocks.
     """
     num_frames = q.shape[1]
-    block = max(reach, min(QUERY_BLOCK, num_frames))
+    block = max(reach, min(query_block, num_frames))
     num_blocks = -(-num_frames // block)
     rounds = -(-num_blocks * block // max(FRAMES_PER_ROUND, block))
     blocks_per_round = -(-num_blocks // rounds)

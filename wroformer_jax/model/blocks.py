@@ -14,7 +14,7 @@ import jax
 from jaxtyping import Array, Float
 
 from wroformer_jax.config.model import ModelConfig
-from wroformer_jax.model import attention, gpu
+from wroformer_jax.model import attention, cpu, gpu
 from wroformer_jax.model.lanes import LaneAttention, attend_in_window, attend_to_all, in_lanes
 from wroformer_jax.model.layers import Attention, FeedForward, RMSNorm, Tables
 from wroformer_jax.parallel.time_axis import WHOLE, TimeAxis
@@ -114,12 +114,14 @@ def time_attention(config: ModelConfig, num_hops: int | None = None, time: TimeA
         if config.time_mixer == "windowed_sink":
             return attend_in_window(config, num_hops, time)
         return attend_to_all(config, num_keys=num_keys)
-    form = gpu if config.attention_impl == "cudnn" else attention
+    is_cudnn = config.attention_impl == "cudnn"
+    windowed = gpu.windowed_sink_attention if is_cudnn else cpu.windowed_sink_attention
+    full = gpu.full_attention if is_cudnn else attention.full_attention
     return {
         "windowed_sink": functools.partial(
-            form.windowed_sink_attention, window=config.window, num_sinks=config.num_sinks, num_hops=num_hops, time=time
+            windowed, window=config.window, num_sinks=config.num_sinks, num_hops=num_hops, time=time
         ),
-        "full": functools.partial(form.full_attention, num_keys=num_keys),
+        "full": functools.partial(full, num_keys=num_keys),
         "naive": functools.partial(attention.naive_attention, num_keys=num_keys),
     }[config.time_mixer]
 
