@@ -129,5 +129,5 @@ def time_attention(config: ModelConfig, num_hops: int | None = None, time: TimeA
 def freq_attention(config: ModelConfig) -> Attend:
     """Returns the attention of every band to every band, on arrays as in `time_attention`."""
     if in_lanes(config):
-        return attend_to_all(config)
+        return attend_to_all(config, num_keys=config.num_bands)  # bands behind the last are padding
     return gpu.full_attention if config.attention_impl == "cudnn" else attention.full_attention

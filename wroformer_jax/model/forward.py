@@ -25,7 +25,7 @@ from wroformer_jax.config.model import ModelConfig
 from wroformer_jax.errors import InputError
 from wroformer_jax.model.band_layers import BandSplit, MaskEstimator
 from wroformer_jax.model.blocks import Block
-from wroformer_jax.model.lanes import aligned_length, folded, in_lanes, lane_tables
+from wroformer_jax.model.lanes import aligned_bands, aligned_length, folded, in_lanes, lane_tables
 from wroformer_jax.model.layers import Params, RMSNorm, Rotary, Tables
 from wroformer_jax.model.pieces import Cut, Sizes, walk
 from wroformer_jax.model.stft import (
@@ -174,7 +174,7 @@ def transform(config: ModelConfig, time: TimeAxis, params: Params, x: Stream, si
         variables["time_rotary"], x.shape[2], num_sinks=config.num_sinks, first_frame=first_frame
     )
     time_tables: Tables = tables
-    tables = rotary.apply(variables["freq_rotary"], x.shape[1])
+    tables = rotary.apply(variables["freq_rotary"], aligned_bands(config) if in_lanes(config) else x.shape[1])
     freq_tables: Tables = tables
     if in_lanes(config):
         time_tables, freq_tables = lane_tables(config, time_tables), lane_tables(config, freq_tables)

@@ -21,7 +21,7 @@ from wroformer_jax.model.lanes import LANE_IMPLS, kernels_serve
 # hidden layer of the feed-forward, then stay in VMEM (128 MiB on v5e, and on v6e).
 TPU_PLACES = 4992
 # STFT frames at a time in the mask estimator, which has most of a model's weights: it reads them once for each piece.
-TPU_FRAMES = 512
+TPU_FRAMES = 1024
 
 _FAST = {"tpu": "pallas", "gpu": "cudnn"}  # the form for a kind of device, if it serves the model
 

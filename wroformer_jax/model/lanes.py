@@ -30,6 +30,7 @@ from wroformer_jax.model.precision import product
 from wroformer_jax.parallel.time_axis import Count, TimeAxis
 
 LANES = 128
+BAND_MULTIPLE = 16  # rows of bfloat16 in a tile
 LANE_IMPLS = ("pallas", "interpret")  # values of `config.attention_impl` that mean this form
 
 Attend = Callable[[Array, Array, Array], Array]
@@ -83,21 +84,26 @@ def gated_attention(
       config: the settings.
       params: see `folded`.
       x: the residual stream.
-      tables: see `lane_tables`.
+      tables: see `lane_tables`. Their length is that of the rows with padding, whose keys `attend` must hide.
       attend: maps queries, keys and values to outputs.
     """
-    y, (cos, sin) = unit_norm(x).astype(config.dtype), tables
+    cos, sin = tables
+    rows, given, dim = x.shape
+    tokens = len(cos)
+    y = jnp.pad(unit_norm(x).astype(config.dtype), ((0, 0), (0, tokens - given), (0, 0)))
+    # Two axes leave no doubt that the long one is tiled; the reshapes are free where `tokens` is a multiple of a tile.
+    y = y.reshape(-1, dim)
 
     def into(name: str) -> Float[Array, "row token lane"]:
-        return matmul("rti,io->rto", y, params[name], config)
+        return matmul("ni,io->no", y, params[name], config).reshape(rows, tokens, -1)
 
     q, k = (into(name) * cos + into(f"{name}_turned") * sin for name in ("q", "k"))
     out = attend(q.astype(config.dtype), k.astype(config.dtype), into("v").astype(config.dtype))
-    gates = nn.sigmoid(into("gates") + params["gates_bias"])
+    gates = nn.sigmoid(matmul("ni,io->no", y, params["gates"], config) + params["gates_bias"])
     # A product with zeros and ones repeats a head's gate over its lanes.
     heads = np.repeat(np.eye(gates.shape[-1], dtype=np.float32), padded_head_dim(config.dim_head), axis=1)
-    out = out * matmul("rth,hl->rtl", gates, jnp.asarray(heads), config)
-    return matmul("rtl,lo->rto", out, params["out"], config)
+    out = out.reshape(rows * tokens, -1) * matmul("nh,hl->nl", gates, jnp.asarray(heads), config).astype(out.dtype)
+    return matmul("nl,lo->no", out, params["out"], config).reshape(rows, tokens, dim)[:, :given]
 
 
 def folded(config: ModelConfig, params: Params) -> Params:
@@ -162,6 +168,11 @@ def lane_tables(config: ModelConfig, tables: Tables) -> LaneTables:
 def aligned_length(config: ModelConfig, num_tokens: int) -> int:
     """Returns the least number of tokens, from num_tokens on, that the kernels take without a padded copy."""
     return aligned_tokens(num_tokens, padded_head_dim(config.dim_head))
+
+
+def aligned_bands(config: ModelConfig) -> int:
+    """Returns the bands of a token with padding, so that whole tiles hold them."""
+    return -(-config.num_bands // BAND_MULTIPLE) * BAND_MULTIPLE
 
 
 def attend_to_all(config: ModelConfig, *, num_keys: int | None = None) -> Attend:

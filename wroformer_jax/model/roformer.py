@@ -41,7 +41,8 @@ class RoFormer(nn.Module):
     time_axis: TimeAxis = WHOLE
 
     def setup(self) -> None:
-        config = self.config
+        # `plain` is the reference for all forms, and the parameters are the same in all.
+        config = dataclasses.replace(self.config, attention_impl="scan")
         self.band_split = BandSplit(config)
         self.time_rotary, self.freq_rotary = Rotary(config.dim_head), Rotary(config.dim_head)
         if config.num_sinks:
@@ -50,8 +51,7 @@ class RoFormer(nn.Module):
                 named(nn.initializers.normal(SINK_STD), "sink", "band", "embed"),
                 (config.num_sinks, config.num_bands, config.dim),
             )
-        # One module; its parameters have a leading axis of config.depth. `plain` is the reference for all forms.
-        self.blocks = Block(dataclasses.replace(config, attention_impl="scan"))
+        self.blocks = Block(config)  # one module; its parameters have a leading axis of config.depth
         if config.band_scheme == "band_split":
             self.final_norm = RMSNorm()
         self.mask_estimator = MaskEstimator(config)
