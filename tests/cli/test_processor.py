@@ -6,7 +6,7 @@ import sys
 import pytest
 from support.helpers import of_a_program
 
-from wroformer_jax.cli.processor import add_tunable, needs_new_start, with_xla_flag
+from wroformer_jax.cli.processor import add_tunable, knows_xla_flag, needs_new_start, with_xla_flag
 
 FLAG = "--xla_cpu_experimental_ynn_fusion_type"
 
@@ -22,6 +22,14 @@ FLAG = "--xla_cpu_experimental_ynn_fusion_type"
 )
 def test_a_flag_that_the_user_set_stays(given, expected):
     assert with_xla_flag(given) == expected
+
+
+@pytest.mark.parametrize(
+    ("jaxlib", "expected"),
+    [("0.10.1", False), ("0.10.2", True), ("0.12.0.1", True), ("0.13.0", False), ("1.0.0", False), ("dev", False)],
+)
+def test_a_jaxlib_that_may_not_know_the_flag_does_not_get_it(jaxlib, expected):
+    assert knows_xla_flag(jaxlib) is expected
 
 
 @pytest.mark.parametrize(

@@ -5,13 +5,16 @@ Both are settled by environment variables before JAX is imported. What the user 
 
 from __future__ import annotations
 
+import importlib.metadata
 import os
+import re
 import sys
 from collections.abc import Mapping, MutableMapping, Sequence
 
 # YNNPACK, which XLA takes for products by default, needs up to a fifth more time for the products of these models than
 # Eigen, which it takes with an empty list.
 _XLA_FLAG, _XLA_VALUE = "--xla_cpu_experimental_ynn_fusion_type", ""
+_FIRST_JAXLIB, _UNKNOWN_JAXLIB = (0, 10, 2), (0, 13)
 # With pages of 2 MB instead of 4 kB, products and all else need 10 % less time together. glibc reads the variable when
 # a process starts.
 _GLIBC_TUNABLE, _GLIBC_VALUE = "glibc.malloc.hugetlb", "1"
@@ -24,12 +27,22 @@ def prepare_process(command: Sequence[str]) -> None:
     Args:
       command: the whole command line, the interpreter first, as `sys.orig_argv` has it.
     """
-    os.environ["XLA_FLAGS"] = with_xla_flag(os.environ.get("XLA_FLAGS", ""))
+    if knows_xla_flag(importlib.metadata.version("jaxlib")):
+        os.environ["XLA_FLAGS"] = with_xla_flag(os.environ.get("XLA_FLAGS", ""))
     if needs_new_start(os.environ, _glibc_version()):
         add_tunable(os.environ)
         sys.stdout.flush()
         sys.stderr.flush()
         os.execv(sys.executable, list(command))
+
+
+def knows_xla_flag(jaxlib: str) -> bool:
+    """Whether a version of jaxlib is one of those that are known to have this module's flag.
+
+    XLA ends a process whose XLA_FLAGS it does not know.
+    """
+    numbers = re.match(r"(\d+)\.(\d+)\.(\d+)", jaxlib)
+    return numbers is not None and _FIRST_JAXLIB <= tuple(map(int, numbers.groups())) < _UNKNOWN_JAXLIB
 
 
 def with_xla_flag(flags: str) -> str:
