@@ -33,6 +33,7 @@ from alternating import Run, alternate, compared, quartiles, seconds_of
 from processes import measure, measure_wall, wroformer
 from report import RESULTS, machine, print_table
 
+from wroformer_jax.cli.processor import prepare_process
 from wroformer_jax.config.model import ModelConfig
 
 DOCS = Path(__file__).parents[1] / "docs"
@@ -314,4 +315,5 @@ def _choose_device(device: str) -> None:
 
 
 if __name__ == "__main__":
+    prepare_process(sys.orig_argv)  # as commands do; the peers get the large pages of memory, too
     main()
