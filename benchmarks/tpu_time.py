@@ -3,6 +3,7 @@
     pip install --no-deps libtpu==0.0.42.1
     python benchmarks/tpu_time.py                              # every row; a row takes minutes
     python benchmarks/tpu_time.py --rows forward-8-v5e step-8-v5e
+    python benchmarks/tpu_time.py --rows                       # only writes the page from the results there are
 
 Prints, for each row, the compiler's own estimate and the count of the final schedule (see `wroformer plan --time`),
 each with its share of the peak rate; then the same for each part of the model. Rows that are counted again replace
@@ -90,10 +91,10 @@ def line(row: Row, found: Plan, count: TimeCount) -> dict[str, Any]:
         "of peak (e)": share(whole.estimated),
         "schedule ms": 1000 * whole.scheduled,
         "of peak (s)": share(whole.scheduled),
-        "floor ms": 1000 * found.roofline.overlapped if found.roofline else "-",
+        "roofline ms": 1000 * found.roofline.overlapped if found.roofline else "-",
         "GiB": found.memory.peak / 2**30,
         "ops": count.num_operations,
-        "compile s": found.compile_seconds,
+        "compile": found.compile_seconds,
     }
 
 
@@ -123,7 +124,9 @@ def write_page(kept: dict[str, Any]) -> None:
     about = (
         f"Command: `python benchmarks/{NAME}.py`. No TPU was run: the figures are counted in the compiled programs, by "
         "the compiler's own estimate and by the final schedule of its instructions, as `wroformer plan --time` does. "
-        "The floor is the roofline of the data sheet's peak rates. One example a chip, published size, bfloat16. "
+        "The roofline of the data sheet's peak rates lets every product read and write HBM, which it need not where "
+        "pieces stay in VMEM. (e) is the share of the peak rate by the estimate, (s) by the schedule. One example a "
+        "chip, published size, bfloat16. The seconds to compile include the dumps of machine code. "
         f"Compiled on {'; '.join(machines)}."
     )
     lines = textwrap.wrap(about, LINE, break_long_words=False, break_on_hyphens=False)
@@ -165,11 +168,11 @@ def main() -> None:
         path.write_text(json.dumps(kept, indent=2) + "\n")
         print_table([kept[name]["line"]])
         print_table(kept[name]["parts"])
-        if not args.no_page:
-            if name in ("forward-8-v5e", "step-8-v5e"):
-                what = "forward pass" if row.inference else "training step"
-                save_times(DOCS / f"{NAME}_{name}.png", found.time, title=f"{what}, {row.seconds:g} s, {row.chip}")
-            write_page(kept)
+        if not args.no_page and name in ("forward-8-v5e", "step-8-v5e"):
+            what = "forward pass" if row.inference else "training step"
+            save_times(DOCS / f"{NAME}_{name}.png", found.time, title=f"{what}, {row.seconds:g} s, {row.chip}")
+    if path.exists() and not args.no_page:
+        write_page(json.loads(path.read_text()))
 
 
 if __name__ == "__main__":
