@@ -43,6 +43,11 @@ def test_round_trip_is_bit_identical(tmp_path, params):
     assert all(type(leaf) is np.ndarray and leaf.dtype == np.float32 for leaf in jax.tree.leaves(loaded))
 
 
+def test_the_form_of_attention_is_no_part_of_a_saved_model(tmp_path, params):
+    save_model(tmp_path / "model", dataclasses.replace(CONFIG, attention_impl="pallas"), params)
+    assert load_model(tmp_path / "model")[0] == dataclasses.replace(CONFIG, attention_impl="auto")
+
+
 def test_saved_directory_holds_nothing_else(model_dir):
     assert sorted(os.listdir(model_dir)) == ["model.json", "params"]
     assert os.listdir(model_dir.parent) == ["model"]

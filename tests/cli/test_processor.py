@@ -6,7 +6,7 @@ import sys
 import pytest
 from support.helpers import of_a_program
 
-from wroformer_jax.cli.processor import add_tunable, knows_xla_flag, needs_new_start, with_xla_flag
+from wroformer_jax.cli.processor import add_tunable, knows_xla_flag, needs_new_start, prepare_process, with_xla_flag
 
 FLAG = "--xla_cpu_experimental_ynn_fusion_type"
 
@@ -25,11 +25,28 @@ def test_a_flag_that_the_user_set_stays(given, expected):
 
 
 @pytest.mark.parametrize(
-    ("jaxlib", "expected"),
-    [("0.10.1", False), ("0.10.2", True), ("0.12.0.1", True), ("0.13.0", False), ("1.0.0", False), ("dev", False)],
+    ("package", "version", "expected"),
+    [
+        ("jaxlib", "0.10.1", False),
+        ("jaxlib", "0.10.2", True),
+        ("jaxlib", "0.12.0.1", True),
+        ("jaxlib", "0.13.0", False),
+        ("jaxlib", "1.0.0", False),
+        ("jaxlib", "dev", False),
+        ("libtpu", "0.0.41", False),
+        ("libtpu", "0.0.50.1", True),
+        ("libtpu", "0.0.51", False),
+    ],
 )
-def test_a_jaxlib_that_may_not_know_the_flag_does_not_get_it(jaxlib, expected):
-    assert knows_xla_flag(jaxlib) is expected
+def test_an_xla_that_may_not_know_the_flag_does_not_get_it(package, version, expected):
+    assert knows_xla_flag(package, version) is expected
+
+
+def test_an_interpreter_that_cannot_start_anew_goes_on(monkeypatch):
+    monkeypatch.setattr(sys, "executable", "")
+    monkeypatch.setenv("XLA_FLAGS", "")
+    monkeypatch.setenv("GLIBC_TUNABLES", "")
+    prepare_process(["python"])
 
 
 @pytest.mark.parametrize(

@@ -101,6 +101,19 @@ def test_runs_hold_all_frames_and_tokens(num_hops, places):
     assert sizes.bands * sizes.groups == config.num_bands
 
 
+@pytest.mark.parametrize("memory", [{"places_at_once": 0}, {"remat": "dots"}])
+def test_one_piece_is_one_piece_also_with_padding(memory):
+    config = settled(dataclasses.replace(PUBLISHED, **memory), "tpu")
+    sizes = Sizes.of(config, 800, length=aligned_length(config, 809))
+    assert (sizes.frame_runs, sizes.token_runs, sizes.groups) == (1, 1, 1)
+
+
+def test_pieces_that_are_smaller_than_a_tile_are_as_small_as_a_tile():
+    config = settled(dataclasses.replace(PUBLISHED, places_at_once=300), "tpu")
+    sizes = Sizes.of(config, 800, length=aligned_length(config, 809))
+    assert (sizes.tokens, sizes.bands) == (8, 1)
+
+
 def test_gelu_before_products_of_bfloat16_is_exact_to_its_promise():
     x = jnp.linspace(-20, 20, 400_001)
     exact = gelu(x, "float32")

@@ -29,3 +29,16 @@ def test_gradients_are_those_of_the_einsum(equation, x, y):
     expected = value_and_gradients(lambda *args: jnp.einsum(*args, precision="highest"))
     for ours, theirs in zip(value_and_gradients(product), expected, strict=True):
         np.testing.assert_allclose(ours, theirs, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+def test_products_that_remat_keeps_are_not_computed_again(dtype):
+    def value(x, y):
+        return jnp.sin(product("...i,io->...o", x, y)).sum()
+
+    def is_kept(policy):
+        _, pull = jax.vjp(jax.checkpoint(value, policy=policy), jnp.ones((3, 4), dtype), jnp.ones((4, 5), dtype))
+        return (3, 5) in [leaf.shape for leaf in jax.tree.leaves(pull)]
+
+    assert is_kept(jax.checkpoint_policies.dots_saveable)
+    assert not is_kept(jax.checkpoint_policies.nothing_saveable)

@@ -13,6 +13,7 @@ renamed once they are complete.
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import functools
 import glob
 import json
@@ -133,10 +134,13 @@ def is_model_directory(path: str | os.PathLike) -> bool:
 
 
 def write_model_json(directory: Place, config: ModelConfig, torch_layout: TorchLayout | None = None) -> None:
-    """Writes model.json into a directory, which may be in a bucket."""
+    """Writes model.json into a directory, which may be in a bucket.
+
+    The model will be computed on other devices, too, so that it does not keep the form of attention of one of them.
+    """
     fields = {
         "format": FORMAT,
-        "model": config.to_dict(),
+        "model": dataclasses.replace(config, attention_impl="auto").to_dict(),
         "torch": None if torch_layout is None else torch_layout.to_dict(),
     }
     text = json.dumps(fields, indent=1) + "\n"

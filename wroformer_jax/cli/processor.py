@@ -5,16 +5,18 @@ Both are settled by environment variables before JAX is imported. What the user 
 
 from __future__ import annotations
 
+import contextlib
 import importlib.metadata
 import os
 import re
 import sys
-from collections.abc import Mapping, MutableMapping, Sequence
+from collections.abc import Iterator, Mapping, MutableMapping, Sequence
 
 # YNNPACK, which XLA takes for products by default, needs up to a fifth more time for the products of these models than
 # Eigen, which it takes with an empty list.
 _XLA_FLAG, _XLA_VALUE = "--xla_cpu_experimental_ynn_fusion_type", ""
-_FIRST_JAXLIB, _UNKNOWN_JAXLIB = (0, 10, 2), (0, 13)
+# The first version with that flag, and the first that was not looked at. Libtpu reads XLA_FLAGS, too.
+_XLA_VERSIONS = {"jaxlib": ((0, 10, 2), (0, 13)), "libtpu": ((0, 0, 42), (0, 0, 51))}
 # With pages of 2 MB instead of 4 kB, products and all else need 10 % less time together. glibc reads the variable when
 # a process starts.
 _GLIBC_TUNABLE, _GLIBC_VALUE = "glibc.malloc.hugetlb", "1"
@@ -27,22 +29,31 @@ def prepare_process(command: Sequence[str]) -> None:
     Args:
       command: the whole command line, the interpreter first, as `sys.orig_argv` has it.
     """
-    if knows_xla_flag(importlib.metadata.version("jaxlib")):
+    if all(knows_xla_flag(package, version) for package, version in _installed()):
         os.environ["XLA_FLAGS"] = with_xla_flag(os.environ.get("XLA_FLAGS", ""))
     if needs_new_start(os.environ, _glibc_version()):
         add_tunable(os.environ)
         sys.stdout.flush()
         sys.stderr.flush()
-        os.execv(sys.executable, list(command))
+        with contextlib.suppress(OSError):  # an interpreter that is not a file of its own: go on without the tunable
+            os.execv(sys.executable, list(command))
 
 
-def knows_xla_flag(jaxlib: str) -> bool:
-    """Whether a version of jaxlib is one of those that are known to have this module's flag.
+def knows_xla_flag(package: str, version: str) -> bool:
+    """Whether a version of jaxlib or libtpu is one of those that are known to have this module's flag.
 
     XLA ends a process whose XLA_FLAGS it does not know.
     """
-    numbers = re.match(r"(\d+)\.(\d+)\.(\d+)", jaxlib)
-    return numbers is not None and _FIRST_JAXLIB <= tuple(map(int, numbers.groups())) < _UNKNOWN_JAXLIB
+    first, unknown = _XLA_VERSIONS[package]
+    numbers = re.match(r"(\d+)\.(\d+)\.(\d+)", version)
+    return numbers is not None and first <= tuple(map(int, numbers.groups())) < unknown
+
+
+def _installed() -> Iterator[tuple[str, str]]:
+    """Yields the packages with an XLA of their own that are installed, and their versions."""
+    for package in _XLA_VERSIONS:
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            yield package, importlib.metadata.version(package)
 
 
 def with_xla_flag(flags: str) -> str:

@@ -61,7 +61,7 @@ class Sizes(NamedTuple):
           length: number of tokens with padding; runs then begin at multiples of ROW_MULTIPLE. None: as it comes.
         """
         num_frames, num_tokens = num_hops + 1, num_hops + 1 + config.num_sinks
-        at_once = config.places_at_once or num_tokens * config.num_bands
+        at_once = config.places_at_once or max(num_tokens, length or 0) * config.num_bands
         frames_at_once = config.frames_at_once or at_once // config.num_bands
         # A piece of fewer frames than overlap would be mostly overlap.
         least = -(-config.stft_n_fft // config.stft_hop_length)
@@ -109,9 +109,12 @@ def _runs_of_frames(num_frames: int, fewest: int, room: int) -> tuple[int, int]:
 
 
 def _runs_of_tokens(num_tokens: int, fewest: int) -> tuple[int, int]:
-    """Cuts tokens into equal runs, of a multiple of ROW_MULTIPLE tokens if that is possible."""
-    fitting = (runs for runs in range(fewest, num_tokens + 1) if num_tokens % (runs * ROW_MULTIPLE) == 0)
-    runs = next(fitting, 1)
+    """Cuts tokens, a multiple of ROW_MULTIPLE, into equal runs of such a multiple: `fewest` of them, or a few more.
+
+    No run is shorter than ROW_MULTIPLE, so that there may be fewer.
+    """
+    most = num_tokens // ROW_MULTIPLE
+    runs = next(runs for runs in range(min(fewest, most), most + 1) if most % runs == 0)
     return runs, num_tokens // runs
 
 

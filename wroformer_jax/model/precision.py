@@ -34,11 +34,16 @@ def product(equation: str, x: Array, y: Array) -> Array:
 # come out as they are needed.
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
 def _exact(equation: str, x: Array, y: Array) -> Array:
+    return _einsum(equation, x, y)
+
+
+def _einsum(equation: str, x: Array, y: Array) -> Array:
     return jnp.einsum(equation, x, y, precision=jax.lax.Precision.HIGHEST)
 
 
 def _exact_forward(equation: str, x: Array, y: Array) -> tuple[Any, tuple[Array, Array]]:
-    return _exact(equation, x, y), (x, y)
+    # Not by `_exact`, in which remat "dots" would not find the product that it is to keep.
+    return _einsum(equation, x, y), (x, y)
 
 
 def _exact_backward(equation: str, kept: tuple[Array, Array], cotangent: Array) -> tuple[Any, Any]:
