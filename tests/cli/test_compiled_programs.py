@@ -116,3 +116,12 @@ def test_what_a_killed_process_left_half_written_is_deleted(cache):
     assert folder_in_use() == str(cache)
     assert whole.exists()
     assert not half.exists()
+
+
+def test_programs_of_an_unbounded_cache_have_no_last_use_and_stay(cache, monkeypatch):
+    cache.mkdir(parents=True)
+    (cache / "jit_whole-cache").write_bytes(b"12345678")
+    monkeypatch.setenv("JAX_COMPILATION_CACHE_MAX_SIZE", "-1")
+    jax.config.update("jax_compilation_cache_max_size", -1)
+    assert folder_in_use() == str(cache)
+    assert (cache / "jit_whole-cache").exists()

@@ -21,6 +21,7 @@ _SETTINGS = {
     "jax_compilation_cache_max_size": 2 << 30,  # bytes; the programs that were not used for longest are deleted
     "jax_persistent_cache_min_compile_time_secs": 0.1,  # what compiles faster is not worth a file
 }
+_UNBOUNDED = -1  # as jax_compilation_cache_max_size
 _LOCK, _PROGRAM, _LAST_USE = ".lockfile", "-cache", "-atime"  # names of JAX's files
 
 
@@ -37,17 +38,17 @@ def keep_compiled_programs() -> None:
     chosen = config.jax_compilation_cache_dir or "JAX_COMPILATION_CACHE_DIR" in os.environ
     if chosen or not config.jax_enable_compilation_cache or jax.__version_info__ < _OLDEST_JAX:
         return
+    for name, value in _SETTINGS.items():
+        if name.upper() not in os.environ:
+            config.update(name, value)
     try:
         folder = default_folder()
-        _prepare(folder)
+        _prepare(folder, is_bounded=config.jax_compilation_cache_max_size != _UNBOUNDED)
     except (OSError, RuntimeError) as error:  # RuntimeError: the user has no home
         reason = getattr(error, "strerror", None) or error
         say(f"wroformer: compiled programs are not kept for the next time ({reason}); WROFORMER_CACHE names a folder")
         return
     config.update("jax_compilation_cache_dir", str(folder))
-    for name, value in _SETTINGS.items():
-        if name.upper() not in os.environ:
-            config.update(name, value)
     # A full disk, say. JAX compiles instead, so there is nothing to do.
     warnings.filterwarnings("ignore", "Error (reading|writing) persistent compilation cache")
 
@@ -66,8 +67,12 @@ def default_folder() -> Path:
     return caches / "wroformer_jax" / "compiled"
 
 
-def _prepare(folder: Path) -> None:
+def _prepare(folder: Path, *, is_bounded: bool) -> None:
     """Makes the folder, and deletes programs that a process was killed over while it wrote them.
+
+    Args:
+      folder: for the programs.
+      is_bounded: JAX deletes programs by their last use. Otherwise it does not write that, and nothing is deleted.
 
     Raises:
       OSError: the folder cannot be made, written or locked, or belongs to somebody else.
@@ -78,6 +83,8 @@ def _prepare(folder: Path) -> None:
     folder.mkdir(mode=0o700, exist_ok=True)
     if folder.stat().st_uid != os.getuid():  # its files are programs that will run
         raise PermissionError(f"{folder} belongs to another user")
+    if not is_bounded:
+        return
     # JAX writes both files of a program while it holds this lock, the one with the time of its last use at the end.
     with filelock.FileLock(folder / _LOCK, timeout=10):
         for program in folder.glob(f"*{_PROGRAM}"):
