@@ -123,8 +123,8 @@ def test_a_teacher_computes_as_the_run_does(tmp_path):
 def test_a_teacher_may_have_been_trained_with_any_memory_settings(tmp_path):
     trained = dataclasses.replace(FULL, depth=2, remat="block", blocks_per_save=2, stream_dtype="bfloat16")
     saved(tmp_path / "full", trained)
-    config = tiny_run(teacher=str(tmp_path / "full"), model={"places_at_once": 60})
-    expected = dataclasses.replace(FULL, depth=2, remat="none", places_at_once=60)
+    config = tiny_run(teacher=str(tmp_path / "full"), model={"places_at_once": 60, "frames_at_once": 30})
+    expected = dataclasses.replace(FULL, depth=2, remat="none", places_at_once=60, frames_at_once=30)
     assert frozen_teacher(config, make_mesh(config.mesh)).model.config == expected
 
 

@@ -15,12 +15,11 @@ from jaxtyping import Array, Float
 
 from wroformer_jax.config.model import ModelConfig
 from wroformer_jax.model import attention, cpu, gpu
-from wroformer_jax.model.lanes import LaneAttention, attend_in_window, attend_to_all, in_lanes
+from wroformer_jax.model.lanes import Attend, LaneAttention, attend_in_window, attend_to_all, in_lanes
 from wroformer_jax.model.layers import Attention, FeedForward, RMSNorm, Tables
 from wroformer_jax.parallel.time_axis import WHOLE, TimeAxis
 
 MakeMixer = Callable[[], nn.Module]
-Attend = Callable[[Array, Array, Array], Array]  # queries, keys and values to outputs
 
 
 class Block(nn.Module):

@@ -24,16 +24,15 @@ from jaxtyping import Array, Float
 from wroformer_jax.config.model import ModelConfig
 from wroformer_jax.model.attention import HIDDEN, full_attention
 from wroformer_jax.model.kernels.dense import dense_lanes, serves_dense
+from wroformer_jax.model.kernels.sizes import LANES, ROW_MULTIPLE, round_up
 from wroformer_jax.model.kernels.windowed import aligned_tokens, serves_windowed, windowed_lanes
 from wroformer_jax.model.layers import Params, Tables, matmul, unit_norm
 from wroformer_jax.model.precision import product
 from wroformer_jax.parallel.time_axis import Count, TimeAxis
 
-LANES = 128
-BAND_MULTIPLE = 16  # rows of bfloat16 in a tile
 LANE_IMPLS = ("pallas", "interpret")  # values of `config.attention_impl` that mean this form
 
-Attend = Callable[[Array, Array, Array], Array]
+Attend = Callable[[Array, Array, Array], Array]  # queries, keys and values to outputs
 LaneTables = tuple[Float[Array, "token lane"], Float[Array, "token lane"]]
 
 
@@ -56,12 +55,12 @@ def kernels_serve(config: ModelConfig) -> str | None:
 
 def padded_head_dim(dim_head: int) -> int:
     """Returns the lanes of a head: the least number from dim_head on that divides 128 or is a multiple of it."""
-    return next(size for size in (8, 16, 32, 64, -(-dim_head // LANES) * LANES) if size >= dim_head)
+    return next(size for size in (8, 16, 32, 64, round_up(dim_head, LANES)) if size >= dim_head)
 
 
 def num_lanes(config: ModelConfig) -> int:
     """Returns the lanes of all heads together: a multiple of 128."""
-    return -(-config.heads * padded_head_dim(config.dim_head) // LANES) * LANES
+    return round_up(config.heads * padded_head_dim(config.dim_head), LANES)
 
 
 class LaneAttention(nn.Module):
@@ -172,7 +171,7 @@ def aligned_length(config: ModelConfig, num_tokens: int) -> int:
 
 def aligned_bands(config: ModelConfig) -> int:
     """Returns the bands of a token with padding, so that whole tiles hold them."""
-    return -(-config.num_bands // BAND_MULTIPLE) * BAND_MULTIPLE
+    return round_up(config.num_bands, ROW_MULTIPLE)
 
 
 def attend_to_all(config: ModelConfig, *, num_keys: int | None = None) -> Attend:

@@ -117,6 +117,7 @@ def _compiling(
         asked.write_text(json.dumps({**wanted, "parent": os.getpid(), "folder": name}))
         flags = f"{os.environ.get('XLA_FLAGS', '')} --xla_dump_to={name} --xla_dump_hlo_module_re=jit_plan.*"
         environment = {**os.environ, "XLA_FLAGS": flags.strip(), "JAX_PLATFORMS": "cpu"}
+        environment["JAX_ENABLE_COMPILATION_CACHE"] = "false"  # a program that is found there leaves no dumps
         if to_the_end:
             options = [os.environ.get("LIBTPU_INIT_ARGS", ""), *DUMP_FLAGS]
             environment["LIBTPU_INIT_ARGS"] = " ".join(options).format(folder=name).strip()

@@ -82,9 +82,8 @@ def frozen_teacher(config: TrainingConfig, mesh: Mesh) -> Teacher | None:
         )
     saved, params = _read("teacher", config.teacher)
     check_teacher(saved, config.model)
-    teacher = dataclasses.replace(
-        saved, dtype=config.model.dtype, attention_impl=config.model.attention_impl, stream_dtype="float32"
-    )
+    as_student = {name: getattr(config.model, name) for name in ("dtype", "attention_impl", "frames_at_once")}
+    teacher = dataclasses.replace(saved, **as_student, stream_dtype="float32")
     model = RoFormer(forward_only(teacher, config.model.places_at_once))
     return Teacher(model, jax.tree.map(spread, params, model_shardings(model, mesh)))
 
