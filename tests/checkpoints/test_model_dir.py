@@ -118,6 +118,15 @@ def test_bad_model_json(model_dir, edit, message):
     assert str(model_dir / "model.json") in str(caught.value)
 
 
+@pytest.mark.parametrize(("saved", "expected"), [(0, None), (300, 300)])
+def test_everything_at_once_was_a_default_before_forms_had_names(model_dir, saved, expected):
+    fields = json.loads((model_dir / "model.json").read_text())
+    del fields["model"]["attention_impl"], fields["model"]["frames_at_once"]
+    fields["model"]["places_at_once"] = saved
+    (model_dir / "model.json").write_text(json.dumps(fields))
+    assert load_model(model_dir)[0].places_at_once == expected
+
+
 @pytest.mark.parametrize("content", [b"", b'{"format": 1, "mod', b"\x80\xff"])
 def test_garbled_model_json(model_dir, content):
     (model_dir / "model.json").write_bytes(content)

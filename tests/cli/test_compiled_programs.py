@@ -108,6 +108,13 @@ def test_a_folder_that_cannot_be_used_costs_one_line(cache, capsys):
     assert captured.err.count("\n") == 1
 
 
+def test_a_folder_that_others_may_write_to_is_not_used(cache, capsys):
+    cache.mkdir(parents=True)
+    cache.chmod(0o770)
+    assert folder_in_use() is None
+    assert f"other users may write to {cache}" in capsys.readouterr().err
+
+
 def test_what_a_killed_process_left_half_written_is_deleted(cache):
     cache.mkdir(parents=True)
     whole, half = cache / "jit_whole-cache", cache / "jit_half-cache"

@@ -63,6 +63,10 @@ def test_starts_anew_only_where_it_helps(tunables, glibc, expected):
     assert needs_new_start({"GLIBC_TUNABLES": tunables}, glibc) is expected
 
 
+def test_starts_anew_once_even_if_the_interpreter_drops_the_tunable():
+    assert not needs_new_start({"WROFORMER_STARTED_ANEW": "1"}, (2, 40))
+
+
 def test_tunables_that_the_user_set_stay():
     environment = {"GLIBC_TUNABLES": "glibc.malloc.check=1"}
     add_tunable(environment)

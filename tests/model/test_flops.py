@@ -51,13 +51,19 @@ def forward(config):
 
 
 def products(jaxpr):
-    """Returns the FLOPs of all matrix products of a traced program; those in a loop count once per iteration."""
+    """Returns the FLOPs of all matrix products of a traced program.
+
+    Those in a loop count once per iteration; of the branches for several kinds of device the costliest counts.
+    """
     total = 0
     for equation in jaxpr.eqns:
         if equation.primitive.name == "dot_general":
             (contracted, _), _ = equation.params["dimension_numbers"]
             inputs = equation.invars[0].aval.shape
             total += 2 * math.prod(equation.outvars[0].aval.shape) * math.prod(inputs[axis] for axis in contracted)
+        if equation.primitive.name == "cond":
+            total += max(products(branch.jaxpr) for branch in equation.params["branches"])
+            continue
         for inner in jax.tree.leaves(equation.params, is_leaf=lambda value: hasattr(value, "eqns")):
             if hasattr(inner, "eqns"):
                 total += products(getattr(inner, "jaxpr", inner)) * equation.params.get("length", 1)

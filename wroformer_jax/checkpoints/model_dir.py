@@ -185,9 +185,19 @@ def read_model_json(directory: Place) -> tuple[ModelConfig, TorchLayout | None]:
     if unknown := sorted(set(fields) - {"format", "model", "torch"}):
         raise InputError(f"{file} has an unknown field {unknown[0]!r}")
     try:
-        return ModelConfig.from_dict(fields["model"]), _torch_layout(fields.get("torch"))
+        return ModelConfig.from_dict(_present(fields["model"])), _torch_layout(fields.get("torch"))
     except InputError as error:
         raise InputError(f"{file}: {error}") from error
+
+
+def _present(model: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Returns a model's fields as they would be saved today.
+
+    Before there was an `attention_impl`, everything at once (0) was the default of `places_at_once`, chosen by nobody.
+    """
+    if "attention_impl" not in model and model.get("places_at_once") == 0:
+        return {**model, "places_at_once": None}
+    return model
 
 
 def _is_directory(path: Place) -> bool:

@@ -8,6 +8,7 @@ a home.
 from __future__ import annotations
 
 import os
+import stat
 import warnings
 from pathlib import Path
 from typing import Any
@@ -81,8 +82,11 @@ def _prepare(folder: Path, *, is_bounded: bool) -> None:
 
     folder.parent.mkdir(parents=True, exist_ok=True)
     folder.mkdir(mode=0o700, exist_ok=True)
-    if folder.stat().st_uid != os.getuid():  # its files are programs that will run
+    # Its files are programs that will run.
+    if hasattr(os, "getuid") and folder.stat().st_uid != os.getuid():
         raise PermissionError(f"{folder} belongs to another user")
+    if folder.stat().st_mode & (stat.S_IWGRP | stat.S_IWOTH):
+        raise PermissionError(f"other users may write to {folder}")
     if not is_bounded:
         return
     # JAX writes both files of a program while it holds this lock, the one with the time of its last use at the end.

@@ -21,6 +21,7 @@ _XLA_VERSIONS = {"jaxlib": ((0, 10, 2), (0, 13)), "libtpu": ((0, 0, 42), (0, 0, 
 # a process starts.
 _GLIBC_TUNABLE, _GLIBC_VALUE = "glibc.malloc.hugetlb", "1"
 _OLDEST_GLIBC = (2, 35)
+_STARTED_ANEW = "WROFORMER_STARTED_ANEW"
 
 
 def prepare_process(command: Sequence[str]) -> None:
@@ -33,6 +34,7 @@ def prepare_process(command: Sequence[str]) -> None:
         os.environ["XLA_FLAGS"] = with_xla_flag(os.environ.get("XLA_FLAGS", ""))
     if needs_new_start(os.environ, _glibc_version()):
         add_tunable(os.environ)
+        os.environ[_STARTED_ANEW] = "1"
         sys.stdout.flush()
         sys.stderr.flush()
         with contextlib.suppress(OSError):  # an interpreter that is not a file of its own: go on without the tunable
@@ -70,6 +72,8 @@ def needs_new_start(environment: Mapping[str, str], glibc: tuple[int, ...] | Non
       environment: the variables of this process.
       glibc: the version of its C library; None for another library.
     """
+    if _STARTED_ANEW in environment:  # by an interpreter that drops the tunable: once is enough
+        return False
     return glibc is not None and glibc >= _OLDEST_GLIBC and _GLIBC_TUNABLE not in environment.get("GLIBC_TUNABLES", "")
 
 

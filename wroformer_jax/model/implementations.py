@@ -8,6 +8,7 @@ GPU's form (gpu.py) uses cuDNN. What is new to a device is compared with the sca
 from __future__ import annotations
 
 import dataclasses
+import functools
 import logging
 
 import jax
@@ -65,7 +66,7 @@ def _implementation(config: ModelConfig, platform: str) -> str:
         impl = _FAST.get(platform, "scan")
         if (reason := _not_served(config, impl)) is None:
             return impl
-        _log.info("attention is computed by jax.lax.scan, since %s", reason)
+        _say_once(reason)
         return "scan"
     needed = next((fast for fast, form in _FAST.items() if form == impl), platform)
     if platform != needed:
@@ -76,6 +77,11 @@ def _implementation(config: ModelConfig, platform: str) -> str:
     if (reason := _not_served(config, impl)) is not None:
         raise InputError(f"attention_impl is {impl!r}, but {reason}: use 'auto' or 'scan'")
     return impl
+
+
+@functools.cache
+def _say_once(reason: str) -> None:
+    _log.info("attention is computed by jax.lax.scan, since %s", reason)
 
 
 def _not_served(config: ModelConfig, impl: str) -> str | None:

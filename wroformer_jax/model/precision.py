@@ -15,7 +15,7 @@ def product(equation: str, x: Array, y: Array) -> Array:
     """Returns `jnp.einsum(equation, x, y)` as float32.
 
     Inputs of float32 are multiplied in float32, also on devices that round matrix inputs by default. Products of
-    bfloat16 inputs are added up in float32.
+    bfloat16 inputs are added up in float32. Gradients go backwards only: float32 products refuse `jax.jvp`.
     """
     if x.dtype == jnp.float32:
         return _exact(equation, x, y)
