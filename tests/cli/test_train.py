@@ -120,6 +120,7 @@ def run_train(*arguments):
     return subprocess.run(command, cwd=ROOT, env=of_a_program(), capture_output=True, text=True)
 
 
+@pytest.mark.slow
 def test_a_run_from_the_first_line_to_the_last_and_what_a_resumed_one_refuses(typed, tmp_path):
     workdir = tmp_path / "run"
     result = run_train(CONFIG, f"--workdir={workdir}", *SHORT)

@@ -65,7 +65,7 @@ def plain():
 @pytest.mark.parametrize(
     ("config", "memory"),
     [
-        (MEL, {"places_at_once": 300, "remat": "block", "blocks_per_save": 2}),
+        pytest.param(MEL, {"places_at_once": 300, "remat": "block", "blocks_per_save": 2}, marks=pytest.mark.slow),
         pytest.param(BS, {"places_at_once": 200, "remat": "offload", "blocks_per_save": 2}, marks=pytest.mark.slow),
         pytest.param(WITHOUT_SINKS, {"remat": "dots"}, marks=pytest.mark.slow),
         pytest.param(MEL, {}, marks=pytest.mark.slow),

@@ -61,24 +61,11 @@ SETTINGS = tiny_run(batch_size=2, seconds=0.488, loss={"windows": (512, 64)}, te
 SETTINGS = dataclasses.replace(SETTINGS, model=dataclasses.replace(SETTINGS.model, heads=2))
 
 
-QUICK = ("whole", "2 parts")  # the cases of the default run
-
-
 @pytest.fixture(scope="module")
 def found(tmp_path_factory):
-    """Returns a function from a case to its results: what was measured, arrays by name, and the bytes sent.
-
-    The quick cases run in one program, all others in a second one, which starts when one of them is asked for.
-    """
-    results = {}
-
-    def results_of(case):
-        if case not in results:
-            names = QUICK if case in QUICK else [name for name in CASES if name not in QUICK]
-            results.update(run({name: CASES[name] for name in names}, tmp_path_factory.mktemp("parts")))
-        return results[case]
-
-    return results_of
+    """Returns a function from a case to its results: what was measured, arrays by name, and the bytes sent."""
+    results = run(CASES, tmp_path_factory.mktemp("parts"))
+    return results.__getitem__
 
 
 def run(cases, folder):
@@ -94,9 +81,8 @@ def run(cases, folder):
     return results
 
 
-@pytest.mark.parametrize(
-    "case", [case if case in QUICK else pytest.param(case, marks=pytest.mark.slow) for case in REFERENCES]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("case", REFERENCES)
 def test_loss_and_gradients_are_those_of_one_device(found, case):
     name, tolerance = REFERENCES[case]
     (measured, arrays, _), (reference, expected, _) = found(case), found(name)
@@ -111,7 +97,8 @@ def test_loss_and_gradients_are_those_of_one_device(found, case):
         assert apart <= tolerance * largest, (name, apart, largest)
 
 
-@pytest.mark.parametrize("parts", [2, pytest.param(8, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("parts", [2, 8])
 def test_stems_frames_and_sinks_are_those_of_one_device(found, parts):
     """They are, even if the last part is padded with loud samples."""
     (_, arrays, _), (_, expected, _) = found(f"{parts} parts"), found("whole")
@@ -141,7 +128,8 @@ def halo_bytes(config):
     return 2 * 4 * (samples + 2 * places * model.heads * model.dim_head * both)  # to both sides, float32
 
 
-@pytest.mark.parametrize("parts", [2, pytest.param(8, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("parts", [2, 8])
 def test_halos_are_all_that_is_sent(found, parts):
     assert found("whole")[2] == 0
     assert found(f"{parts} parts")[2] == halo_bytes(SETTINGS)

@@ -104,6 +104,7 @@ def test_mono_is_the_average_of_what_a_stereo_model_gives():
     np.testing.assert_allclose(stems["vocals"], 0.5 * mixture, rtol=1e-6)
 
 
+@pytest.mark.slow
 def test_one_pass_accepts_any_memory_settings():
     """A trained model may have settings that contradict the pieces of one pass."""
     model, params = tiny_real_model()

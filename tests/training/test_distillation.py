@@ -33,6 +33,7 @@ def masks_of(model, params, audio):
     return Masks(*jitted_masks(model)(params, audio))
 
 
+@pytest.mark.slow
 def test_each_window_is_heard_alone():
     model, hop, frames = RoFormer(FULL), FULL.stft_hop_length, 12
     params = init_params(model, 0)
