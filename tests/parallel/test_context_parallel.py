@@ -70,7 +70,7 @@ def found(tmp_path_factory):
 
 def run(cases, folder):
     command = [sys.executable, str(PROGRAM), json.dumps(SETTINGS.to_dict()), json.dumps(cases), str(folder)]
-    printed = subprocess.run(command, env=of_a_program(), capture_output=True, text=True, check=False, timeout=600)
+    printed = subprocess.run(command, env=of_a_program(), capture_output=True, text=True, check=False, timeout=1200)
     assert not printed.returncode, printed.stderr
     rows = [json.loads(line) for line in printed.stdout.splitlines() if line.startswith("{")]
     assert [row["case"] for row in rows] == list(cases)
