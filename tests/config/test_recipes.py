@@ -7,6 +7,7 @@ from support.tiny_training import CONFIGS, fields_of
 
 from wroformer_jax.config.known_checkpoints import KNOWN_CHECKPOINTS
 from wroformer_jax.config.model import ModelConfig
+from wroformer_jax.config.recipe import default_config
 from wroformer_jax.config.training import TrainingConfig
 from wroformer_jax.model.params import num_parameters
 from wroformer_jax.training.distillation import check_teacher
@@ -82,3 +83,13 @@ def test_a_run_of_the_published_size_without_its_songs_is_refused(tmp_path, monk
     with pytest.raises(InputError, match="sets/musdb18hq"):
         train(config_of("finetune_wsa"), tmp_path / "run")
     assert not (tmp_path / "run").exists()
+
+
+def test_fields_that_are_not_set_can_be_set():
+    """As --config.model.places_at_once=300 does: a ConfigDict refuses a value for a bare None."""
+    config = default_config()
+    for name, value in {"freqs_per_bands": (1, 2), "places_at_once": 300, "frames_at_once": 20}.items():
+        assert config.model[name] is None
+        config.model[name] = value
+    unset = [name for name, value in default_config().model.items() if value is None]
+    assert sorted(unset) == ["frames_at_once", "freqs_per_bands", "places_at_once"]

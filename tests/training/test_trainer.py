@@ -156,6 +156,7 @@ def test_a_checkpoint_of_another_kind_leaves_no_workdir(tmp_path, role, weights,
     ("changed", "sentence"),
     [
         ({"mesh": {"data": 2, "fsdp": 1, "seq": 1}}, "mesh is data=2, .*takes 2 devices, but there are 1"),
+        ({"model": {"attention_impl": "cudnn"}}, "attention_impl is 'cudnn', which needs a GPU"),
         ({"batch_size": 3, "optimizer": {"accumulate": 2}}, "batch_size is 3, which does not divide over the mesh"),
         ({"model": {"stems": ["guitar"]}, "data": True}, "no song .*guitar|'guitar'"),
         ({"optimizer": {"freeze": ["blockz"]}}, "optimizer.freeze has 'blockz', which matches no parameter"),

@@ -19,5 +19,8 @@ def default_config() -> Any:
     from ml_collections import ConfigDict, config_dict
 
     config: Any = ConfigDict(dataclasses.asdict(TrainingConfig()))
-    config.model.freqs_per_bands = config_dict.placeholder(tuple)  # None, but can be set on the command line
+    # None, but can be set on the command line.
+    config.model.freqs_per_bands = config_dict.placeholder(tuple)
+    config.model.places_at_once = config_dict.placeholder(int)
+    config.model.frames_at_once = config_dict.placeholder(int)
     return config.lock()

@@ -27,6 +27,7 @@ from wroformer_jax.data.record_set import RecordSet
 from wroformer_jax.io.buckets import Place, is_remote, place
 from wroformer_jax.io.files import disk_errors_named, locked
 from wroformer_jax.model.bands import band_layout
+from wroformer_jax.model.implementations import settled
 from wroformer_jax.model.layers import Params
 from wroformer_jax.model.params import abstract_params, num_parameters
 from wroformer_jax.model.roformer import RoFormer
@@ -106,6 +107,7 @@ def _open_inputs(config: TrainingConfig, workdir: str | Path) -> _Inputs:
     make_optimizer(config, abstract_params(RoFormer(config.model)))  # refuses patterns that match no parameter
     mesh = make_mesh(config.mesh)
     check_batch(config.batch_size, mesh, accumulate=config.optimizer.accumulate)
+    settled(config.model, mesh.devices.flat[0].platform)  # refuses a form of attention that the devices do not have
     share = together(lambda: _share(config, mesh))
     songs = together(lambda: open_songs(config)) if config.data else None
     if songs is not None:  # refuses stems that the set does not have
